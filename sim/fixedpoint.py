@@ -1,0 +1,102 @@
+"""Registers: what a potential may reach, proven where possible and watched everywhere else.
+
+The state is held in su * 64 in 24 bits, so |v| and, in the stock form, |u| must stay below 2**17 su. Lava's u wraps
+and its v saturates; neither ever happens silently here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from sim.chip import Chip
+from sim.findings import refuse
+from sim.network import INPUT, Dense, Layer, Network, Synapse
+
+Policy = Literal["strict", "count"]
+
+
+class RegisterOverflow(ArithmeticError):
+    """A potential left the chip's registers; the message names layer, channel, step and value."""
+
+
+class Registers:
+    """Watches u and v of a running network: ``strict`` raises at the first overflow, ``count`` counts them."""
+
+    def __init__(self, network: Network, chip: Chip, policy: Policy) -> None:
+        if policy not in ("strict", "count"):
+            raise refuse("overflow", f"policy {policy!r}", "use 'strict' or 'count'")
+        self._network, self._chip, self._policy = network, chip, policy
+        self.overflows = 0
+        self.peak = {layer.name: 0 for layer in network.layers}
+
+    def watch(self, layer: Layer, step: int, v: Any, offset: Any) -> None:
+        """Note the potentials ``v`` (B, *shape; NumPy or torch) of one step before the reset, and u = v - offset."""
+        limit = self._chip.state_limit
+        for register, value in (("v", v), ("u", v - offset)):
+            largest = max(int(value.max()), -int(value.min()))
+            self.peak[layer.name] = max(self.peak[layer.name], largest)
+            if largest < limit:
+                continue
+            outside = np.abs(np.asarray(value)) >= limit
+            if self._policy == "strict":
+                place = tuple(int(i) for i in np.argwhere(outside)[0])
+                raise RegisterOverflow(
+                    f"layer {layer.name}, channel {place[1]}, step {step}: {register} = {int(value[place])} leaves the "
+                    f"register of {self._chip.name} (|{register}| < {limit}); lower the layer's integer threshold or "
+                    f"run with overflow='count'")
+            self.overflows += int(outside.sum())
+
+
+def _extremes(synapse: Synapse, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest current per output channel, int64 (C,), when each source value is 0 or in low..high."""
+    w = synapse.weight.astype(np.int64).reshape(len(synapse.weight), -1)
+    terms = np.stack([w * 0, w * low, w * high])
+    return terms.min(axis=0).sum(axis=1), terms.max(axis=0).sum(axis=1)
+
+
+def shift(current: Any, exponent: int) -> Any:
+    """Apply an edge's binary exponent to accumulated integer sums: left, or right towards minus infinity."""
+    return current << exponent if exponent >= 0 else current >> -exponent
+
+
+def largest_sum(network: Network, layer: Layer) -> int:
+    """Bound on the magnitude of any partial sum of one edge's current into ``layer``, before its exponent."""
+    bound = 0
+    for edge in layer.edges:
+        low, high = network.input.limits if edge.source == INPUT else (0, 1)
+        magnitude = np.abs(edge.synapse.weight.astype(np.int64)).reshape(len(edge.synapse.weight), -1).sum(axis=1)
+        bound = max(bound, int(magnitude.max()) * max(high, -low))
+    return bound
+
+
+def worst_case(network: Network, layer: Layer) -> int:
+    """Bound |v| and |u| of ``layer`` over all possible inputs, su, by interval arithmetic per channel and step.
+
+    Where the bound is below the chip's ``state_limit``, no input whatever can overflow the layer.
+    """
+    phase = network.phase[layer.name]
+    offset = low = high = layer.per_neuron(layer.v0).astype(np.int64)
+    bound = int(np.abs(low).max())
+    for t in network.busy(layer):
+        for edge in layer.edges:
+            begin = network.phase[edge.source] + 1
+            if begin <= t < begin + network.timesteps:
+                limits = network.input.limits if edge.source == INPUT else (0, 1)
+                down, up = (shift(x, edge.exponent) for x in _extremes(edge.synapse, *limits))
+                if isinstance(edge.synapse, Dense):  # a row of its weight is a neuron, one of Conv2d a channel
+                    low, high = low + down.reshape(layer.shape), high + up.reshape(layer.shape)
+                else:
+                    low, high = low + layer.per_neuron(down), high + layer.per_neuron(up)
+        if t >= phase:
+            b = layer.per_neuron(layer.bias[t - phase])
+            low, high, offset = low + b, high + b, layer.per_neuron(layer.offsets[t - phase])
+        bound = max(bound, *(int(np.abs(x).max()) for x in (low, high, low - offset, high - offset)))
+        if t >= phase and layer.kind == "spiking":
+            theta = layer.threshold
+            # v stays below theta or loses theta: the interval becomes the hull of both outcomes.
+            stays, fires = low < theta, high >= theta
+            low, high = (np.where(stays, np.where(fires, np.minimum(low, 0), low), low - theta),
+                         np.where(fires, np.where(stays, np.maximum(high - theta, theta - 1), high - theta), high))
+    return bound

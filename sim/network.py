@@ -1,0 +1,306 @@
+"""The integer network: frozen data, its checks, and when each layer is active.
+
+Semantics (every engine implements this text on its own and is tested to agree spike for spike)
+------------------------------------------------------------------------------------------------
+A network is a directed acyclic graph of layers; each layer is fed by one or more edges. One *synaptic unit* (su)
+is what an integer weight adds when one binary spike arrives; thresholds, potentials and biases are integers in su.
+
+One clock t = 0, 1, 2, ... The input payload is presented at t = 0 .. T-1; a synapse takes exactly one step.
+A layer's *phase* p opens its *firing window* p <= t < p + T::
+
+    p(input) = 0        p(layer) = max over edges of (p(source) + 1) + K(layer)         K(readout) = 0
+
+and one step of one layer is, in this order::
+
+    a[t] = sum over edges of synapse(output of the source at t-1)
+    v[t] = v[t-1] + a[t] + (b[t-p] if p <= t < p+T else 0)                              v[-1] = v0
+    s[t] = 1 if p <= t < p+T and v[t] >= theta else 0
+    v[t] = v[t] - theta * s[t]                                                          reset by subtraction
+
+The readout never spikes: its potential at t = p + T - 1 is the vector of logits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from sim.findings import Finding, Refused, refuse
+
+INPUT = "input"  #: the name by which an edge refers to the network's input
+Shape = tuple[int, ...]  #: (C, H, W) or (N,)
+Pair = tuple[int, int]  #: (vertical, horizontal), as torch orders them
+
+
+class _Record:
+    """Equality field by field, arrays included, for the frozen dataclasses below."""
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        return all(_same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))  # type: ignore[arg-type]
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return np.array_equal(a, b)
+    return bool(a == b)
+
+
+def _freeze(record: Any, field: str) -> None:
+    """Replace an array field by a read-only int32 copy, refusing anything that is not integral."""
+    array = np.asarray(getattr(record, field))
+    if array.size and array.dtype.kind not in "iu":
+        raise refuse(f"{type(record).__name__}.{field}", f"dtype {array.dtype} is not an integer type", "quantise it first")
+    limits = np.iinfo(np.int32)
+    if array.size and (array.min() < limits.min or array.max() > limits.max):
+        raise refuse(f"{type(record).__name__}.{field}", "a value leaves 32 bit", "scale the network down")
+    array = array.astype(np.int32)
+    array.flags.writeable = False
+    object.__setattr__(record, field, array)
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(_Record):
+    """All-to-all synapses; a (C, H, W) source is read in C, H, W order, as ``torch.flatten`` does."""
+
+    weight: np.ndarray  #: su, (N_out, N_in)
+
+    def __post_init__(self) -> None:
+        _freeze(self, "weight")
+
+    def output_shape(self, source: Shape) -> Shape:
+        """Shape of the current that a source of shape ``source`` causes; raises :class:`Refused` on a misfit."""
+        if self.weight.ndim != 2 or self.weight.shape[1] != math.prod(source):
+            raise refuse("Dense", f"weight {self.weight.shape} does not fit a source of shape {source}",
+                         f"its second dimension must be {math.prod(source)}")
+        return (self.weight.shape[0],)
+
+
+@dataclass(frozen=True, eq=False)
+class Conv2d(_Record):
+    """Cross-correlation with zero padding, exactly as ``torch.nn.functional.conv2d``."""
+
+    weight: np.ndarray  #: su, (C_out, C_in / groups, kH, kW)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        _freeze(self, "weight")
+
+    def output_shape(self, source: Shape) -> Shape:
+        """Shape of the current that a source of shape ``source`` causes; raises :class:`Refused` on a misfit."""
+        w = self.weight
+        if w.ndim != 4 or len(source) != 3 or w.shape[1] * self.groups != source[0] or w.shape[0] % self.groups:
+            raise refuse("Conv2d", f"weight {w.shape} with {self.groups} groups does not fit a source of shape {source}",
+                         "it needs (C_out, C_in / groups, kH, kW) and a (C, H, W) source")
+        span = [d * (k - 1) + 1 for d, k in zip(self.dilation, w.shape[2:], strict=True)]
+        size = [(n + 2 * p - k) // s + 1
+                for n, p, k, s in zip(source[1:], self.padding, span, self.stride, strict=True)]
+        if min(size) < 1 or min(self.stride) < 1 or min(self.dilation) < 1 or min(self.padding) < 0:
+            raise refuse("Conv2d", f"kernel {w.shape[2:]} leaves no output on a source of shape {source}",
+                         "check kernel, stride, padding and dilation")
+        return (w.shape[0], size[0], size[1])
+
+
+Synapse = Dense | Conv2d
+
+
+@dataclass(frozen=True, eq=False)
+class Edge(_Record):
+    """A group of synapses from one source into the layer that holds the edge."""
+
+    source: str  #: ``INPUT`` or the name of an earlier layer
+    synapse: Synapse
+    exponent: int = 0  #: the accumulated sum is shifted left by it; right (towards minus infinity) if negative
+
+
+@dataclass(frozen=True, eq=False)
+class Layer(_Record):
+    """A population of integrate-and-fire neurons, or the readout."""
+
+    name: str  #: the torch module's qualified name
+    shape: Shape  #: (C, H, W) or (N,)
+    edges: tuple[Edge, ...]
+    threshold: int  #: theta, su, one per population; unused by a readout (0 there)
+    v0: np.ndarray  #: initial potential, su, (C,)
+    bias: np.ndarray  #: schedule b[tau], su, (T, C) or (T, *shape)
+    kind: Literal["spiking", "readout"] = "spiking"
+    holdoff: int | None = None  #: K of this layer; None takes the network's
+
+    def __post_init__(self) -> None:
+        _freeze(self, "v0")
+        _freeze(self, "bias")
+
+    @property
+    def size(self) -> int:
+        """Number of neurons."""
+        return math.prod(self.shape)
+
+    def per_neuron(self, values: np.ndarray) -> np.ndarray:
+        """Broadcast ``(..., C)`` or ``(..., *shape)`` against the layer's shape: a view of ``(..., *shape)``."""
+        if len(self.shape) == 3 and values.shape[-3:] != self.shape:
+            values = values[..., None, None]
+        return np.broadcast_to(values, values.shape[: -len(self.shape)] + self.shape)
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """``v0 + cumulative sum of b``: what the stock form adds at window step tau; su, (T, C) or (T, *shape), int64."""
+        v0 = self.v0 if self.bias.ndim == 2 else self.v0.reshape(-1, *(1,) * (len(self.shape) - 1))
+        return v0 + np.cumsum(self.bias, axis=0, dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Input(_Record):
+    """The graded input: an integer payload per neuron, the same at each of its T steps."""
+
+    shape: Shape
+    bits: int = 8
+    signed: bool = True
+    scale: float = 1.0  #: payload units per unit of the model's input; the host encodes with it, no engine reads it
+
+    @property
+    def limits(self) -> Pair:
+        """Smallest and largest payload, both inclusive. Signed payloads are symmetric."""
+        largest = (1 << (self.bits - self.signed)) - 1
+        return (-largest if self.signed else 0, largest)
+
+    def encode(self, x: Any) -> np.ndarray:
+        """Quantise model inputs ``(B, *shape)`` to the payload, int32: ``clip(round(x * scale))``."""
+        return np.clip(np.rint(np.asarray(x, np.float64) * self.scale), *self.limits).astype(np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Network(_Record):
+    """A deployable network; ``layers`` are in topological order and the one readout is among them."""
+
+    input: Input
+    layers: tuple[Layer, ...]
+    timesteps: int  #: T, the length of every firing window
+    holdoff: int = 0  #: K, the default of every spiking layer
+
+    def __post_init__(self) -> None:
+        findings = _structure(self)
+        if findings:
+            raise Refused(findings)
+
+    def __getitem__(self, name: str) -> Layer:
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def readout(self) -> Layer:
+        """The layer whose final potentials are the logits."""
+        return next(layer for layer in self.layers if layer.kind == "readout")
+
+    @cached_property
+    def phase(self) -> dict[str, int]:
+        """First step of every firing window, by layer name; the input's is 0."""
+        phase = {INPUT: 0}
+        for layer in self.layers:
+            holdoff = 0 if layer.kind == "readout" else self.holdoff if layer.holdoff is None else layer.holdoff
+            phase[layer.name] = max(phase[edge.source] + 1 for edge in layer.edges) + holdoff
+        return phase
+
+    def first_arrival(self, layer: Layer) -> int:
+        """First step at which a current can reach the layer. It is *busy* from here to ``phase + T - 1``."""
+        return min(self.phase[edge.source] + 1 for edge in layer.edges)
+
+    def busy(self, layer: Layer) -> range:
+        """The steps at which the layer integrates or may fire."""
+        return range(self.first_arrival(layer), self.phase[layer.name] + self.timesteps)
+
+    @cached_property
+    def steps(self) -> int:
+        """Number of steps until every layer has closed its window."""
+        return max(self.busy(layer).stop for layer in self.layers)
+
+    @cached_property
+    def period(self) -> int:
+        """Smallest distance in steps at which samples may follow each other: the longest busy time of a layer."""
+        return max(len(self.busy(layer)) for layer in self.layers)
+
+    def shape_of(self, source: str) -> Shape:
+        """Shape of the input or of a layer, by name."""
+        return self.input.shape if source == INPUT else self[source].shape
+
+    def payload(self, payload: Any) -> np.ndarray:
+        """Check an integer payload ``(B, *input.shape)`` against the input's shape and range and return it as int32."""
+        payload = np.asarray(payload)
+        low, high = self.input.limits
+        if payload.shape[1:] != self.input.shape or payload.dtype.kind not in "iu":
+            raise refuse("payload", f"{payload.dtype} of shape {payload.shape}",
+                         f"it needs integers of shape (samples, {', '.join(map(str, self.input.shape))})")
+        if payload.size and (payload.min() < low or payload.max() > high):
+            raise refuse("payload", f"values {payload.min()}..{payload.max()} leave {low}..{high}",
+                         "encode with network.input.encode")
+        return payload.astype(np.int32)
+
+
+def _structure(network: Network) -> list[Finding]:
+    """Everything about the graph, the shapes and the scalars that makes a network meaningless."""
+    found: list[Finding] = []
+
+    def note(where: str, problem: str, remedy: str) -> None:
+        found.append(Finding(where, problem, remedy))
+
+    if network.timesteps < 1:
+        note("timesteps", f"T = {network.timesteps}", "give at least 1 step")
+    if network.holdoff < 0:
+        note("holdoff", f"K = {network.holdoff}", "give 0 or more steps")
+    if not 1 <= network.input.bits <= 24 or len(network.input.shape) not in (1, 3) or min(network.input.shape) < 1:
+        note(INPUT, f"{network.input.bits} bits, shape {network.input.shape}",
+             "give 1..24 bits and a shape (C, H, W) or (N,)")
+    shapes: dict[str, Shape] = {INPUT: network.input.shape}
+    spiking = {INPUT}
+    for layer in network.layers:
+        name = layer.name
+        if name in shapes:
+            note(name, "the name occurs twice", "give every layer its own name")
+        if len(layer.shape) not in (1, 3) or min(layer.shape) < 1:
+            note(name, f"shape {layer.shape}", "give (C, H, W) or (N,)")
+            continue
+        if layer.kind not in ("spiking", "readout"):
+            note(name, f"kind {layer.kind!r}", "use 'spiking' or 'readout'")
+        if layer.kind == "spiking" and layer.threshold < 1:
+            note(name, f"threshold {layer.threshold}", "give a positive integer")
+        if layer.holdoff is not None and layer.holdoff < 0:
+            note(name, f"holdoff {layer.holdoff}", "give 0 or more steps")
+        if not layer.edges:
+            note(name, "no edge feeds it", "remove the layer or connect it")
+        if layer.v0.shape != layer.shape[:1]:
+            note(name, f"v0 of shape {layer.v0.shape}", f"give {layer.shape[:1]}")
+        if layer.bias.shape not in ((network.timesteps, *layer.shape[:1]), (network.timesteps, *layer.shape)):
+            note(name, f"bias schedule of shape {layer.bias.shape}",
+                 f"give T = {network.timesteps} rows of {layer.shape[:1]} or {layer.shape}")
+        for edge in layer.edges:
+            if edge.source not in shapes:
+                note(name, f"edge from {edge.source!r}, which is not an earlier layer", "order the layers topologically")
+            elif edge.source not in spiking:
+                note(name, f"edge from the readout {edge.source!r}", "a readout never spikes: make it the last layer")
+            else:
+                try:
+                    shape = edge.synapse.output_shape(shapes[edge.source])
+                except Refused as error:
+                    found.extend(Finding(f"{name} <- {edge.source}", f.problem, f.remedy) for f in error.findings)
+                    continue
+                if shape != layer.shape and (len(shape) == 3 or shape != (layer.size,)):
+                    note(f"{name} <- {edge.source}", f"the synapse gives shape {shape}, the layer has {layer.shape}",
+                         "make them equal")
+        shapes[name] = layer.shape
+        if layer.kind == "spiking":
+            spiking.add(name)
+    if sum(layer.kind == "readout" for layer in network.layers) != 1:
+        note("layers", f"{sum(layer.kind == 'readout' for layer in network.layers)} readouts", "give exactly one")
+    return found

@@ -1,0 +1,100 @@
+"""The float graph: the trained network reduced to spiking layers and the linear maps between them.
+
+Between two activations everything is linear, so the current into a layer is a sum over its source layers of one
+linear map each, plus a constant. The graph is still float and still an ANN: it equals the torch model, and it is what
+thresholds, quantisation and calibration start from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sim.network import INPUT, Pair, Shape
+
+
+@dataclass(frozen=True, eq=False)
+class FloatDense:
+    """``weight @ flatten(x)``."""
+
+    weight: Tensor  #: float32 (N_out, N_in), N_in in C, H, W order
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (B, *source shape) to (B, N_out)."""
+        return functional.linear(x.flatten(1), self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class FloatConv2d:
+    """``torch.nn.functional.conv2d`` with zero padding and without a bias."""
+
+    weight: Tensor  #: float32 (C_out, C_in / groups, kH, kW)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, H', W')."""
+        return functional.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+
+FloatMap = FloatDense | FloatConv2d
+
+
+@dataclass(frozen=True, eq=False)
+class FloatEdge:
+    """The linear map from one source into the layer that holds the edge."""
+
+    source: str  #: ``sim.network.INPUT`` or an earlier layer
+    map: FloatMap
+
+
+@dataclass(frozen=True, eq=False)
+class FloatLayer:
+    """``relu(sum of edges + bias)``, or the same without the activation for the readout."""
+
+    name: str  #: qualified name of the torch module that the layer's current comes from
+    shape: Shape
+    edges: tuple[FloatEdge, ...]
+    bias: Tensor  #: float32 (C,), or (*shape) where it differs over space
+    kind: Literal["spiking", "readout"] = "spiking"
+
+
+@dataclass(frozen=True, eq=False)
+class FloatGraph:
+    """Layers in topological order, the readout last."""
+
+    input_shape: Shape
+    layers: tuple[FloatLayer, ...]
+
+    @torch.no_grad()
+    def run(self, x: Tensor) -> dict[str, Tensor]:
+        """Activations of every layer (the readout's are the logits) for model inputs float32 (B, *input_shape)."""
+        values = {INPUT: x}
+        for layer in self.layers:
+            values[layer.name] = self.forward(layer, values)
+        del values[INPUT]
+        return values
+
+    @torch.no_grad()
+    def forward(self, layer: FloatLayer, values: dict[str, Tensor]) -> Tensor:
+        """Compute one layer's activation from its sources' (B, *shape)."""
+        bias = layer.bias if layer.bias.shape == layer.shape else layer.bias.reshape(-1, *(1,) * (len(layer.shape) - 1))
+        current: Tensor = sum((edge.map(values[edge.source]).reshape(-1, *layer.shape) for edge in layer.edges),
+                              start=bias[None])
+        return current if layer.kind == "readout" else current.relu()
+
+    def logits(self, x: Tensor, batch: int = 512, progress: Callable[[int], object] | None = None) -> Tensor:
+        """The readout's logits, float32 (B, N), computed in batches; ``progress`` gets the samples just finished."""
+        parts = []
+        for chunk in x.split(batch):
+            parts.append(self.run(chunk)[self.layers[-1].name])
+            if progress is not None:
+                progress(len(chunk))
+        return torch.cat(parts)
