@@ -53,7 +53,8 @@ class Chip:
         while threshold > self.recurrent_weight and threshold % 2 == 0:
             threshold //= 2
             exponent += 1
-        return (threshold, exponent) if threshold <= self.recurrent_weight and exponent <= self.weight_exponents[1] else None
+        legal = threshold <= self.recurrent_weight and exponent <= self.weight_exponents[1]
+        return (threshold, exponent) if legal else None
 
 
 LOIHI2 = Chip("Loihi 2", weight_bits=8, state_bits=24, fraction_bits=6, threshold_bits=17, bias_bits=13,

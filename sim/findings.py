@@ -27,5 +27,5 @@ class Refused(ValueError):  # noqa: N818 - it states an outcome, not a defect
 
 
 def refuse(where: str, problem: str, remedy: str) -> Refused:
-    """Build the exception for a single finding: ``raise refuse(where, problem, remedy)``."""
+    """Build the exception for a single finding, to be raised by the caller."""
     return Refused(Finding(where, problem, remedy))

@@ -17,7 +17,7 @@ from sim.network import INPUT, Dense, Layer, Network, Synapse
 Policy = Literal["strict", "count"]
 
 
-class RegisterOverflow(ArithmeticError):
+class RegisterOverflow(ArithmeticError):  # noqa: N818 - named after the event, as OverflowError's kin are
     """A potential left the chip's registers; the message names layer, channel, step and value."""
 
 

@@ -57,7 +57,7 @@ def _freeze(record: Any, field: str) -> None:
     """Replace an array field by a read-only int32 copy, refusing anything that is not integral."""
     array = np.asarray(getattr(record, field))
     if array.size and array.dtype.kind not in "iu":
-        raise refuse(f"{type(record).__name__}.{field}", f"dtype {array.dtype} is not an integer type", "quantise it first")
+        raise refuse(f"{type(record).__name__}.{field}", f"dtype {array.dtype} is not an integer", "quantise it first")
     limits = np.iinfo(np.int32)
     if array.size and (array.min() < limits.min or array.max() > limits.max):
         raise refuse(f"{type(record).__name__}.{field}", "a value leaves 32 bit", "scale the network down")
@@ -100,7 +100,7 @@ class Conv2d(_Record):
         """Shape of the current that a source of shape ``source`` causes; raises :class:`Refused` on a misfit."""
         w = self.weight
         if w.ndim != 4 or len(source) != 3 or w.shape[1] * self.groups != source[0] or w.shape[0] % self.groups:
-            raise refuse("Conv2d", f"weight {w.shape} with {self.groups} groups does not fit a source of shape {source}",
+            raise refuse("Conv2d", f"weight {w.shape}, {self.groups} groups, does not fit a source of shape {source}",
                          "it needs (C_out, C_in / groups, kH, kW) and a (C, H, W) source")
         span = [d * (k - 1) + 1 for d, k in zip(self.dilation, w.shape[2:], strict=True)]
         size = [(n + 2 * p - k) // s + 1
@@ -153,7 +153,7 @@ class Layer(_Record):
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """``v0 + cumulative sum of b``: what the stock form adds at window step tau; su, (T, C) or (T, *shape), int64."""
+        """``v0 + cumulative sum of b``, which the stock form adds at step tau; int64 (T, C) or (T, *shape), su."""
         v0 = self.v0 if self.bias.ndim == 2 else self.v0.reshape(-1, *(1,) * (len(self.shape) - 1))
         return v0 + np.cumsum(self.bias, axis=0, dtype=np.int64)
 
@@ -218,7 +218,7 @@ class Network(_Record):
         return min(self.phase[edge.source] + 1 for edge in layer.edges)
 
     def busy(self, layer: Layer) -> range:
-        """The steps at which the layer integrates or may fire."""
+        """Return the steps at which the layer integrates or may fire."""
         return range(self.first_arrival(layer), self.phase[layer.name] + self.timesteps)
 
     @cached_property
@@ -286,7 +286,7 @@ def _structure(network: Network) -> list[Finding]:
                  f"give T = {network.timesteps} rows of {layer.shape[:1]} or {layer.shape}")
         for edge in layer.edges:
             if edge.source not in shapes:
-                note(name, f"edge from {edge.source!r}, which is not an earlier layer", "order the layers topologically")
+                note(name, f"edge from {edge.source!r}, which is no earlier layer", "order the layers topologically")
             elif edge.source not in spiking:
                 note(name, f"edge from the readout {edge.source!r}", "a readout never spikes: make it the last layer")
             else:

@@ -7,7 +7,7 @@ thresholds, quantisation and calibration start from.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,6 +73,11 @@ class FloatGraph:
     input_shape: Shape
     layers: tuple[FloatLayer, ...]
 
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Shape of the input and of every layer, by name."""
+        return {INPUT: self.input_shape} | {layer.name: layer.shape for layer in self.layers}
+
     @torch.no_grad()
     def run(self, x: Tensor) -> dict[str, Tensor]:
         """Activations of every layer (the readout's are the logits) for model inputs float32 (B, *input_shape)."""
@@ -83,7 +88,7 @@ class FloatGraph:
         return values
 
     @torch.no_grad()
-    def forward(self, layer: FloatLayer, values: dict[str, Tensor]) -> Tensor:
+    def forward(self, layer: FloatLayer, values: Mapping[str, Tensor]) -> Tensor:
         """Compute one layer's activation from its sources' (B, *shape)."""
         bias = layer.bias if layer.bias.shape == layer.shape else layer.bias.reshape(-1, *(1,) * (len(layer.shape) - 1))
         current: Tensor = sum((edge.map(values[edge.source]).reshape(-1, *layer.shape) for edge in layer.edges),
@@ -91,7 +96,7 @@ class FloatGraph:
         return current if layer.kind == "readout" else current.relu()
 
     def logits(self, x: Tensor, batch: int = 512, progress: Callable[[int], object] | None = None) -> Tensor:
-        """The readout's logits, float32 (B, N), computed in batches; ``progress`` gets the samples just finished."""
+        """Logits of the readout, float32 (B, N), in batches; ``progress`` gets the number of samples just finished."""
         parts = []
         for chunk in x.split(batch):
             parts.append(self.run(chunk)[self.layers[-1].name])

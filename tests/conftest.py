@@ -1,0 +1,27 @@
+"""Counts how often engines were compared spike for spike, and says so at the end of the run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+EQUALITY = "engine equality"
+
+
+@pytest.fixture
+def compared(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Call it with the names of two engines after they agreed on one network."""
+    return lambda engines: record_property(EQUALITY, engines)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Sum the comparisons over all tests (and workers: the properties travel with the reports)."""
+    cases = Counter(engines for report in terminalreporter.getreports("passed") if report.when == "call"
+                    for name, engines in report.user_properties if name == EQUALITY)
+    if cases:
+        terminalreporter.section("engine-equality cases")
+        for engines, count in sorted(cases.items()):
+            terminalreporter.line(f"{engines}: {count} networks, 0 differences")
+        terminalreporter.line(f"{sum(cases.values())} engine-equality cases")

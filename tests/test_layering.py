@@ -1,0 +1,62 @@
+"""The house has three floors and its imports only point down; Lava is a guest that the rest does without."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {"sim": set(), "exporters": {"sim"}, "toolchain": {"sim", "exporters"}}
+FILES = [path for package in FLOORS for path in sorted((ROOT / package).rglob("*.py"))]
+#: The only files that may import Lava at all; only process files in sim/lava may do so when they are imported.
+LAVA = {"sim/on_lava.py", "exporters/netx_loader.py"}
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """Top-level names of imported packages, each with whether the import runs when the file is imported."""
+    tree = ast.parse(path.read_text())
+    lazy = {node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef)
+            for node in ast.walk(function)}
+    lazy |= {node for branch in ast.walk(tree) if isinstance(branch, ast.If)
+             and getattr(branch.test, "id", "") == "TYPE_CHECKING" for node in ast.walk(branch)}
+    found = []
+    for node in ast.walk(tree):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else (
+            [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
+        found += [(name.split(".")[0], node not in lazy) for name in names]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_imports_only_point_down(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    ours = {name for name, _ in imports(path)} & FLOORS.keys()
+    assert ours <= FLOORS[package] | {package}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_lava_is_imported_by_the_files_that_are_about_it(path: Path) -> None:
+    name = path.relative_to(ROOT).as_posix()
+    if name.startswith("sim/lava/"):
+        return
+    uses = [eager for imported, eager in imports(path) if imported == "lava"]
+    assert not uses or name in LAVA
+    assert not any(uses), "Lava must be imported inside functions here"
+
+
+def test_the_walk_sees_imports() -> None:
+    assert ("numpy", True) in imports(ROOT / "sim" / "network.py")
+    assert any(name == "lava" for path in (ROOT / "sim" / "lava").glob("*.py") for name, _ in imports(path))
+
+
+def test_everything_but_the_lava_engines_loads_without_lava() -> None:
+    modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in FILES
+               if p.name != "__init__.py" and "sim/lava/" not in p.as_posix()]
+    code = f"import sys; sys.modules['lava'] = None\nfor m in {modules}: __import__(m)\nprint(len({modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(modules)

@@ -1,0 +1,150 @@
+"""The pipeline: a trained torch model and calibration inputs become an integer Network::
+
+import -> thresholds -> quantise -> calibrate, layer by layer in topological order
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sim import chip as chips
+from sim import fast
+from sim.findings import Finding, Refused, refuse
+from sim.fixedpoint import Policy
+from sim.network import INPUT, Network, Shape
+from sim.trace import Trace
+from toolchain import calibrate, quantize, thresholds
+from toolchain.graph import FloatGraph
+from toolchain.importer import import_model
+
+Progress = Callable[[str, int, int], object]  #: (what is being done, steps done, steps in all)
+
+INITIAL = {"zero": 0.0, "half": 0.5}  #: v0 in thresholds; one half rounds rates (OPI, QCFS) instead of flooring them
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to convert: everything that decides the result beside the model and the calibration inputs."""
+
+    timesteps: int = 8  #: T, the length of every firing window
+    holdoff: int = 1  #: K, steps by which a layer integrates before it may fire
+    method: str = "exact"  #: bias rule: none, ftbc, exact
+    threshold: str = "mse"  #: threshold rule: max, percentile, mse
+    initial: str = "half"  #: initial potential: zero, half
+    chip: str = "loihi2"  #: limits to respect: loihi2, wide
+    input_bits: int = 8  #: payload of the graded input, signed
+
+    def __post_init__(self) -> None:
+        found = []
+
+        def one_of(field: str, known: Any) -> None:
+            value = getattr(self, field)
+            if value not in known:
+                found.append(Finding(field, f"unknown value {value!r}", f"use one of {', '.join(known)}"))
+
+        if self.timesteps < 1:
+            found.append(Finding("timesteps", f"T = {self.timesteps}", "give at least 1 step"))
+        if self.holdoff < 0:
+            found.append(Finding("holdoff", f"K = {self.holdoff}", "give 0 or more steps"))
+        if not 2 <= self.input_bits <= 24:
+            found.append(Finding("input_bits", f"{self.input_bits} bits", "give 2 to 24"))
+        one_of("method", calibrate.RULES)
+        one_of("threshold", thresholds.RULES)
+        one_of("initial", INITIAL)
+        one_of("chip", chips.CHIPS)
+        if found:
+            raise Refused(found)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types, as they are echoed into every artefact."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Conversion:
+    """The result: the deployable network, and the float graph and scales that it came from."""
+
+    network: Network
+    graph: FloatGraph
+    recipe: Recipe
+    plans: dict[str, quantize.Plan]  #: by layer: THETA and the activation that one spike per step stands for
+    peak: dict[str, int]  #: by layer: largest register magnitude on the calibration inputs, su
+
+    def run(self, x: Any, *, record: bool = True, overflow: Policy = "strict",
+            progress: Callable[[int], object] | None = None) -> Trace:
+        """Simulate model inputs ``(B, *input_shape)`` (see :func:`as_inputs`) on the fast engine."""
+        payload = self.network.input.encode(as_inputs(x, self.network.input.shape))
+        return fast.run(self.network, payload, chip=chips.CHIPS[self.recipe.chip], overflow=overflow, record=record,
+                        progress=progress)
+
+    def predict(self, x: Any) -> np.ndarray:
+        """Classes after the whole window, int64 (B,)."""
+        return self.run(x, record=False).logits[:, -1].reshape(len(x), -1).argmax(1)
+
+
+def as_inputs(x: Any, shape: Shape | None = None, where: str = "calibration") -> Tensor:
+    """Turn user data into the model's inputs, float32 (B, *shape).
+
+    uint8 is scaled by 1/255, as torchvision's ToTensor does; floats are taken as they are. Raises :class:`Refused`
+    for an empty array, a wrong shape, another type, NaN or infinity.
+    """
+    tensor = x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.array(x)) if _is_numeric(x) else None
+    if tensor is None or not (tensor.is_floating_point() or tensor.dtype == torch.uint8):
+        raise refuse(where, f"type {getattr(x, 'dtype', type(x).__name__)}", "give uint8 or floating-point numbers")
+    if tensor.ndim not in (2, 4) or (shape is not None and tuple(tensor.shape[1:]) != shape):
+        wanted = "(N, C, H, W) or (N, features)" if shape is None else f"(N, {', '.join(map(str, shape))})"
+        raise refuse(where, f"shape {tuple(tensor.shape)}", f"it needs {wanted}")
+    if not tensor.numel():
+        raise refuse(where, f"empty: shape {tuple(tensor.shape)}", "give at least one sample")
+    tensor = tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
+    if not tensor.isfinite().all():
+        bad = int(tensor.flatten(1).isfinite().logical_not().any(1).nonzero()[0])
+        raise refuse(where, f"sample {bad} holds NaN or infinity", "clean the data")
+    return tensor
+
+
+def _is_numeric(x: Any) -> bool:
+    return np.asarray(x).dtype.kind in "fiub"
+
+
+def convert(model: nn.Module | FloatGraph, calibration: Any, timesteps: int = 8, *, progress: Progress | None = None,
+            **options: Any) -> Conversion:
+    """Convert a trained model, which is left as it is, with a few hundred calibration inputs.
+
+    ``calibration`` is ``(N, C, H, W)`` or ``(N, features)``, uint8 or float (see :func:`as_inputs`); labels are never
+    needed. ``options`` are the fields of :class:`Recipe`. Deterministic: the same arguments give an equal network.
+    Raises :class:`Refused` with every finding at once when something cannot be converted or does not fit the chip.
+    """
+    recipe = Recipe(timesteps=timesteps, **options)
+    x = as_inputs(calibration)
+    graph = model if isinstance(model, FloatGraph) else import_model(model, tuple(x.shape[1:]))
+    as_inputs(x, graph.input_shape)
+    chip = chips.CHIPS[recipe.chip]
+    with torch.no_grad():
+        conversion = _build(graph, x, recipe, progress or (lambda *_: None))
+    findings = chips.check(conversion.network, chip)
+    if findings:
+        raise Refused(findings)
+    return conversion
+
+
+def _build(graph: FloatGraph, x: Tensor, recipe: Recipe, progress: Progress) -> Conversion:
+    chip = chips.CHIPS[recipe.chip]
+    values = {INPUT: x, **graph.run(x)}
+    network, plans = quantize.quantise(graph, values, recipe.timesteps, recipe.holdoff, recipe.threshold,
+                                       INITIAL[recipe.initial], recipe.input_bits, chip,
+                                       lambda *p: progress("quantising", *p))
+    targets = {}
+    for layer in network.layers:
+        plan = plans[layer.name]
+        per_step = values[layer.name].double() * quantize.spatial(plan.su, layer.shape)
+        targets[layer.name] = per_step if layer.kind == "readout" else per_step / plan.threshold
+    network, peak = calibrate.calibrate(network, recipe.method, network.input.encode(x.numpy()), targets, chip,
+                                        lambda *p: progress("calibrating", *p))
+    return Conversion(network, graph, recipe, plans, peak)

@@ -1,0 +1,193 @@
+"""From float maps to integer synapses: one integer threshold THETA a layer, per-channel thresholds folded in.
+
+A spike of source channel i stands for theta_i, so the current into channel c in units of its own threshold is
+``sum w[c,i] * theta_i / theta_c * spike``. Times THETA and rounded, that is the integer weight. THETA, the
+thresholds' lower bounds and, for the graded input, the payload's scale are chosen together (see :func:`plan_layer`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sim.chip import Chip
+from sim.findings import Refused, refuse
+from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network, Shape
+from toolchain import thresholds
+from toolchain.graph import FloatDense, FloatEdge, FloatGraph, FloatLayer, FloatMap
+from toolchain.thresholds import by_channel, quantisation_error
+
+MARGIN = 1.5  #: registers keep this factor above the largest potential that the calibration data can cause
+VALUES = 1 << 14  #: activations per channel that the choice of THETA looks at
+HALVINGS = 6  #: payload scales that are tried, each half as fine as the one before
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The integer scale of one layer."""
+
+    threshold: int  #: THETA, su; for the readout 0
+    theta: Tensor  #: float32 (C,): the activation that one spike per step stands for
+    su: Tensor  #: float64 (C,): synaptic units per unit of activation, THETA / theta, or the readout's one scale
+    cost: float = 0.0  #: expected squared error of the activations, summed over channels
+
+
+def scaled(map_: FloatMap, unit: Tensor, source: Shape) -> Tensor:
+    """Multiply a map's weights by the value of one source spike (or payload unit) ``unit``, (C,) or scalar; float64."""
+    weight, unit = map_.weight.double(), unit.double().expand(source[0])
+    if type(map_) is FloatDense:
+        return weight * spatial(unit, source).expand(source).flatten()
+    groups = map_.groups  # type: ignore[union-attr]
+    per_output = unit.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, dim=0)
+    return weight * per_output[:, :, None, None]
+
+
+def integer_edge(edge: FloatEdge, unit: Tensor, su: Tensor, source: Shape, chip: Chip, neurons: Shape) -> Edge:
+    """Quantise one edge: ``round(w * unit * su)``, clipped to the chip's weights."""
+    weight = scaled(edge.map, unit, source)
+    per_row = su if len(su) == len(weight) else spatial(su, neurons).expand(neurons).flatten()
+    integers = (weight * per_row.reshape(-1, *(1,) * (weight.ndim - 1))).round()
+    array = integers.clamp(-chip.weight_limit, chip.weight_limit).to(torch.int32).numpy()
+    m = edge.map
+    return Edge(edge.source, Dense(array) if type(m) is FloatDense else
+                Conv2d(array, m.stride, m.padding, m.dilation, m.groups))  # type: ignore[union-attr]
+
+
+def bias_schedule(beta: Tensor, timesteps: int) -> np.ndarray:
+    """Spread a constant bias ``beta``, su per step, over T integer steps without drift: int64 (T, *beta.shape)."""
+    cumulative = np.rint(np.arange(timesteps + 1).reshape(-1, *(1,) * beta.ndim) * beta.double().numpy())
+    return np.diff(cumulative, axis=0).astype(np.int64)
+
+
+def legal_thresholds(chip: Chip, limit: int) -> list[int]:
+    """Integer thresholds up to ``limit`` to choose from, quarter octaves, each a legal recurrent weight."""
+    found = set()
+    for quarter in range(4 * 3, 4 * int(math.log2(max(limit, 8))) + 1):
+        wanted = 2 ** (quarter / 4)
+        exponent = max(0, math.ceil(math.log2(wanted / chip.recurrent_weight)))
+        theta = round(wanted / 2**exponent) << exponent
+        if theta <= limit and chip.recurrent(theta) is not None:
+            found.add(theta)
+    return sorted(found)
+
+
+def spatial(unit: Tensor, shape: Shape) -> Tensor:
+    """Reshape a value per channel (C,) so that it multiplies (B, *shape); float64."""
+    return unit.double().reshape(-1, *(1,) * (len(shape) - 1))
+
+
+def largest_weights(graph: FloatGraph, layer: FloatLayer, units: Mapping[str, Tensor]) -> Tensor:
+    """Largest ``|w * unit|`` into each channel of ``layer``, float64 (C,)."""
+    return torch.stack([scaled(edge.map, units[edge.source], graph.shapes[edge.source]).abs()
+                        .reshape(layer.shape[0], -1).amax(1) for edge in layer.edges]).amax(0)
+
+
+def plan_readout(graph: FloatGraph, layer: FloatLayer, *, units: Mapping[str, Tensor], values: Mapping[str, Tensor],
+                 timesteps: int, chip: Chip) -> Plan:
+    """Choose the readout's one scale: as fine as weights, biases and potentials allow (argmax needs one for all)."""
+    largest = float(largest_weights(graph, layer, units).max())
+    logits, beta = float(values[layer.name].abs().max()), float(layer.bias.abs().max())
+    su = min(chip.weight_limit / max(largest, 1e-30), chip.bias_limit / (MARGIN * timesteps * max(beta, 1e-30)),
+             chip.state_limit / (MARGIN * timesteps * max(logits + beta, 1e-30)))
+    return Plan(0, torch.ones(layer.shape[0]), torch.full((layer.shape[0],), su, dtype=torch.float64))
+
+
+def plan_layer(graph: FloatGraph, layer: FloatLayer, theta: Tensor, *, units: Mapping[str, Tensor],
+               values: Mapping[str, Tensor], timesteps: int, chip: Chip) -> Plan:
+    """Choose THETA and final thresholds of one spiking layer.
+
+    ``theta`` (C,) are the thresholds that the rule wants, ``units`` the value of one spike of each source channel,
+    ``values`` the float activations of every layer on calibration samples. For each legal THETA a channel's threshold
+    is raised until its weights fit 8 bits, ``theta_c >= max|w_c * unit| * THETA / 127``. The THETA taken minimises the
+    expected squared error of the activations: staircase, weight rounding (a uniform error of 1/12 su^2 per synapse
+    and source unit) and, from the graded input, the payload's own rounding as measured. Potentials and biases must
+    stay inside the registers, with ``MARGIN`` to spare.
+    Raises :class:`Refused` where no THETA satisfies them.
+    """
+    shape = graph.shapes
+    largest, noise = largest_weights(graph, layer, units), 0.0
+    rounding = torch.zeros(len(theta), dtype=torch.float64)
+    for edge in layer.edges:
+        fan_in = edge.map.weight[0].numel()
+        energy = (values[edge.source].double() / spatial(units[edge.source], shape[edge.source])) ** 2
+        noise += float(energy.mean()) * fan_in / 12
+        if edge.source == INPUT:
+            exact = values[INPUT].double() / units[INPUT]
+            squares = (edge.map.weight.double() ** 2).reshape(len(theta), -1).sum(1) * units[INPUT] ** 2
+            rounding += squares * ((exact.round() - exact) ** 2).mean()
+    a = by_channel(values[layer.name])
+    a = a[:, :: max(1, a.shape[1] // VALUES)].double()
+    current = by_channel(graph.forward(FloatLayer(layer.name, layer.shape, layer.edges, layer.bias, "readout"),
+                                       dict(values))).double()
+    low, high, beta = current.amin(1), current.amax(1), layer.bias.reshape(len(theta), -1).double().abs().amax(1)
+
+    best: Plan | None = None
+    for threshold in legal_thresholds(chip, min(chip.threshold_limit, 1 << 24)):
+        raised = torch.maximum(theta.double(), largest * threshold / chip.weight_limit)
+        su = threshold / raised
+        # Below zero a potential only sinks; above theta one spike a step takes theta off; u also lacks the bias.
+        reach = timesteps * su * (torch.maximum(-low, high - raised).clamp_min(0) + beta)
+        if float(reach.max()) * MARGIN + threshold >= chip.state_limit:
+            break
+        if float((timesteps * su * beta).max()) * MARGIN + threshold > chip.bias_limit:
+            break
+        error = quantisation_error(a, raised, timesteps) + noise * su**-2 + rounding
+        cost = float(error.sum())
+        if best is None or cost < best.cost:
+            best = Plan(threshold, raised.float(), su, cost)
+    if best is None:
+        raise refuse(layer.name, f"no integer threshold keeps potentials and biases inside {chip.name}'s registers",
+                     "check the layer's weights and biases for outliers, or use fewer timesteps")
+    return best
+
+
+def quantise(graph: FloatGraph, values: Mapping[str, Tensor], timesteps: int, holdoff: int, rule: str, initial: float,
+             input_bits: int, chip: Chip, progress: Callable[[int, int], object]) -> tuple[Network, dict[str, Plan]]:
+    """Build the integer network with the trained biases as its schedule, and each layer's scale.
+
+    ``values`` holds the float activations of every layer and the inputs, (B, *shape); ``rule`` names the threshold
+    rule, ``initial`` is v0 as a fraction of the threshold. ``progress`` gets (layers done, layers in all).
+    """
+    units: dict[str, Tensor] = {}
+    plans: dict[str, Plan] = {}
+    layers = []
+    for done, layer in enumerate(graph.layers):
+        progress(done, len(graph.layers))
+        if layer.kind == "spiking":
+            theta = thresholds.choose(rule, values[layer.name], timesteps)
+            plan_with = partial(plan_layer, graph, layer, theta, values=values, timesteps=timesteps, chip=chip)
+        else:
+            plan_with = partial(plan_readout, graph, layer, values=values, timesteps=timesteps, chip=chip)
+        if INPUT not in units and any(edge.source == INPUT for edge in layer.edges):
+            units[INPUT] = _payload_unit(values[INPUT], input_bits, units, plan_with)
+        plan = plans[layer.name] = plan_with(units=units)
+        units[layer.name] = plan.theta
+        edges = tuple(integer_edge(e, units[e.source], plan.su, graph.shapes[e.source], chip, layer.shape)
+                      for e in layer.edges)
+        beta = layer.bias.double() * (spatial(plan.su, layer.shape) if layer.bias.shape == layer.shape else plan.su)
+        v0 = np.full(layer.shape[0], round(plan.threshold * initial))
+        layers.append(Layer(layer.name, layer.shape, edges, plan.threshold, v0, bias_schedule(beta, timesteps),
+                            layer.kind))
+    encoder = Input(graph.input_shape, input_bits, True, 1 / float(units[INPUT]))
+    return Network(encoder, tuple(layers), timesteps, holdoff), plans
+
+
+def _payload_unit(x: Tensor, bits: int, units: Mapping[str, Tensor], plan_with: Callable[..., Plan]) -> Tensor:
+    """Choose what one payload unit is worth: a finer payload leaves fewer su for the first weights, and vice versa."""
+    finest = float(x.abs().max()) / ((1 << (bits - 1)) - 1) or 1.0
+    candidates = [torch.tensor(finest * 2**halving, dtype=torch.float64) for halving in range(min(HALVINGS, bits - 1))]
+    costs, refusals = {}, []
+    for unit in candidates:
+        try:
+            costs[unit] = plan_with(units={**units, INPUT: unit}).cost
+        except Refused as error:
+            refusals.append(error)
+    if not costs:
+        raise refusals[-1]
+    return min(costs, key=costs.__getitem__)

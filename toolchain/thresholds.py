@@ -1,0 +1,64 @@
+"""Float thresholds per channel: the activation that a neuron firing at every step stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sim.findings import refuse
+
+GRID = 100  #: fractions of the maximum that the MSE search tries, as in SNN Calibration's public setting
+
+
+def by_channel(activations: Tensor) -> Tensor:
+    """View (B, C, ...) as (C, values)."""
+    return activations.transpose(0, 1).flatten(1)
+
+
+def quantisation_error(a: Tensor, theta: Tensor, timesteps: int) -> Tensor:
+    """Mean squared error per channel of the staircase that T spikes of height theta/T can draw.
+
+    ``|clip(floor(a*T/theta + 1/2), 0, T) * theta/T - a|^2`` (Li et al., SNN Calibration, ICML 2021), for ``a`` (C, n)
+    and ``theta`` (C,); returns (C,).
+    """
+    step = (theta / timesteps)[:, None]
+    return (((a / step + 0.5).floor().clamp_(0, timesteps) * step - a) ** 2).mean(1)
+
+
+def _maximum(a: Tensor, timesteps: int) -> Tensor:
+    return a.amax(1)
+
+
+def _percentile(a: Tensor, timesteps: int) -> Tensor:
+    # kthvalue, because torch.quantile refuses more than 2**24 values.
+    return a.kthvalue(max(1, round(0.999 * a.shape[1])), dim=1).values
+
+
+def _mse(a: Tensor, timesteps: int) -> Tensor:
+    largest = a.amax(1)
+    best, theta = torch.full_like(largest, torch.inf), largest.clone()
+    for fraction in torch.arange(1, GRID + 1) / GRID:
+        candidate = largest * fraction
+        error = quantisation_error(a, candidate.clamp_min(torch.finfo(a.dtype).tiny), timesteps)
+        theta = torch.where(error < best, candidate, theta)
+        best = torch.minimum(error, best)
+    return theta
+
+
+RULES: dict[str, Callable[[Tensor, int], Tensor]] = {"max": _maximum, "percentile": _percentile, "mse": _mse}
+
+
+def choose(rule: str, activations: Tensor, timesteps: int) -> Tensor:
+    """Thresholds (C,) of one layer from its activations (B, C, ...) on the calibration data.
+
+    ``rule`` is ``max``, ``percentile`` (99.9 %) or ``mse`` (grid search over fractions of the maximum). A channel that
+    never fires on the calibration data gets the layer's largest threshold: it stays silent, and its weights don't
+    squeeze the others'.
+    """
+    if rule not in RULES:
+        raise refuse("thresholds", f"unknown rule {rule!r}", f"use one of {', '.join(RULES)}")
+    theta = RULES[rule](by_channel(activations), timesteps)
+    largest = theta.max()
+    return torch.where(theta > 0, theta, largest if largest > 0 else torch.ones(()))
