@@ -18,8 +18,13 @@ def compared(record_property: Callable[[str, object], None]) -> Callable[[str], 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Sum the comparisons over all tests (and workers: the properties travel with the reports)."""
-    cases = Counter(engines for report in terminalreporter.getreports("passed") if report.when == "call"
-                    for name, engines in report.user_properties if name == EQUALITY)
+    cases = Counter(
+        engines
+        for report in terminalreporter.getreports("passed")
+        if report.when == "call"
+        for name, engines in report.user_properties
+        if name == EQUALITY
+    )
     if cases:
         terminalreporter.section("engine-equality cases")
         for engines, count in sorted(cases.items()):

@@ -22,8 +22,11 @@ def networks(draw: st.DrawFn, sequential: bool = False, max_layers: int = 4) -> 
     timesteps, holdoff = draw(st.integers(1, 16)), draw(st.integers(0, 3))
     spatial = draw(st.booleans())
     shape: Shape = (draw(st.sampled_from([1, 2, 4])), draw(st.integers(2, 6)), draw(st.integers(2, 6)))
-    source = Input(shape if spatial else (draw(st.integers(1, 8)),), bits=draw(st.sampled_from([2, 4, 8])),
-                   signed=draw(st.booleans()))
+    source = Input(
+        shape if spatial else (draw(st.integers(1, 8)),),
+        bits=draw(st.sampled_from([2, 4, 8])),
+        signed=draw(st.booleans()),
+    )
     shapes: dict[str, Shape] = {INPUT: source.shape}
     layers: list[Layer] = []
     for index in range(draw(st.integers(1, max_layers))):
@@ -72,14 +75,25 @@ def synapses(draw: st.DrawFn, source: Shape, rng: np.random.Generator) -> Synaps
     return synapse
 
 
-def _layer(draw: st.DrawFn, rng: np.random.Generator, name: str, shape: Shape, edges: tuple[Edge, ...],
-           timesteps: int, kind: str, source: Input) -> Layer:
+def _layer(
+    draw: st.DrawFn,
+    rng: np.random.Generator,
+    name: str,
+    shape: Shape,
+    edges: tuple[Edge, ...],
+    timesteps: int,
+    kind: str,
+    source: Input,
+) -> Layer:
     """Draw threshold, initial potential and schedule, as large as keeps about half of the neurons busy."""
     fan_in = max((math.prod(e.synapse.weight.shape[1:]) for e in edges), default=1)
     from_input = any(edge.source == INPUT for edge in edges)
     drive = 60 * math.sqrt(fan_in) * (source.limits[1] if from_input else 1)
-    theta = int(rng.integers(1, 255)) if drive < 255 else int(rng.integers(1, 255)) << min(
-        7, max(0, round(math.log2(drive / 255))))
+    theta = (
+        int(rng.integers(1, 255))
+        if drive < 255
+        else int(rng.integers(1, 255)) << min(7, max(0, round(math.log2(drive / 255))))
+    )
     spread = max(2, min(theta, 4000 // (timesteps + 1)))
     per_neuron = draw(st.booleans()) and len(shape) == 3
     bias = rng.integers(-spread // 2, spread // 2 + 1, (timesteps, *(shape if per_neuron else shape[:1])))

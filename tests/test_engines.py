@@ -12,14 +12,16 @@ from sim import fast, reference
 from sim.network import Network
 from sim.trace import first_difference
 
-CASES = settings(max_examples=250, derandomize=True, deadline=None,
-                 suppress_health_check=[HealthCheck.function_scoped_fixture])
+CASES = settings(
+    max_examples=250, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @CASES
 @given(networks())
 def test_fast_equals_the_reference_on_random_networks(
-        compared: Callable[[str], None], case: tuple[Network, np.ndarray]) -> None:
+    compared: Callable[[str], None], case: tuple[Network, np.ndarray]
+) -> None:
     network, payload = case
     slow = reference.run(network, payload, overflow="count")
     quick = fast.run(network, payload, overflow="count", batch=2)

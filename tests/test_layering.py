@@ -19,14 +19,20 @@ LAVA = {"sim/on_lava.py", "exporters/netx_loader.py"}
 def imports(path: Path) -> list[tuple[str, bool]]:
     """Top-level names of imported packages, each with whether the import runs when the file is imported."""
     tree = ast.parse(path.read_text())
-    lazy = {node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef)
-            for node in ast.walk(function)}
-    lazy |= {node for branch in ast.walk(tree) if isinstance(branch, ast.If)
-             and getattr(branch.test, "id", "") == "TYPE_CHECKING" for node in ast.walk(branch)}
+    lazy = {node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)}
+    lazy |= {
+        node
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and getattr(branch.test, "id", "") == "TYPE_CHECKING"
+        for node in ast.walk(branch)
+    }
     found = []
     for node in ast.walk(tree):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else (
-            [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
+        names = (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else ([node.module or ""] if isinstance(node, ast.ImportFrom) else [])
+        )
         found += [(name.split(".")[0], node not in lazy) for name in names]
     return found
 
@@ -54,8 +60,11 @@ def test_the_walk_sees_imports() -> None:
 
 
 def test_everything_but_the_lava_engines_loads_without_lava() -> None:
-    modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in FILES
-               if p.name != "__init__.py" and "sim/lava/" not in p.as_posix()]
+    modules = [
+        ".".join(p.relative_to(ROOT).with_suffix("").parts)
+        for p in FILES
+        if p.name != "__init__.py" and "sim/lava/" not in p.as_posix()
+    ]
     code = f"import sys; sys.modules['lava'] = None\nfor m in {modules}: __import__(m)\nprint(len({modules}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

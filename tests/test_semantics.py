@@ -17,10 +17,23 @@ ENGINES = pytest.mark.parametrize("run", [reference.run, fast.run], ids=["refere
 Run = Callable[..., Trace]
 
 
-def neuron(name: str, *edges: tuple[str, int], theta: int = 5, v0: int = 0, bias: tuple[int, ...] = (0, 0, 0),
-           holdoff: int | None = None) -> Layer:
-    return Layer(name, (1,), tuple(Edge(source, Dense([[w]])) for source, w in edges), theta, [v0],
-                 np.reshape(bias, (-1, 1)), holdoff=holdoff)
+def neuron(
+    name: str,
+    *edges: tuple[str, int],
+    theta: int = 5,
+    v0: int = 0,
+    bias: tuple[int, ...] = (0, 0, 0),
+    holdoff: int | None = None,
+) -> Layer:
+    return Layer(
+        name,
+        (1,),
+        tuple(Edge(source, Dense([[w]])) for source, w in edges),
+        theta,
+        [v0],
+        np.reshape(bias, (-1, 1)),
+        holdoff=holdoff,
+    )
 
 
 def readout(source: str, weight: int = 2, bias: tuple[int, ...] = (0, 0, 0)) -> Layer:
@@ -69,8 +82,9 @@ def test_holdoff_integrates_silently_and_delays_window_and_schedule(run: Run) ->
 
 @ENGINES
 def test_spikes_over_a_skip_edge_arrive_early_and_wait(run: Run) -> None:
-    network = build(neuron("a", (INPUT, 5)), neuron("b", ("a", 5)), neuron("c", ("b", 1), ("a", 4), theta=20),
-                    readout("c"))
+    network = build(
+        neuron("a", (INPUT, 5)), neuron("b", ("a", 5)), neuron("c", ("b", 1), ("a", 4), theta=20), readout("c")
+    )
     assert network.phase == {INPUT: 0, "a": 1, "b": 2, "c": 3, "out": 4}
     # a fires at 1, 2, 3 and b at 2, 3, 4. c takes 4 from a at t = 2, 3, 4 and 1 from b at t = 3, 4, 5:
     # t=2: 4, before the window | t=3: 9 | t=4: 14 | t=5: 15, below 20.
@@ -121,11 +135,14 @@ def test_encoding_rounds_scales_and_clips_to_the_payload() -> None:
 
 
 @ENGINES
-@pytest.mark.parametrize(("payload", "message"), [
-    ([[200]], r"values 200..200 leave -127..127"),
-    ([[0.5]], r"it needs integers of shape \(samples, 1\)"),
-    ([[1, 2]], r"it needs integers of shape \(samples, 1\)"),
-])
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        ([[200]], r"values 200..200 leave -127..127"),
+        ([[0.5]], r"it needs integers of shape \(samples, 1\)"),
+        ([[1, 2]], r"it needs integers of shape \(samples, 1\)"),
+    ],
+)
 def test_payloads_of_wrong_shape_type_or_range_are_refused(run: Run, payload: list, message: str) -> None:
     with pytest.raises(Refused, match=message):
         run(build(neuron("a", (INPUT, 3)), readout("a")), payload)
@@ -136,17 +153,26 @@ def test_a_meaningless_network_is_refused_with_every_finding() -> None:
     with pytest.raises(Refused) as caught:
         Network(Input((1,)), (neuron("a", (INPUT, 1)), bad), 3, -1)
     text = str(caught.value)
-    for part in ("holdoff: K = -1", "b: threshold 0", "b: v0 of shape (1,)", "b: bias schedule of shape (1, 1)",
-                 "edge from 'nowhere', which is no earlier layer", "the synapse gives shape (3,), the layer has (2,)",
-                 "layers: 0 readouts"):
+    for part in (
+        "holdoff: K = -1",
+        "b: threshold 0",
+        "b: v0 of shape (1,)",
+        "b: bias schedule of shape (1, 1)",
+        "edge from 'nowhere', which is no earlier layer",
+        "the synapse gives shape (3,), the layer has (2,)",
+        "layers: 0 readouts",
+    ):
         assert part in text
     assert len(caught.value.findings) == 7
 
 
-@pytest.mark.parametrize(("field", "value", "message"), [
-    ("timesteps", 0, "timesteps: T = 0; give at least 1 step"),
-    ("input", Input((1,), bits=0), "input: 0 bits"),
-])
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("timesteps", 0, "timesteps: T = 0; give at least 1 step"),
+        ("input", Input((1,), bits=0), "input: 0 bits"),
+    ],
+)
 def test_scalars_out_of_range_are_refused(field: str, value: object, message: str) -> None:
     fields = {"input": Input((1,)), "layers": (), "timesteps": 3, field: value}
     with pytest.raises(Refused, match=message):
@@ -178,7 +204,8 @@ def test_the_first_difference_names_layer_step_neuron_and_both_values() -> None:
     potentials["a"][0, 1, 0] = 8  # step 2, before the spike of step 3
     other = Trace("other", network, spikes, potentials)
     assert str(first_difference(trace, other)) == (
-        "layer a, step 2, sample 0, neuron (0,): potential 1 on reference, 8 on other")
+        "layer a, step 2, sample 0, neuron (0,): potential 1 on reference, 8 on other"
+    )
     assert first_difference(trace, trace) is None
 
 
@@ -192,16 +219,20 @@ def test_the_chip_check_lists_every_value_out_of_range() -> None:
     wide = Layer("a", (1,), (Edge(INPUT, Dense([[200]]), 9),), 131073, [0], [[5000]] * 3)
     odd = neuron("b", ("a", 1), theta=257)
     findings = [str(f) for f in chip.check(build(wide, odd, readout("b")))]
-    for part in ("a <- input: weight 200 is outside -127..127 (Loihi 2)",
-                 "a <- input: weight exponent 9 is outside -7..7",
-                 "a: v0 + cumulative bias 15000 is outside -4095..4095",
-                 "a: threshold 131073 is outside 1..131072",
-                 "b: threshold 257 is not a recurrent weight"):
+    for part in (
+        "a <- input: weight 200 is outside -127..127 (Loihi 2)",
+        "a <- input: weight exponent 9 is outside -7..7",
+        "a: v0 + cumulative bias 15000 is outside -4095..4095",
+        "a: threshold 131073 is outside 1..131072",
+        "b: threshold 257 is not a recurrent weight",
+    ):
         assert any(part in finding for finding in findings)
     assert len(findings) == 5
 
 
-@pytest.mark.parametrize(("theta", "expected"), [(255, (255, 0)), (256, (128, 1)), (257, None), (510, (255, 1)),
-                                                 (255 << 7, (255, 7)), (255 << 8, None)])
+@pytest.mark.parametrize(
+    ("theta", "expected"),
+    [(255, (255, 0)), (256, (128, 1)), (257, None), (510, (255, 1)), (255 << 7, (255, 7)), (255 << 8, None)],
+)
 def test_thresholds_are_written_as_recurrent_weights(theta: int, expected: tuple[int, int] | None) -> None:
     assert chip.LOIHI2.recurrent(theta) == expected

@@ -1,0 +1,130 @@
+"""Thresholds and integer weights, against numbers computed by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sim import chip
+from sim.chip import LOIHI2, WIDE
+from sim.findings import Refused
+from sim.network import INPUT
+from toolchain import quantize, thresholds
+from toolchain.graph import FloatConv2d, FloatDense, FloatEdge, FloatGraph, FloatLayer
+
+
+def test_the_maximum_and_the_percentile_are_taken_per_channel() -> None:
+    a = torch.stack([torch.arange(1000.0), torch.arange(1000.0) * 2], dim=1)  # (samples, channels)
+    assert thresholds.choose("max", a, 8).tolist() == [999, 1998]
+    assert thresholds.choose("percentile", a, 8).tolist() == [998, 1996]
+
+
+def test_the_mse_rule_clips_an_outlier_that_the_maximum_follows() -> None:
+    a = torch.cat([torch.linspace(0, 1, 999), torch.tensor([10.0])])[:, None]
+    assert thresholds.choose("max", a, 4).item() == 10
+    theta = thresholds.choose("mse", a, 4)
+    assert theta.item() < 5
+    errors = [thresholds.quantisation_error(a.T, torch.tensor([k / 10]), 4).item() for k in range(1, 101)]
+    assert thresholds.quantisation_error(a.T, theta, 4).item() <= min(errors) * (1 + 1e-6)
+
+
+def test_the_staircase_rounds_to_the_nearest_number_of_spikes() -> None:
+    # theta 8, T 4: steps of 2. 3 rounds up to 4, 2.9 to 2, 20 is clipped to 8, -1 to 0.
+    a = torch.tensor([[3.0, 2.9, 20.0, -1.0]])
+    assert thresholds.quantisation_error(a, torch.tensor([8.0]), 4).item() == pytest.approx((1 + 0.81 + 144 + 1) / 4)
+
+
+def test_a_silent_channel_gets_the_largest_threshold_and_a_silent_layer_one() -> None:
+    assert thresholds.choose("max", torch.tensor([[0.0, 3.0]]), 8).tolist() == [3, 3]
+    assert thresholds.choose("mse", torch.zeros(4, 2), 8).tolist() == [1, 1]
+
+
+def test_an_unknown_threshold_rule_is_refused() -> None:
+    with pytest.raises(Refused, match="unknown rule 'median'; use one of max, percentile, mse"):
+        thresholds.choose("median", torch.ones(1, 1), 8)
+
+
+def test_source_thresholds_multiply_the_weights_of_their_channel() -> None:
+    unit = torch.tensor([2.0, 3.0])
+    dense = FloatDense(torch.ones(1, 8))  # a (2, 2, 2) source: four neurons of channel 0, then four of channel 1
+    assert quantize.scaled(dense, unit, (2, 2, 2)).tolist() == [[2, 2, 2, 2, 3, 3, 3, 3]]
+    full = FloatConv2d(torch.ones(3, 2, 1, 1))
+    assert quantize.scaled(full, unit, (2, 4, 4))[:, :, 0, 0].tolist() == [[2, 3]] * 3
+    grouped = FloatConv2d(torch.ones(4, 1, 1, 1), groups=2)  # outputs 0 and 1 read channel 0, outputs 2 and 3 channel 1
+    assert quantize.scaled(grouped, unit, (2, 4, 4))[:, 0, 0, 0].tolist() == [2, 2, 3, 3]
+
+
+def test_integer_weights_are_scaled_rounded_and_clipped() -> None:
+    edge = FloatEdge("a", FloatDense(torch.tensor([[0.26, -0.5], [1.0, 100.0]])))
+    made = quantize.integer_edge(edge, torch.tensor([1.0, 2.0]), torch.tensor([10.0, 1.0]), (2,), LOIHI2, (2,))
+    # Row 0: 0.26*1*10 = 2.6, -0.5*2*10 = -10. Row 1: 1, and 200 clipped to 127.
+    assert made.synapse.weight.tolist() == [[3, -10], [1, 127]]
+
+
+@pytest.mark.parametrize("beta", [0.4, -2.7, 3.0])
+def test_the_trained_bias_is_spread_over_the_steps_without_drift(beta: float) -> None:
+    schedule = quantize.bias_schedule(torch.tensor([beta]), 8)
+    assert schedule.shape == (8, 1)
+    assert np.array_equal(np.cumsum(schedule), np.rint(beta * np.arange(1, 9)))
+
+
+def test_every_threshold_on_offer_is_a_legal_recurrent_weight() -> None:
+    offered = quantize.legal_thresholds(LOIHI2, LOIHI2.threshold_limit)
+    assert len(offered) > 40
+    assert min(offered) == 8
+    assert max(offered) > 27000  # the next quarter octave is 255.5 * 2**7
+    assert all(LOIHI2.recurrent(theta) for theta in offered)
+
+
+def graph(weight: torch.Tensor, bias: torch.Tensor, readout: torch.Tensor) -> FloatGraph:
+    hidden = FloatLayer("a", (len(weight),), (FloatEdge(INPUT, FloatDense(weight)),), bias)
+    out = FloatLayer(
+        "out", (len(readout),), (FloatEdge("a", FloatDense(readout)),), torch.zeros(len(readout)), "readout"
+    )
+    return FloatGraph((weight.shape[1],), (hidden, out))
+
+
+def quantised(net: FloatGraph, x: torch.Tensor, limits: chip.Chip):  # noqa: ANN202
+    values = {INPUT: x, **net.run(x)}
+    return quantize.quantise(net, values, 8, 1, "mse", 0.5, 8, limits, lambda *_: None)
+
+
+def test_no_weight_is_clipped_because_thresholds_give_way() -> None:
+    # Channel 1 has a weight a thousand times its activations: its threshold must rise, not its weight be cut.
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(64, 4, generator=generator)
+    weight = torch.rand(3, 4, generator=generator) - 0.3
+    readout = torch.tensor([[1.0, 1000.0, 1.0]])
+    hidden = FloatLayer(
+        "b",
+        (2,),
+        (FloatEdge("a", FloatDense(torch.tensor([[0.5, 900.0, 0.5], [1.0, 1.0, 1.0]]))),),
+        torch.tensor([-300.0, 0.0]),
+    )
+    base = graph(weight, torch.zeros(3), readout)
+    out = FloatLayer("out", (1,), (FloatEdge("b", FloatDense(torch.ones(1, 2))),), torch.zeros(1), "readout")
+    net = FloatGraph(base.input_shape, (base.layers[0], hidden, out))
+    network, plans = quantised(net, x, LOIHI2)
+    for made, source in ((network["b"], "a"), (network["a"], INPUT), (network["out"], "b")):
+        unit = torch.tensor(1 / network.input.scale) if source == INPUT else plans[source].theta
+        float_layer = next(layer for layer in net.layers if layer.name == made.name)
+        ideal = quantize.scaled(float_layer.edges[0].map, unit, net.shapes[source]) * plans[made.name].su[:, None]
+        assert np.abs(made.edges[0].synapse.weight - ideal.numpy()).max() <= 0.5 + 1e-4
+    assert not chip.check(network)
+
+
+def test_wide_registers_get_finer_weights_than_the_chip() -> None:
+    x = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
+    net = graph(torch.eye(4), torch.zeros(4), torch.eye(4))
+    narrow, wide = (quantised(net, x, limits)[0] for limits in (LOIHI2, WIDE))
+    assert np.abs(narrow["a"].edges[0].synapse.weight).max() <= 127
+    assert np.abs(wide["a"].edges[0].synapse.weight).max() > 1000
+    assert not chip.check(wide, WIDE)
+
+
+def test_a_layer_that_fits_no_register_is_refused_by_name() -> None:
+    # A bias a million times the activation that survives it: T of them leave any bias register.
+    net = graph(torch.eye(1) * 1e6, torch.tensor([-999_999.0]), torch.eye(1))
+    with pytest.raises(Refused, match="a: no integer threshold keeps potentials and biases inside Loihi 2's registers"):
+        quantised(net, torch.ones(4, 1), LOIHI2)

@@ -1,0 +1,155 @@
+"""How good a conversion is: the accuracy ladder, accuracy at every step, and each layer against its activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from exporters.report import wilson
+from torch import Tensor, nn
+
+from sim import chip as chips
+from sim.fixedpoint import worst_case
+from sim.network import Conv2d, Network
+from toolchain.convert import Conversion, Progress
+
+#: Inputs whose rates are compared with their activations; enough for a stable picture, few enough to be quick.
+RATE_SAMPLES = 256
+
+
+@torch.no_grad()
+def model_logits(model: nn.Module, x: Tensor, batch: int = 256) -> Tensor:
+    """Logits of the torch model, float32 (B, N), in eval mode; the model's mode is restored."""
+    training = model.training
+    model.eval()
+    try:
+        return torch.cat([model(chunk).flatten(1) for chunk in x.split(batch)])
+    finally:
+        model.train(training)
+
+
+def score(logits: Any, y: Tensor) -> dict[str, Any]:
+    """Accuracy of logits (B, ...) against labels (B,) with its sample count and 95 % interval, in per cent."""
+    predicted = np.asarray(logits).reshape(len(y), -1).argmax(1)
+    correct, n = int((predicted == y.numpy()).sum()), len(y)
+    low, high = wilson(correct, n)
+    return {"accuracy": 100 * correct / n, "n": n, "low": low, "high": high}
+
+
+def by_step(logits: np.ndarray, y: Tensor) -> list[dict[str, Any]]:
+    """Accuracy read at every window step: one row per step 1..T of logits (B, T, ...)."""
+    return [{"step": step + 1, **score(logits[:, step], y)} for step in range(logits.shape[1])]
+
+
+def rates(conversion: Conversion, x: Tensor) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Wanted rates, ``clip(activation / theta, 0, 1)``, and measured ones of each spiking layer; float32 (n,) both."""
+    x = x[:RATE_SAMPLES]
+    trace, values = conversion.run(x, overflow="count"), conversion.graph.run(x)
+    return {
+        layer.name: (
+            (values[layer.name] / conversion.plans[layer.name].theta.reshape(-1, *(1,) * (len(layer.shape) - 1)))
+            .clamp(0, 1)
+            .flatten()
+            .numpy(),
+            trace.rates(layer.name).ravel(),
+        )
+        for layer in conversion.network.layers
+        if layer.kind == "spiking"
+    }
+
+
+def layer_table(network: Network) -> list[dict[str, Any]]:
+    """One row per layer: what ``inspect`` prints."""
+    return [
+        {
+            "name": layer.name,
+            "shape": list(layer.shape),
+            "kind": layer.kind,
+            "edges": [_edge(edge.source, edge.synapse) for edge in layer.edges],
+            "weights": sum(edge.synapse.weight.size for edge in layer.edges),
+            "theta": layer.threshold,
+            "phase": network.phase[layer.name],
+            "bias_min": int(layer.bias.min()),
+            "bias_max": int(layer.bias.max()),
+            "neurons": layer.size,
+            "worst_case": worst_case(network, layer),
+        }
+        for layer in network.layers
+    ]
+
+
+def _edge(source: str, synapse: Any) -> str:
+    kind = "conv" if isinstance(synapse, Conv2d) else "dense"
+    return f"{kind} {'x'.join(map(str, synapse.weight.shape))} from {source}"
+
+
+def measured_layers(conversion: Conversion, measured: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
+    """Build the layer table with what the run showed: register peaks, spikes, and rates against activations."""
+    limit = chips.CHIPS[conversion.recipe.chip].state_limit
+    table = []
+    for row in layer_table(conversion.network):
+        row |= {"peak": conversion.peak[row["name"]], "state_limit": limit}
+        if row["name"] in measured:
+            wanted, rate = measured[row["name"]]
+            row["spikes_per_neuron"] = float(rate.mean()) * conversion.network.timesteps
+            row["rate_error"] = float(np.abs(rate - wanted).mean())
+            if wanted.std() > 0 and rate.std() > 0:  # a silent layer has no correlation
+                row["correlation"] = float(np.corrcoef(wanted, rate)[0, 1])
+        table.append(row)
+    return table
+
+
+def report(
+    conversion: Conversion,
+    model: nn.Module,
+    name: str,
+    data: str,
+    x: Tensor,
+    y: Tensor | None,
+    measured: dict[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    wide: Conversion | None = None,
+    others: dict[int, Conversion] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure a conversion on ``x`` (B, ...) and labels ``y`` (B,), where there are any; JSON types throughout.
+
+    ``data`` says in words which inputs these are. ``wide`` is the same conversion for wide registers, ``others`` the
+    conversions for other T. What is not measured is absent.
+    """
+    recipe = conversion.recipe
+    result: dict[str, Any] = {
+        "model": name,
+        "data": data,
+        "timesteps": recipe.timesteps,
+        "holdoff": recipe.holdoff,
+        "method": recipe.method,
+        "samples": len(x),
+        "layers": measured_layers(conversion, measured),
+        "findings": [],
+    }
+    if y is None:
+        return result
+    tell = progress or (lambda *_: None)
+    runs: dict[str, Callable[[], Any]] = {
+        "ann": lambda: model_logits(model, x),
+        "folded": lambda: conversion.graph.logits(x),
+    }
+    if wide is not None:
+        runs["wide"] = lambda: wide.run(x, record=False).logits[:, -1]
+    accuracy = {}
+    for done, (rung, run) in enumerate(runs.items()):
+        tell("measuring accuracy", done, len(runs) + 1)
+        accuracy[rung] = score(run(), y)
+    result["accuracy_by_step"] = by_step(conversion.run(x, record=False, overflow="count").logits, y)
+    accuracy["int8"] = {k: v for k, v in result["accuracy_by_step"][-1].items() if k != "step"}
+    result["accuracy"] = accuracy
+    if others:
+        result["accuracy_by_timesteps"] = {
+            str(t): score(other.run(x, record=False, overflow="count").logits[:, -1], y)
+            for t, other in sorted({**others, recipe.timesteps: conversion}.items())
+        }
+    tell("measuring accuracy", len(runs) + 1, len(runs) + 1)
+    return result

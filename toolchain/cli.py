@@ -1,0 +1,333 @@
+"""The command line: a thin shell over the Python API. Exit codes: 0 done, 1 a check failed, 2 unusable input."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sim.findings import Refused, refuse
+from sim.fixedpoint import RegisterOverflow
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Turn a trained PyTorch network into a verified spiking network for Intel Loihi 2.",
+)
+out, err = Console(), Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Model = Annotated[str, typer.Option("--model", metavar="FILE.py:FACTORY", help="Function that builds the model.")]
+Weights = Annotated[Path | None, typer.Option("--weights", metavar="FILE", help="Its state_dict, .pt or .safetensors.")]
+Data = Annotated[Path, typer.Option("--data", metavar="FILE.npz", help="Arrays x (N,C,H,W; uint8 or float) and y (N).")]
+Samples = Annotated[int | None, typer.Option("--samples", metavar="N", help="Use the first N samples; all by default.")]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write.")]
+Bundle = Annotated[Path, typer.Argument(metavar="DIR", help="What `convert` has written.")]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def command(function: F) -> F:
+    """Register a command; what it refuses is printed line by line and ends with exit code 2."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (Refused, RegisterOverflow) as error:
+            for line in str(error).splitlines():
+                err.print(f"[red]error:[/red] {_plain(line)}", soft_wrap=True, highlight=False)
+            raise typer.Exit(2) from None
+
+    app.command()(guarded)
+    return function
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar with an estimate for every kind of work that is reported as (what, done, in all)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield tell
+
+
+def _counter(tell: Callable[[str, int, int], None], what: str, total: int) -> Callable[[int], None]:
+    """Turn "n more done" into "k of total done"."""
+    done = 0
+
+    def more(count: int) -> None:
+        nonlocal done
+        done += count
+        tell(what, done, total)
+
+    tell(what, 0, total)
+    return more
+
+
+def _print_json(document: Any) -> None:
+    typer.echo(json.dumps(document, indent=2))
+
+
+def _table(title: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> Table:
+    """Lay out the ``columns`` (key to heading) of rows; what was not measured is a dash."""
+    table = Table(title=title, title_justify="left")
+    for key, heading in columns.items():
+        numeric = all(isinstance(row.get(key, 0), int | float) for row in rows)
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_plain(_text(row[key])) if row.get(key) is not None else "-" for key in columns))
+    return table
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    if isinstance(value, list):
+        return ("; " if any(isinstance(v, str) for v in value) else " x ").join(map(str, value))
+    return str(value)
+
+
+LAYERS = {
+    "name": "layer",
+    "shape": "shape",
+    "edges": "synapses",
+    "weights": "weights",
+    "theta": "theta (su)",
+    "phase": "phase",
+    "bias_min": "bias min",
+    "bias_max": "bias max",
+    "neurons": "neurons",
+}
+RUNGS = {"what": "network", "accuracy": "accuracy %", "low": "95 % low", "high": "high", "n": "samples"}
+STEPS = {"step": "step", "accuracy": "accuracy %", "low": "95 % low", "high": "high", "n": "samples"}
+
+
+@command
+def check(
+    model: Model,
+    input_shape: Annotated[str, typer.Option(metavar="C,H,W", help="Shape of one input, for example 3,32,32.")],
+    weights: Weights = None,
+    as_json: Json = False,
+) -> None:
+    """List every layer of a model and what becomes of it; exit code 1 if anything is refused.
+
+    Example: `ann2loihi check --model model.py:build --input-shape 1,8,8`
+    """
+    from toolchain.importer import inspect_model
+    from toolchain.loading import load_model
+
+    try:
+        shape = tuple(int(part) for part in input_shape.split(","))
+    except ValueError:
+        shape = ()
+    if len(shape) not in (1, 3) or min(shape) < 1:
+        raise refuse("--input-shape", repr(input_shape), "give C,H,W or one number of features")
+    rows = [
+        vars(row) if hasattr(row, "__dict__") else row._asdict()
+        for row in inspect_model(load_model(model, weights), shape)
+    ]
+    if as_json:
+        _print_json(rows)
+    else:
+        out.print(_table(f"{model}, input {input_shape}", rows, {key: key for key in rows[0]} if rows else {}))
+    if any(str(row["fate"]).startswith("refused") for row in rows):
+        raise typer.Exit(1)
+
+
+@command
+def convert(
+    model: Model,
+    calibration: Annotated[
+        Path, typer.Option(metavar="FILE.npz", help="A few hundred inputs x (N,C,H,W); y is only reported on.")
+    ],
+    output: Output,
+    weights: Weights = None,
+    timesteps: Annotated[int, typer.Option(help="T, the length of every firing window.")] = 8,
+    holdoff: Annotated[int, typer.Option(help="K, steps that a layer integrates before it may fire.")] = 1,
+    method: Annotated[str, typer.Option(help="Bias rule: none, ftbc or exact.")] = "exact",
+    threshold: Annotated[str, typer.Option(help="Threshold rule: max, percentile or mse.")] = "mse",
+    initial: Annotated[str, typer.Option(help="Initial potential: zero or half.")] = "half",
+    as_json: Json = False,
+) -> None:
+    """Convert a trained model and write network, `.net`, report and pictures to a directory.
+
+    Example: `ann2loihi convert --model model.py:build --weights model.pt --calibration calibration.npz -o build/out`
+    """
+    from toolchain import artefact
+    from toolchain.convert import convert as run
+    from toolchain.loading import load_arrays, load_model
+
+    x, y = load_arrays(calibration, labels=False)
+    net = load_model(model, weights)
+    with _progress() as tell:
+        conversion = run(
+            net, x, timesteps, holdoff=holdoff, method=method, threshold=threshold, initial=initial, progress=tell
+        )
+        report = artefact.write(
+            output, conversion, net, model, f"calibration data {calibration.name}", x, y, progress=tell
+        )
+    if as_json:
+        _print_json(report)
+        return
+    out.print(_table(f"{model} converted for T = {timesteps}, K = {holdoff}, {method}", report["layers"], LAYERS))
+    if "accuracy" in report:
+        rows = [{"what": rung, **score} for rung, score in report["accuracy"].items()]
+        out.print(_table("on the calibration data", rows, RUNGS))
+    out.print(f"written to {output}", highlight=False, soft_wrap=True)
+
+
+@command
+def evaluate(
+    bundle: Bundle,
+    data: Data,
+    engine: Annotated[str, typer.Option(help="fast, reference, lava, lava-stock or netx.")] = "fast",
+    samples: Samples = None,
+    as_json: Json = False,
+) -> None:
+    """Print the accuracy at every step 1..T on labelled data.
+
+    Example: `ann2loihi evaluate build/out --data test.npz`
+    """
+    from exporters import bundle as bundles
+    from exporters.engines import run
+    from toolchain.assess import by_step
+    from toolchain.loading import load_arrays, selected
+
+    network = bundles.load(bundle).network
+    x, y = selected(*load_arrays(data, network.input.shape), samples)
+    assert y is not None  # load_arrays has refused data without labels
+    with _progress() as tell:
+        trace = run(engine, network, network.input.encode(x), progress=_counter(tell, f"running on {engine}", len(x)))
+    rows = by_step(trace.logits, y)
+    if as_json:
+        _print_json({"engine": engine, "samples": len(x), "accuracy_by_step": rows})
+    else:
+        out.print(_table(f"{bundle} on {data}, engine {engine}", rows, STEPS))
+
+
+@command
+def verify(
+    bundle: Bundle,
+    data: Data,
+    samples: Samples = None,
+    as_json: Json = False,
+) -> None:
+    """Run every engine on the same samples and compare spike for spike; exit code 1 and the first difference if any.
+
+    Example: `ann2loihi verify build/out --data test.npz --samples 16`
+    """
+    from exporters import bundle as bundles
+    from exporters.engines import verify as run
+    from toolchain.loading import load_arrays, selected
+
+    network = bundles.load(bundle).network
+    x, _ = selected(*load_arrays(data, network.input.shape, labels=False), samples)
+    with _progress() as tell:
+        result = run(network, network.input.encode(x), progress=lambda engine, done: tell(engine, done, len(x)))
+    if as_json:
+        _print_json(result.as_dict())
+    else:
+        out.print(
+            _table(
+                f"{bundle}: {len(x)} samples",
+                result.as_dict()["engines"],
+                {
+                    "engine": "engine",
+                    "differences": "differences",
+                    "neuron_steps": "neuron-steps compared",
+                    "seconds": "seconds",
+                },
+            )
+        )
+        out.print(_plain(result.summary), highlight=False, soft_wrap=True)
+    if result.difference is not None:
+        raise typer.Exit(1)
+
+
+@command
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="DIR|FILE.net", help="A converted directory or a single file.")],
+    as_json: Json = False,
+) -> None:
+    """Print a table of layers: shape, weights, theta, phase, bias range, neurons.
+
+    Example: `ann2loihi inspect build/out/network.net`
+    """
+    from exporters import bundle as bundles
+    from exporters import netx
+    from toolchain.assess import layer_table
+
+    network = bundles.load(path).network if path.is_dir() else netx.read(path)
+    rows = layer_table(network)
+    if as_json:
+        _print_json(
+            {
+                "timesteps": network.timesteps,
+                "holdoff": network.holdoff,
+                "steps": network.steps,
+                "input": {"shape": network.input.shape, "bits": network.input.bits, "scale": network.input.scale},
+                "layers": rows,
+            }
+        )
+        return
+    out.print(_table(f"{path}", rows, LAYERS))
+    out.print(
+        f"T = {network.timesteps}, K = {network.holdoff}: logits after {network.steps} steps; input "
+        f"{' x '.join(map(str, network.input.shape))}, {network.input.bits} bits, payload = x * "
+        f"{network.input.scale:.6g}",
+        highlight=False,
+    )
+
+
+@command
+def demo(
+    output: Output = Path("build/demo"),
+    samples: Annotated[int, typer.Option(help="Test digits that every engine runs.")] = 16,
+    as_json: Json = False,
+) -> None:
+    """Convert a small CNN trained on handwritten digits, verify it on every engine and write `.net`, report, pictures.
+
+    Example: `ann2loihi demo`
+    """
+    from toolchain.demo import run as demo_run
+
+    with _progress() as tell:
+        report = demo_run.run(output, samples, tell)
+    if as_json:
+        _print_json(report)
+    else:
+        demo_run.show(report, output, out)
+    if report["verification"]["difference"] is not None:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
