@@ -57,13 +57,29 @@ class Chip:
         return (threshold, exponent) if legal else None
 
 
-LOIHI2 = Chip("Loihi 2", weight_bits=8, state_bits=24, fraction_bits=6, threshold_bits=17, bias_bits=13,
-              recurrent_weight=255, weight_exponents=(-7, 7))
+LOIHI2 = Chip(
+    "Loihi 2",
+    weight_bits=8,
+    state_bits=24,
+    fraction_bits=6,
+    threshold_bits=17,
+    bias_bits=13,
+    recurrent_weight=255,
+    weight_exponents=(-7, 7),
+)
 
 #: No chip: registers so wide that an integer network follows the float one. It separates what quantisation costs
 #: from what spiking costs; int32 arrays and exact float64 sums bound it.
-WIDE = Chip("wide registers", weight_bits=20, state_bits=50, fraction_bits=6, threshold_bits=30, bias_bits=31,
-            recurrent_weight=1 << 30, weight_exponents=(-7, 7))
+WIDE = Chip(
+    "wide registers",
+    weight_bits=20,
+    state_bits=50,
+    fraction_bits=6,
+    threshold_bits=30,
+    bias_bits=31,
+    recurrent_weight=1 << 30,
+    weight_exponents=(-7, 7),
+)
 
 CHIPS = {"loihi2": LOIHI2, "wide": WIDE}
 
@@ -84,18 +100,35 @@ def check(network: Network, chip: Chip = LOIHI2) -> list[Finding]:
     for layer in network.layers:
         for edge in layer.edges:
             where = f"{layer.name} <- {edge.source}"
-            limit(where, "weight", edge.synapse.weight, -chip.weight_limit, chip.weight_limit,
-                  "convert again with fewer weight bits")
+            limit(
+                where,
+                "weight",
+                edge.synapse.weight,
+                -chip.weight_limit,
+                chip.weight_limit,
+                "convert again with fewer weight bits",
+            )
             limit(where, "weight exponent", edge.exponent, *chip.weight_exponents, "rescale the layer")
-        limit(layer.name, "v0 + cumulative bias", np.append(layer.offsets, layer.v0),
-              -chip.bias_limit, chip.bias_limit, "lower the layer's threshold: biases shrink with it")
+        limit(
+            layer.name,
+            "v0 + cumulative bias",
+            np.append(layer.offsets, layer.v0),
+            -chip.bias_limit,
+            chip.bias_limit,
+            "lower the layer's threshold: biases shrink with it",
+        )
         if layer.kind == "readout":
             continue
         limit(layer.name, "threshold", layer.threshold, 1, chip.threshold_limit, "lower the layer's integer threshold")
         if layer.threshold <= chip.threshold_limit and chip.recurrent(layer.threshold) is None:
-            found.append(Finding(layer.name, f"threshold {layer.threshold} is not a recurrent weight "
-                                 f"(w * 2**e, w <= {chip.recurrent_weight}) on {chip.name}",
-                                 "round it to a multiple of a power of two"))
+            found.append(
+                Finding(
+                    layer.name,
+                    f"threshold {layer.threshold} is not a recurrent weight "
+                    f"(w * 2**e, w <= {chip.recurrent_weight}) on {chip.name}",
+                    "round it to a multiple of a power of two",
+                )
+            )
     if network.input.bits > chip.state_bits:
         found.append(Finding(INPUT, f"{network.input.bits} bits", f"payloads hold {chip.state_bits} on {chip.name}"))
     return found

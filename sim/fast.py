@@ -23,8 +23,16 @@ from sim.trace import Trace
 Bias = Callable[[int, Tensor], Tensor]  #: (window step tau, potentials (B, *shape)) -> bias that broadcasts to them
 
 
-def run(network: Network, payload: np.ndarray, *, chip: Chip = LOIHI2, overflow: Policy = "strict",
-        record: bool = True, batch: int = 256, progress: Callable[[int], object] | None = None) -> Trace:
+def run(
+    network: Network,
+    payload: np.ndarray,
+    *,
+    chip: Chip = LOIHI2,
+    overflow: Policy = "strict",
+    record: bool = True,
+    batch: int = 256,
+    progress: Callable[[int], object] | None = None,
+) -> Trace:
     """Run integer payloads ``(B, *input.shape)``; the result equals :func:`sim.reference.run` bit for bit.
 
     ``record=False`` keeps only the readout's potentials. Memory is bounded by ``batch`` samples; ``progress`` is
@@ -37,10 +45,10 @@ def run(network: Network, payload: np.ndarray, *, chip: Chip = LOIHI2, overflow:
     spikes: dict[str, list[Tensor]] = {layer.name: [] for layer in kept}
     potentials: dict[str, list[Tensor]] = {layer.name: [] for layer in kept}
     for start in range(0, len(payload), batch):
-        outputs: dict[str, Tensor] = {INPUT: torch.from_numpy(payload[start:start + batch])}
+        outputs: dict[str, Tensor] = {INPUT: torch.from_numpy(payload[start : start + batch])}
         for layer in network.layers:
             fired, v = fire(network, layer, currents(network, layer, outputs), registers)
-            outputs[layer.name] = fired[-network.timesteps:]
+            outputs[layer.name] = fired[-network.timesteps :]
             if layer.name in spikes:
                 spikes[layer.name].append(fired.transpose(0, 1))
                 potentials[layer.name].append(v.transpose(0, 1))
@@ -48,11 +56,16 @@ def run(network: Network, payload: np.ndarray, *, chip: Chip = LOIHI2, overflow:
             progress(len(outputs[INPUT]))
 
     def join(parts: dict[str, list[Tensor]], dtype: torch.dtype) -> dict[str, np.ndarray]:
-        return {layer.name: torch.cat(parts[layer.name]).numpy() if parts[layer.name] else
-                torch.zeros((0, len(network.busy(layer)), *layer.shape), dtype=dtype).numpy() for layer in kept}
+        return {
+            layer.name: torch.cat(parts[layer.name]).numpy()
+            if parts[layer.name]
+            else torch.zeros((0, len(network.busy(layer)), *layer.shape), dtype=dtype).numpy()
+            for layer in kept
+        }
 
-    return Trace("fast", network, join(spikes, torch.uint8), join(potentials, torch.int64),
-                 registers.overflows, registers.peak)
+    return Trace(
+        "fast", network, join(spikes, torch.uint8), join(potentials, torch.int64), registers.overflows, registers.peak
+    )
 
 
 def currents(network: Network, layer: Layer, outputs: Mapping[str, Tensor]) -> Tensor:
@@ -67,8 +80,14 @@ def currents(network: Network, layer: Layer, outputs: Mapping[str, Tensor]) -> T
         raise refuse(layer.name, f"currents of up to {bound} cannot be summed exactly", "use smaller weights")
     exact = torch.float32 if bound < 1 << 24 else torch.float64
     state = torch.int32 if worst_case(network, layer) < 1 << 31 else torch.int64
-    total = torch.zeros((len(steps), outputs[layer.edges[0].source].shape[-1 - len(network.shape_of(
-        layer.edges[0].source))], *layer.shape), dtype=state)
+    total = torch.zeros(
+        (
+            len(steps),
+            outputs[layer.edges[0].source].shape[-1 - len(network.shape_of(layer.edges[0].source))],
+            *layer.shape,
+        ),
+        dtype=state,
+    )
     for edge in layer.edges:
         source = outputs[edge.source]
         frames = source.reshape(-1, *network.shape_of(edge.source)).to(exact)
@@ -82,13 +101,15 @@ def currents(network: Network, layer: Layer, outputs: Mapping[str, Tensor]) -> T
             raise TypeError(f"{type(edge.synapse).__name__} is not a synapse; known: Dense, Conv2d")
         begin = network.phase[edge.source] + 1 - steps.start
         # The payload is constant: one frame, its current added at each of the T steps.
-        total[begin:begin + network.timesteps] += shift(current.to(state), edge.exponent).reshape(
-            -1, total.shape[1], *layer.shape)
+        total[begin : begin + network.timesteps] += shift(current.to(state), edge.exponent).reshape(
+            -1, total.shape[1], *layer.shape
+        )
     return total
 
 
-def fire(network: Network, layer: Layer, current: Tensor, registers: Registers | None = None,
-         bias: Bias | None = None) -> tuple[Tensor, Tensor]:
+def fire(
+    network: Network, layer: Layer, current: Tensor, registers: Registers | None = None, bias: Bias | None = None
+) -> tuple[Tensor, Tensor]:
     """Integrate and fire: spikes uint8 and potentials after the reset, each (busy steps, B, *shape).
 
     ``bias`` replaces the layer's schedule: calibration chooses each b[tau] there, seeing the very potentials that it

@@ -45,7 +45,8 @@ class Registers:
                 raise RegisterOverflow(
                     f"layer {layer.name}, channel {place[1]}, step {step}: {register} = {int(value[place])} leaves the "
                     f"register of {self._chip.name} (|{register}| < {limit}); lower the layer's integer threshold or "
-                    f"run with overflow='count'")
+                    f"run with overflow='count'"
+                )
             self.overflows += int(outside.sum())
 
 
@@ -97,6 +98,8 @@ def worst_case(network: Network, layer: Layer) -> int:
             theta = layer.threshold
             # v stays below theta or loses theta: the interval becomes the hull of both outcomes.
             stays, fires = low < theta, high >= theta
-            low, high = (np.where(stays, np.where(fires, np.minimum(low, 0), low), low - theta),
-                         np.where(fires, np.where(stays, np.maximum(high - theta, theta - 1), high - theta), high))
+            low, high = (
+                np.where(stays, np.where(fires, np.minimum(low, 0), low), low - theta),
+                np.where(fires, np.where(stays, np.maximum(high - theta, theta - 1), high - theta), high),
+            )
     return bound

@@ -78,8 +78,11 @@ class Dense(_Record):
     def output_shape(self, source: Shape) -> Shape:
         """Shape of the current that a source of shape ``source`` causes; raises :class:`Refused` on a misfit."""
         if self.weight.ndim != 2 or self.weight.shape[1] != math.prod(source):
-            raise refuse("Dense", f"weight {self.weight.shape} does not fit a source of shape {source}",
-                         f"its second dimension must be {math.prod(source)}")
+            raise refuse(
+                "Dense",
+                f"weight {self.weight.shape} does not fit a source of shape {source}",
+                f"its second dimension must be {math.prod(source)}",
+            )
         return (self.weight.shape[0],)
 
 
@@ -100,14 +103,23 @@ class Conv2d(_Record):
         """Shape of the current that a source of shape ``source`` causes; raises :class:`Refused` on a misfit."""
         w = self.weight
         if w.ndim != 4 or len(source) != 3 or w.shape[1] * self.groups != source[0] or w.shape[0] % self.groups:
-            raise refuse("Conv2d", f"weight {w.shape}, {self.groups} groups, does not fit a source of shape {source}",
-                         "it needs (C_out, C_in / groups, kH, kW) and a (C, H, W) source")
-        span = [d * (k - 1) + 1 for d, k in zip(self.dilation, w.shape[2:], strict=True)]
-        size = [(n + 2 * p - k) // s + 1
-                for n, p, k, s in zip(source[1:], self.padding, span, self.stride, strict=True)]
-        if min(size) < 1 or min(self.stride) < 1 or min(self.dilation) < 1 or min(self.padding) < 0:
-            raise refuse("Conv2d", f"kernel {w.shape[2:]} leaves no output on a source of shape {source}",
-                         "check kernel, stride, padding and dilation")
+            raise refuse(
+                "Conv2d",
+                f"weight {w.shape}, {self.groups} groups, does not fit a source of shape {source}",
+                "it needs (C_out, C_in / groups, kH, kW) and a (C, H, W) source",
+            )
+        size: Shape = (0, 0)
+        if min(self.stride) >= 1 and min(self.dilation) >= 1 and min(self.padding) >= 0:
+            size = tuple(
+                (n + 2 * p - d * (k - 1) - 1) // s + 1
+                for n, p, d, k, s in zip(source[1:], self.padding, self.dilation, w.shape[2:], self.stride, strict=True)
+            )
+        if min(size) < 1:
+            raise refuse(
+                "Conv2d",
+                f"kernel {w.shape[2:]} leaves no output on a source of shape {source}",
+                "check kernel, stride, padding and dilation",
+            )
         return (w.shape[0], size[0], size[1])
 
 
@@ -240,11 +252,17 @@ class Network(_Record):
         payload = np.asarray(payload)
         low, high = self.input.limits
         if payload.shape[1:] != self.input.shape or payload.dtype.kind not in "iu":
-            raise refuse("payload", f"{payload.dtype} of shape {payload.shape}",
-                         f"it needs integers of shape (samples, {', '.join(map(str, self.input.shape))})")
+            raise refuse(
+                "payload",
+                f"{payload.dtype} of shape {payload.shape}",
+                f"it needs integers of shape (samples, {', '.join(map(str, self.input.shape))})",
+            )
         if payload.size and (payload.min() < low or payload.max() > high):
-            raise refuse("payload", f"values {payload.min()}..{payload.max()} leave {low}..{high}",
-                         "encode with network.input.encode")
+            raise refuse(
+                "payload",
+                f"values {payload.min()}..{payload.max()} leave {low}..{high}",
+                "encode with network.input.encode",
+            )
         return payload.astype(np.int32)
 
 
@@ -260,8 +278,11 @@ def _structure(network: Network) -> list[Finding]:
     if network.holdoff < 0:
         note("holdoff", f"K = {network.holdoff}", "give 0 or more steps")
     if not 1 <= network.input.bits <= 24 or len(network.input.shape) not in (1, 3) or min(network.input.shape) < 1:
-        note(INPUT, f"{network.input.bits} bits, shape {network.input.shape}",
-             "give 1..24 bits and a shape (C, H, W) or (N,)")
+        note(
+            INPUT,
+            f"{network.input.bits} bits, shape {network.input.shape}",
+            "give 1..24 bits and a shape (C, H, W) or (N,)",
+        )
     shapes: dict[str, Shape] = {INPUT: network.input.shape}
     spiking = {INPUT}
     for layer in network.layers:
@@ -282,8 +303,11 @@ def _structure(network: Network) -> list[Finding]:
         if layer.v0.shape != layer.shape[:1]:
             note(name, f"v0 of shape {layer.v0.shape}", f"give {layer.shape[:1]}")
         if layer.bias.shape not in ((network.timesteps, *layer.shape[:1]), (network.timesteps, *layer.shape)):
-            note(name, f"bias schedule of shape {layer.bias.shape}",
-                 f"give T = {network.timesteps} rows of {layer.shape[:1]} or {layer.shape}")
+            note(
+                name,
+                f"bias schedule of shape {layer.bias.shape}",
+                f"give T = {network.timesteps} rows of {layer.shape[:1]} or {layer.shape}",
+            )
         for edge in layer.edges:
             if edge.source not in shapes:
                 note(name, f"edge from {edge.source!r}, which is no earlier layer", "order the layers topologically")
@@ -296,8 +320,11 @@ def _structure(network: Network) -> list[Finding]:
                     found.extend(Finding(f"{name} <- {edge.source}", f.problem, f.remedy) for f in error.findings)
                     continue
                 if shape != layer.shape and (len(shape) == 3 or shape != (layer.size,)):
-                    note(f"{name} <- {edge.source}", f"the synapse gives shape {shape}, the layer has {layer.shape}",
-                         "make them equal")
+                    note(
+                        f"{name} <- {edge.source}",
+                        f"the synapse gives shape {shape}, the layer has {layer.shape}",
+                        "make them equal",
+                    )
         shapes[name] = layer.shape
         if layer.kind == "spiking":
             spiking.add(name)

@@ -25,13 +25,23 @@ def run(network: Network, payload: np.ndarray, *, chip: Chip = LOIHI2, overflow:
     spikes = {name: np.zeros(size, np.uint8) for name, size in shape.items()}
     potentials = {name: np.zeros(size, np.int64) for name, size in shape.items()}
     for sample, image in enumerate(payload):
-        _run_sample(network, image, registers, {n: s[sample] for n, s in spikes.items()},
-                    {n: v[sample] for n, v in potentials.items()})
+        _run_sample(
+            network,
+            image,
+            registers,
+            {n: s[sample] for n, s in spikes.items()},
+            {n: v[sample] for n, v in potentials.items()},
+        )
     return Trace("reference", network, spikes, potentials, registers.overflows, registers.peak)
 
 
-def _run_sample(network: Network, image: np.ndarray, registers: Registers, spikes: dict[str, np.ndarray],
-                potentials: dict[str, np.ndarray]) -> None:
+def _run_sample(
+    network: Network,
+    image: np.ndarray,
+    registers: Registers,
+    spikes: dict[str, np.ndarray],
+    potentials: dict[str, np.ndarray],
+) -> None:
     v = {layer.name: layer.per_neuron(layer.v0).astype(np.int64) for layer in network.layers}
     previous: dict[str, np.ndarray] = {layer.name: np.zeros(layer.shape, np.int64) for layer in network.layers}
     previous[INPUT] = np.zeros(network.input.shape, np.int64)
@@ -73,10 +83,10 @@ def _convolve(synapse: Conv2d, x: np.ndarray) -> np.ndarray:
     out = np.zeros(synapse.output_shape(x.shape), np.int64)
     for channel in range(c_out):
         group = channel // (c_out // synapse.groups)
-        source = padded[group * c_in:(group + 1) * c_in]
+        source = padded[group * c_in : (group + 1) * c_in]
         for row in range(out.shape[1]):
             for column in range(out.shape[2]):
                 y, z = row * sy, column * sx
-                patch = source[:, y:y + dy * (ky - 1) + 1:dy, z:z + dx * (kx - 1) + 1:dx]
+                patch = source[:, y : y + dy * (ky - 1) + 1 : dy, z : z + dx * (kx - 1) + 1 : dx]
                 out[channel, row, column] = (patch * weight[channel]).sum()
     return out

@@ -23,7 +23,7 @@ class Trace:
     @property
     def logits(self) -> np.ndarray:
         """Readout potentials at each window step, su, (B, T, N): row T-1 is the network's answer."""
-        return self.potentials[self.network.readout.name][:, -self.network.timesteps:]
+        return self.potentials[self.network.readout.name][:, -self.network.timesteps :]
 
     def rates(self, layer: str) -> np.ndarray:
         """Spikes per window step of every neuron, float32 (B, *shape), in 0..1."""
@@ -43,8 +43,10 @@ class Difference:
     values: tuple[int, int]
 
     def __str__(self) -> str:
-        return (f"layer {self.layer}, step {self.step}, sample {self.sample}, neuron {self.neuron}: {self.quantity} "
-                f"{self.values[0]} on {self.engines[0]}, {self.values[1]} on {self.engines[1]}")
+        return (
+            f"layer {self.layer}, step {self.step}, sample {self.sample}, neuron {self.neuron}: {self.quantity} "
+            f"{self.values[0]} on {self.engines[0]}, {self.values[1]} on {self.engines[1]}"
+        )
 
 
 def first_difference(a: Trace, b: Trace) -> Difference | None:
@@ -58,8 +60,9 @@ def first_difference(a: Trace, b: Trace) -> Difference | None:
         raise ValueError(f"{a.engine} and {b.engine} did not record the same network's readout")
     for layer in network.layers:
         candidates = []
-        for order, (quantity, left, right) in enumerate((("spike", a.spikes, b.spikes),
-                                                         ("potential", a.potentials, b.potentials))):
+        for order, (quantity, left, right) in enumerate(
+            (("spike", a.spikes, b.spikes), ("potential", a.potentials, b.potentials))
+        ):
             if layer.name not in left or layer.name not in right:
                 continue
             x, y = left[layer.name], right[layer.name]
@@ -70,8 +73,21 @@ def first_difference(a: Trace, b: Trace) -> Difference | None:
             places = np.argwhere(x != y)
             place = tuple(map(int, places[np.lexsort((*places.T[:1:-1], places[:, 0], places[:, 1]))[0]]))
             step = network.busy(layer)[place[1]]
-            candidates.append((step, order, Difference(layer.name, quantity, step, place[0], place[2:],
-                                                       (a.engine, b.engine), (int(x[place]), int(y[place])))))
+            candidates.append(
+                (
+                    step,
+                    order,
+                    Difference(
+                        layer.name,
+                        quantity,
+                        step,
+                        place[0],
+                        place[2:],
+                        (a.engine, b.engine),
+                        (int(x[place]), int(y[place])),
+                    ),
+                )
+            )
         if candidates:
             return min(candidates, key=lambda c: c[:2])[2]
     return None

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
+import torch
+
+# The suite runs in as many processes as there are cores; more threads would only wait for each other.
+torch.set_num_threads(1)
 
 EQUALITY = "engine equality"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs Lava where Lava cannot be installed."""
+    if importlib.util.find_spec("lava") is None:
+        for item in items:
+            if item.get_closest_marker("lava"):
+                item.add_marker(pytest.mark.skip(reason="Lava is not installed: it exists for Python 3.10 only"))
 
 
 @pytest.fixture

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+import pytest
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from random_networks import networks
 
-from sim import fast, reference
+from exporters import engines, netx
+from sim import chip, fast, on_lava, reference
 from sim.network import Network
 from sim.trace import first_difference
 
@@ -47,3 +49,42 @@ def test_only_the_readout_is_kept_when_nothing_else_is_recorded(case: tuple[Netw
     everything, readout = (fast.run(network, payload, overflow="count", record=r) for r in (True, False))
     assert list(readout.spikes) == [network.readout.name]
     assert np.array_equal(readout.logits, everything.logits)
+
+
+def quiet(network: Network, payload: np.ndarray) -> bool:
+    """Whether potentials stay where the stock form can suppress them, and Lava computes the network exactly."""
+    peak = reference.run(network, payload, overflow="count").peak.values()
+    return max(peak) < 1 << 15 and not (chip.check(network) or on_lava.inexact(network, payload, "stock"))
+
+
+# A run on Lava takes about a second: no shrinking, which would rerun a failing case hundreds of times.
+LAVA_CASES = settings(CASES, max_examples=14, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+
+
+@pytest.mark.lava
+@LAVA_CASES
+@given(networks(max_layers=3))
+def test_both_lava_forms_equal_the_reference_on_random_networks(
+    compared: Callable[[str], None], case: tuple[Network, np.ndarray]
+) -> None:
+    network, payload = case
+    assume(quiet(network, payload))
+    slow = reference.run(network, payload)
+    for form in ("native", "stock"):
+        assert first_difference(slow, on_lava.run(network, payload, form=form)) is None
+        compared(f"reference = Lava {form}")
+
+
+@pytest.mark.lava
+@LAVA_CASES
+@given(networks(sequential=True, max_layers=3))
+def test_a_net_file_through_stock_netx_equals_the_reference_on_random_networks(
+    compared: Callable[[str], None], case: tuple[Network, np.ndarray]
+) -> None:
+    network, payload = case
+    assume(quiet(network, payload) and not netx.check(network))
+    result = engines.verify(network, payload)
+    assert result.difference is None
+    assert [run.engine for run in result.runs] == list(engines.ENGINES)
+    for run in result.runs[1:]:
+        compared(f"reference = {run.engine}")

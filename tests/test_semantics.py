@@ -236,3 +236,13 @@ def test_the_chip_check_lists_every_value_out_of_range() -> None:
 )
 def test_thresholds_are_written_as_recurrent_weights(theta: int, expected: tuple[int, int] | None) -> None:
     assert chip.LOIHI2.recurrent(theta) == expected
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [{"stride": (0, 1)}, {"dilation": (1, 0)}, {"padding": (-1, 0)}, {"dilation": (3, 3)}],
+    ids=["stride", "dilation", "padding", "kernel too large"],
+)
+def test_a_convolution_without_output_is_refused(geometry: dict[str, tuple[int, int]]) -> None:
+    with pytest.raises(Refused, match=r"kernel \(2, 2\) leaves no output on a source of shape \(1, 3, 3\)"):
+        Conv2d(np.ones((1, 1, 2, 2), int), **geometry).output_shape((1, 3, 3))

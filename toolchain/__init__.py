@@ -1,0 +1,1 @@
+"""A trained torch model becomes an integer Network: import, thresholds, quantisation, calibration."""

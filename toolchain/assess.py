@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from exporters.report import wilson
 from torch import Tensor, nn
 
+from exporters.report import wilson
 from sim import chip as chips
 from sim.fixedpoint import worst_case
 from sim.network import Conv2d, Network
-from toolchain.convert import Conversion, Progress
+from toolchain.convert import Conversion
+from toolchain.progress import Progress
+
+Rates = dict[str, tuple[np.ndarray, np.ndarray]]  #: by spiking layer: wanted and measured rates, float32 (n,) both
 
 #: Inputs whose rates are compared with their activations; enough for a stable picture, few enough to be quick.
 RATE_SAMPLES = 256
@@ -43,7 +46,7 @@ def by_step(logits: np.ndarray, y: Tensor) -> list[dict[str, Any]]:
     return [{"step": step + 1, **score(logits[:, step], y)} for step in range(logits.shape[1])]
 
 
-def rates(conversion: Conversion, x: Tensor) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def rates(conversion: Conversion, x: Tensor) -> Rates:
     """Wanted rates, ``clip(activation / theta, 0, 1)``, and measured ones of each spiking layer; float32 (n,) both."""
     x = x[:RATE_SAMPLES]
     trace, values = conversion.run(x, overflow="count"), conversion.graph.run(x)
@@ -85,7 +88,7 @@ def _edge(source: str, synapse: Any) -> str:
     return f"{kind} {'x'.join(map(str, synapse.weight.shape))} from {source}"
 
 
-def measured_layers(conversion: Conversion, measured: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
+def measured_layers(conversion: Conversion, measured: Rates) -> list[dict[str, Any]]:
     """Build the layer table with what the run showed: register peaks, spikes, and rates against activations."""
     limit = chips.CHIPS[conversion.recipe.chip].state_limit
     table = []
@@ -104,52 +107,56 @@ def measured_layers(conversion: Conversion, measured: dict[str, tuple[np.ndarray
 def report(
     conversion: Conversion,
     model: nn.Module,
-    name: str,
-    data: str,
     x: Tensor,
     y: Tensor | None,
-    measured: dict[str, tuple[np.ndarray, np.ndarray]],
+    measured: Rates,
     *,
     wide: Conversion | None = None,
-    others: dict[int, Conversion] | None = None,
+    others: Mapping[int, Conversion] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure a conversion on ``x`` (B, ...) and labels ``y`` (B,), where there are any; JSON types throughout.
 
-    ``data`` says in words which inputs these are. ``wide`` is the same conversion for wide registers, ``others`` the
+    ``measured`` comes from :func:`rates`. ``wide`` is the same conversion for wide registers, ``others`` the
     conversions for other T. What is not measured is absent.
     """
     recipe = conversion.recipe
+    findings: list[str] = []
     result: dict[str, Any] = {
-        "model": name,
-        "data": data,
         "timesteps": recipe.timesteps,
         "holdoff": recipe.holdoff,
         "method": recipe.method,
         "samples": len(x),
         "layers": measured_layers(conversion, measured),
-        "findings": [],
+        "findings": findings,
     }
     if y is None:
         return result
-    tell = progress or (lambda *_: None)
-    runs: dict[str, Callable[[], Any]] = {
+
+    def spiking(which: Conversion) -> np.ndarray:
+        trace = which.run(x, record=False, overflow="count")
+        if trace.overflows:
+            findings.append(f"T = {which.recipe.timesteps}: {trace.overflows} potentials left the registers")
+        return trace.logits
+
+    rungs: dict[str, Callable[[], Any]] = {
         "ann": lambda: model_logits(model, x),
         "folded": lambda: conversion.graph.logits(x),
     }
     if wide is not None:
-        runs["wide"] = lambda: wide.run(x, record=False).logits[:, -1]
+        rungs["wide"] = lambda: spiking(wide)[:, -1]
     accuracy = {}
-    for done, (rung, run) in enumerate(runs.items()):
-        tell("measuring accuracy", done, len(runs) + 1)
+    for done, (rung, run) in enumerate(rungs.items()):
+        if progress is not None:
+            progress("measuring accuracy", done, len(rungs) + 1)
         accuracy[rung] = score(run(), y)
-    result["accuracy_by_step"] = by_step(conversion.run(x, record=False, overflow="count").logits, y)
-    accuracy["int8"] = {k: v for k, v in result["accuracy_by_step"][-1].items() if k != "step"}
-    result["accuracy"] = accuracy
+    logits = spiking(conversion)
+    accuracy["int8"] = score(logits[:, -1], y)
+    result["accuracy"], result["accuracy_by_step"] = accuracy, by_step(logits, y)
     if others:
-        result["accuracy_by_timesteps"] = {
-            str(t): score(other.run(x, record=False, overflow="count").logits[:, -1], y)
-            for t, other in sorted({**others, recipe.timesteps: conversion}.items())
-        }
-    tell("measuring accuracy", len(runs) + 1, len(runs) + 1)
+        scores = {t: score(spiking(other)[:, -1], y) for t, other in others.items()}
+        scores[recipe.timesteps] = accuracy["int8"]
+        result["accuracy_by_timesteps"] = {str(t): scores[t] for t in sorted(scores)}
+    if progress is not None:
+        progress("measuring accuracy", len(rungs) + 1, len(rungs) + 1)
     return result

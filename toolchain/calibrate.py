@@ -147,8 +147,14 @@ def readout_bias(layer: Layer, current: Tensor, target: Tensor, limit: int) -> n
     return np.diff(offset.numpy(), axis=0, prepend=layer.v0[None]).astype(np.int64)
 
 
-def calibrate(network: Network, rule: str, payload: np.ndarray, targets: Mapping[str, Tensor], chip: Chip,
-              progress: Callable[[int, int], object]) -> tuple[Network, dict[str, int]]:
+def calibrate(
+    network: Network,
+    rule: str,
+    payload: np.ndarray,
+    targets: Mapping[str, Tensor],
+    chip: Chip,
+    progress: Callable[[int, int], object],
+) -> tuple[Network, dict[str, int]]:
     """Choose every layer's schedule; returns the network with them and each layer's largest register magnitude.
 
     ``payload`` (B, *input.shape) integers; ``targets`` by layer (B, *shape): the wanted spikes per step of a spiking
@@ -172,6 +178,6 @@ def calibrate(network: Network, rule: str, payload: np.ndarray, targets: Mapping
             spikes, _ = fast.fire(network, layers[-1], current, registers)
         except RegisterOverflow as error:
             raise refuse("calibration", str(error), "or give calibration data without outliers") from error
-        outputs[layer.name] = spikes[-network.timesteps:]
+        outputs[layer.name] = spikes[-network.timesteps :]
     progress(len(layers), len(layers))
     return replace(network, layers=tuple(layers)), registers.peak

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from sim.findings import Refused, refuse
 from sim.fixedpoint import RegisterOverflow
+from toolchain.progress import counted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,7 +41,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def command(function: F) -> F:
     """Register a command; what it refuses is printed line by line and ends with exit code 2."""
 
-    @functools.wraps(function)
+    @wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
@@ -78,19 +80,6 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         yield tell
 
 
-def _counter(tell: Callable[[str, int, int], None], what: str, total: int) -> Callable[[int], None]:
-    """Turn "n more done" into "k of total done"."""
-    done = 0
-
-    def more(count: int) -> None:
-        nonlocal done
-        done += count
-        tell(what, done, total)
-
-    tell(what, 0, total)
-    return more
-
-
 def _print_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=2))
 
@@ -109,7 +98,7 @@ def _table(title: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> T
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.2f}"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ("; " if any(isinstance(v, str) for v in value) else " x ").join(map(str, value))
     return str(value)
 
@@ -125,8 +114,21 @@ LAYERS = {
     "bias_max": "bias max",
     "neurons": "neurons",
 }
-RUNGS = {"what": "network", "accuracy": "accuracy %", "low": "95 % low", "high": "high", "n": "samples"}
-STEPS = {"step": "step", "accuracy": "accuracy %", "low": "95 % low", "high": "high", "n": "samples"}
+SCORE = {"accuracy": "accuracy %", "low": "95 % low", "high": "high", "n": "samples"}
+RUNGS = {
+    "ann": "ANN, PyTorch",
+    "folded": "folded float graph",
+    "wide": "spiking, wide integers",
+    "int8": "spiking, 8-bit weights",
+    "lava": "spiking, 8-bit weights, on Lava",
+}
+ENGINES = {
+    "engine": "engine",
+    "differences": "differences",
+    "neuron_steps": "neuron-steps compared",
+    "seconds": "seconds",
+}
+STEPS = {"step": "step", **SCORE}
 
 
 @command
@@ -149,10 +151,7 @@ def check(
         shape = ()
     if len(shape) not in (1, 3) or min(shape) < 1:
         raise refuse("--input-shape", repr(input_shape), "give C,H,W or one number of features")
-    rows = [
-        vars(row) if hasattr(row, "__dict__") else row._asdict()
-        for row in inspect_model(load_model(model, weights), shape)
-    ]
+    rows = [asdict(row) for row in inspect_model(load_model(model, weights), shape)]
     if as_json:
         _print_json(rows)
     else:
@@ -180,7 +179,7 @@ def convert(
 
     Example: `ann2loihi convert --model model.py:build --weights model.pt --calibration calibration.npz -o build/out`
     """
-    from toolchain import artefact
+    from toolchain import artefact, assess
     from toolchain.convert import convert as run
     from toolchain.loading import load_arrays, load_model
 
@@ -190,17 +189,39 @@ def convert(
         conversion = run(
             net, x, timesteps, holdoff=holdoff, method=method, threshold=threshold, initial=initial, progress=tell
         )
-        report = artefact.write(
-            output, conversion, net, model, f"calibration data {calibration.name}", x, y, progress=tell
-        )
+        rates = assess.rates(conversion, x)
+        report = {
+            "model": model.rpartition("/")[2],
+            "data": f"calibration data, {calibration.name}",
+            **assess.report(conversion, net, x, y, rates, progress=tell),
+        }
+        artefact.write(output, conversion, net, x, report, rates)
     if as_json:
         _print_json(report)
-        return
-    out.print(_table(f"{model} converted for T = {timesteps}, K = {holdoff}, {method}", report["layers"], LAYERS))
+    else:
+        _show(report)
+        out.print(f"written to {output}", highlight=False, soft_wrap=True)
+
+
+def _show(report: dict[str, Any]) -> None:
+    """Print a report's layers and accuracies."""
+    recipe = f"T = {report['timesteps']}, K = {report['holdoff']}, {report['method']}"
+    out.print(_table(f"{report['model']}, {recipe}", report["layers"], LAYERS))
     if "accuracy" in report:
-        rows = [{"what": rung, **score} for rung, score in report["accuracy"].items()]
-        out.print(_table("on the calibration data", rows, RUNGS))
-    out.print(f"written to {output}", highlight=False, soft_wrap=True)
+        rows = [{"what": RUNGS[rung], **score} for rung, score in report["accuracy"].items()]
+        out.print(_table(f"accuracy on {report['data']}", rows, {"what": "network", **SCORE}))
+    if "accuracy_by_timesteps" in report:
+        rows = [{"T": t, **score} for t, score in report["accuracy_by_timesteps"].items()]
+        out.print(_table("converted for other T", rows, {"T": "T", **SCORE}))
+    for finding in report["findings"]:
+        out.print(_plain(finding), style="yellow")
+
+
+def _show_verification(verification: dict[str, Any], what: str) -> None:
+    """Print what every engine did and the outcome in a sentence."""
+    out.print(_table(f"{what}: {verification['samples']} samples on every engine", verification["engines"], ENGINES))
+    style = "green" if verification["difference"] is None else "red"
+    out.print(_plain(verification["summary"]), style=style, highlight=False, soft_wrap=True)
 
 
 @command
@@ -224,7 +245,8 @@ def evaluate(
     x, y = selected(*load_arrays(data, network.input.shape), samples)
     assert y is not None  # load_arrays has refused data without labels
     with _progress() as tell:
-        trace = run(engine, network, network.input.encode(x), progress=_counter(tell, f"running on {engine}", len(x)))
+        progress = partial(counted(tell, "running on {}", len(x)), engine)
+        trace = run(engine, network, network.input.encode(x), progress=progress)
     rows = by_step(trace.logits, y)
     if as_json:
         _print_json({"engine": engine, "samples": len(x), "accuracy_by_step": rows})
@@ -247,26 +269,15 @@ def verify(
     from exporters.engines import verify as run
     from toolchain.loading import load_arrays, selected
 
-    network = bundles.load(bundle).network
-    x, _ = selected(*load_arrays(data, network.input.shape, labels=False), samples)
+    loaded = bundles.load(bundle)
+    x, _ = selected(*load_arrays(data, loaded.network.input.shape, labels=False), samples)
     with _progress() as tell:
-        result = run(network, network.input.encode(x), progress=lambda engine, done: tell(engine, done, len(x)))
+        payload, progress = loaded.network.input.encode(x), counted(tell, "verifying on {}", len(x))
+        result = run(loaded.network, payload, net_path=loaded.net_path, progress=progress)
     if as_json:
         _print_json(result.as_dict())
     else:
-        out.print(
-            _table(
-                f"{bundle}: {len(x)} samples",
-                result.as_dict()["engines"],
-                {
-                    "engine": "engine",
-                    "differences": "differences",
-                    "neuron_steps": "neuron-steps compared",
-                    "seconds": "seconds",
-                },
-            )
-        )
-        out.print(_plain(result.summary), highlight=False, soft_wrap=True)
+        _show_verification(result.as_dict(), str(bundle))
     if result.difference is not None:
         raise typer.Exit(1)
 
@@ -323,7 +334,9 @@ def demo(
     if as_json:
         _print_json(report)
     else:
-        demo_run.show(report, output, out)
+        _show(report)
+        _show_verification(report["verification"], "digits_cnn")
+        out.print(f"written to {output}", highlight=False, soft_wrap=True)
     if report["verification"]["difference"] is not None:
         raise typer.Exit(1)
 

@@ -22,8 +22,7 @@ from sim.trace import Trace
 from toolchain import calibrate, quantize, thresholds
 from toolchain.graph import FloatGraph
 from toolchain.importer import import_model
-
-Progress = Callable[[str, int, int], object]  #: (what is being done, steps done, steps in all)
+from toolchain.progress import Progress
 
 INITIAL = {"zero": 0.0, "half": 0.5}  #: v0 in thresholds; one half rounds rates (OPI, QCFS) instead of flooring them
 
@@ -76,12 +75,24 @@ class Conversion:
     plans: dict[str, quantize.Plan]  #: by layer: THETA and the activation that one spike per step stands for
     peak: dict[str, int]  #: by layer: largest register magnitude on the calibration inputs, su
 
-    def run(self, x: Any, *, record: bool = True, overflow: Policy = "strict",
-            progress: Callable[[int], object] | None = None) -> Trace:
+    def run(
+        self,
+        x: Any,
+        *,
+        record: bool = True,
+        overflow: Policy = "strict",
+        progress: Callable[[int], object] | None = None,
+    ) -> Trace:
         """Simulate model inputs ``(B, *input_shape)`` (see :func:`as_inputs`) on the fast engine."""
         payload = self.network.input.encode(as_inputs(x, self.network.input.shape))
-        return fast.run(self.network, payload, chip=chips.CHIPS[self.recipe.chip], overflow=overflow, record=record,
-                        progress=progress)
+        return fast.run(
+            self.network,
+            payload,
+            chip=chips.CHIPS[self.recipe.chip],
+            overflow=overflow,
+            record=record,
+            progress=progress,
+        )
 
     def predict(self, x: Any) -> np.ndarray:
         """Classes after the whole window, int64 (B,)."""
@@ -113,8 +124,14 @@ def _is_numeric(x: Any) -> bool:
     return np.asarray(x).dtype.kind in "fiub"
 
 
-def convert(model: nn.Module | FloatGraph, calibration: Any, timesteps: int = 8, *, progress: Progress | None = None,
-            **options: Any) -> Conversion:
+def convert(
+    model: nn.Module | FloatGraph,
+    calibration: Any,
+    timesteps: int = 8,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Conversion:
     """Convert a trained model, which is left as it is, with a few hundred calibration inputs.
 
     ``calibration`` is ``(N, C, H, W)`` or ``(N, features)``, uint8 or float (see :func:`as_inputs`); labels are never
@@ -137,14 +154,23 @@ def convert(model: nn.Module | FloatGraph, calibration: Any, timesteps: int = 8,
 def _build(graph: FloatGraph, x: Tensor, recipe: Recipe, progress: Progress) -> Conversion:
     chip = chips.CHIPS[recipe.chip]
     values = {INPUT: x, **graph.run(x)}
-    network, plans = quantize.quantise(graph, values, recipe.timesteps, recipe.holdoff, recipe.threshold,
-                                       INITIAL[recipe.initial], recipe.input_bits, chip,
-                                       lambda *p: progress("quantising", *p))
+    network, plans = quantize.quantise(
+        graph,
+        values,
+        recipe.timesteps,
+        recipe.holdoff,
+        recipe.threshold,
+        INITIAL[recipe.initial],
+        recipe.input_bits,
+        chip,
+        lambda *p: progress("quantising", *p),
+    )
     targets = {}
     for layer in network.layers:
         plan = plans[layer.name]
         per_step = values[layer.name].double() * quantize.spatial(plan.su, layer.shape)
         targets[layer.name] = per_step if layer.kind == "readout" else per_step / plan.threshold
-    network, peak = calibrate.calibrate(network, recipe.method, network.input.encode(x.numpy()), targets, chip,
-                                        lambda *p: progress("calibrating", *p))
+    network, peak = calibrate.calibrate(
+        network, recipe.method, network.input.encode(x.numpy()), targets, chip, lambda *p: progress("calibrating", *p)
+    )
     return Conversion(network, graph, recipe, plans, peak)

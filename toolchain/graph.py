@@ -91,8 +91,9 @@ class FloatGraph:
     def forward(self, layer: FloatLayer, values: Mapping[str, Tensor]) -> Tensor:
         """Compute one layer's activation from its sources' (B, *shape)."""
         bias = layer.bias if layer.bias.shape == layer.shape else layer.bias.reshape(-1, *(1,) * (len(layer.shape) - 1))
-        current: Tensor = sum((edge.map(values[edge.source]).reshape(-1, *layer.shape) for edge in layer.edges),
-                              start=bias[None])
+        current: Tensor = sum(
+            (edge.map(values[edge.source]).reshape(-1, *layer.shape) for edge in layer.edges), start=bias[None]
+        )
         return current if layer.kind == "readout" else current.relu()
 
     def logits(self, x: Tensor, batch: int = 512, progress: Callable[[int], object] | None = None) -> Tensor:

@@ -20,11 +20,10 @@ from sim.chip import Chip
 from sim.findings import Refused, refuse
 from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network, Shape
 from toolchain import thresholds
-from toolchain.graph import FloatDense, FloatEdge, FloatGraph, FloatLayer, FloatMap
-from toolchain.thresholds import by_channel, quantisation_error
+from toolchain.graph import FloatConv2d, FloatDense, FloatEdge, FloatGraph, FloatLayer, FloatMap
+from toolchain.thresholds import by_channel, quantisation_error, sampled
 
 MARGIN = 1.5  #: registers keep this factor above the largest potential that the calibration data can cause
-VALUES = 1 << 14  #: activations per channel that the choice of THETA looks at
 HALVINGS = 6  #: payload scales that are tried, each half as fine as the one before
 
 
@@ -41,9 +40,9 @@ class Plan:
 def scaled(map_: FloatMap, unit: Tensor, source: Shape) -> Tensor:
     """Multiply a map's weights by the value of one source spike (or payload unit) ``unit``, (C,) or scalar; float64."""
     weight, unit = map_.weight.double(), unit.double().expand(source[0])
-    if type(map_) is FloatDense:
+    if isinstance(map_, FloatDense):
         return weight * spatial(unit, source).expand(source).flatten()
-    groups = map_.groups  # type: ignore[union-attr]
+    groups = map_.groups
     per_output = unit.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, dim=0)
     return weight * per_output[:, :, None, None]
 
@@ -55,8 +54,8 @@ def integer_edge(edge: FloatEdge, unit: Tensor, su: Tensor, source: Shape, chip:
     integers = (weight * per_row.reshape(-1, *(1,) * (weight.ndim - 1))).round()
     array = integers.clamp(-chip.weight_limit, chip.weight_limit).to(torch.int32).numpy()
     m = edge.map
-    return Edge(edge.source, Dense(array) if type(m) is FloatDense else
-                Conv2d(array, m.stride, m.padding, m.dilation, m.groups))  # type: ignore[union-attr]
+    synapse = Conv2d(array, m.stride, m.padding, m.dilation, m.groups) if isinstance(m, FloatConv2d) else Dense(array)
+    return Edge(edge.source, synapse)
 
 
 def bias_schedule(beta: Tensor, timesteps: int) -> np.ndarray:
@@ -84,22 +83,44 @@ def spatial(unit: Tensor, shape: Shape) -> Tensor:
 
 def largest_weights(graph: FloatGraph, layer: FloatLayer, units: Mapping[str, Tensor]) -> Tensor:
     """Largest ``|w * unit|`` into each channel of ``layer``, float64 (C,)."""
-    return torch.stack([scaled(edge.map, units[edge.source], graph.shapes[edge.source]).abs()
-                        .reshape(layer.shape[0], -1).amax(1) for edge in layer.edges]).amax(0)
+    return torch.stack(
+        [
+            scaled(edge.map, units[edge.source], graph.shapes[edge.source]).abs().reshape(layer.shape[0], -1).amax(1)
+            for edge in layer.edges
+        ]
+    ).amax(0)
 
 
-def plan_readout(graph: FloatGraph, layer: FloatLayer, *, units: Mapping[str, Tensor], values: Mapping[str, Tensor],
-                 timesteps: int, chip: Chip) -> Plan:
+def plan_readout(
+    graph: FloatGraph,
+    layer: FloatLayer,
+    *,
+    units: Mapping[str, Tensor],
+    values: Mapping[str, Tensor],
+    timesteps: int,
+    chip: Chip,
+) -> Plan:
     """Choose the readout's one scale: as fine as weights, biases and potentials allow (argmax needs one for all)."""
     largest = float(largest_weights(graph, layer, units).max())
     logits, beta = float(values[layer.name].abs().max()), float(layer.bias.abs().max())
-    su = min(chip.weight_limit / max(largest, 1e-30), chip.bias_limit / (MARGIN * timesteps * max(beta, 1e-30)),
-             chip.state_limit / (MARGIN * timesteps * max(logits + beta, 1e-30)))
+    su = min(
+        chip.weight_limit / max(largest, 1e-30),
+        chip.bias_limit / (MARGIN * timesteps * max(beta, 1e-30)),
+        chip.state_limit / (MARGIN * timesteps * max(logits + beta, 1e-30)),
+    )
     return Plan(0, torch.ones(layer.shape[0]), torch.full((layer.shape[0],), su, dtype=torch.float64))
 
 
-def plan_layer(graph: FloatGraph, layer: FloatLayer, theta: Tensor, *, units: Mapping[str, Tensor],
-               values: Mapping[str, Tensor], timesteps: int, chip: Chip) -> Plan:
+def plan_layer(
+    graph: FloatGraph,
+    layer: FloatLayer,
+    theta: Tensor,
+    *,
+    units: Mapping[str, Tensor],
+    values: Mapping[str, Tensor],
+    timesteps: int,
+    chip: Chip,
+) -> Plan:
     """Choose THETA and final thresholds of one spiking layer.
 
     ``theta`` (C,) are the thresholds that the rule wants, ``units`` the value of one spike of each source channel,
@@ -121,10 +142,10 @@ def plan_layer(graph: FloatGraph, layer: FloatLayer, theta: Tensor, *, units: Ma
             exact = values[INPUT].double() / units[INPUT]
             squares = (edge.map.weight.double() ** 2).reshape(len(theta), -1).sum(1) * units[INPUT] ** 2
             rounding += squares * ((exact.round() - exact) ** 2).mean()
-    a = by_channel(values[layer.name])
-    a = a[:, :: max(1, a.shape[1] // VALUES)].double()
-    current = by_channel(graph.forward(FloatLayer(layer.name, layer.shape, layer.edges, layer.bias, "readout"),
-                                       dict(values))).double()
+    a = sampled(by_channel(values[layer.name]))
+    current = by_channel(
+        graph.forward(FloatLayer(layer.name, layer.shape, layer.edges, layer.bias, "readout"), dict(values))
+    ).double()
     low, high, beta = current.amin(1), current.amax(1), layer.bias.reshape(len(theta), -1).double().abs().amax(1)
 
     best: Plan | None = None
@@ -137,18 +158,30 @@ def plan_layer(graph: FloatGraph, layer: FloatLayer, theta: Tensor, *, units: Ma
             break
         if float((timesteps * su * beta).max()) * MARGIN + threshold > chip.bias_limit:
             break
-        error = quantisation_error(a, raised, timesteps) + noise * su**-2 + rounding
+        error = quantisation_error(a, raised.float(), timesteps) + noise * su**-2 + rounding
         cost = float(error.sum())
         if best is None or cost < best.cost:
             best = Plan(threshold, raised.float(), su, cost)
     if best is None:
-        raise refuse(layer.name, f"no integer threshold keeps potentials and biases inside {chip.name}'s registers",
-                     "check the layer's weights and biases for outliers, or use fewer timesteps")
+        raise refuse(
+            layer.name,
+            f"no integer threshold keeps potentials and biases inside {chip.name}'s registers",
+            "check the layer's weights and biases for outliers, or use fewer timesteps",
+        )
     return best
 
 
-def quantise(graph: FloatGraph, values: Mapping[str, Tensor], timesteps: int, holdoff: int, rule: str, initial: float,
-             input_bits: int, chip: Chip, progress: Callable[[int, int], object]) -> tuple[Network, dict[str, Plan]]:
+def quantise(
+    graph: FloatGraph,
+    values: Mapping[str, Tensor],
+    timesteps: int,
+    holdoff: int,
+    rule: str,
+    initial: float,
+    input_bits: int,
+    chip: Chip,
+    progress: Callable[[int, int], object],
+) -> tuple[Network, dict[str, Plan]]:
     """Build the integer network with the trained biases as its schedule, and each layer's scale.
 
     ``values`` holds the float activations of every layer and the inputs, (B, *shape); ``rule`` names the threshold
@@ -168,12 +201,14 @@ def quantise(graph: FloatGraph, values: Mapping[str, Tensor], timesteps: int, ho
             units[INPUT] = _payload_unit(values[INPUT], input_bits, units, plan_with)
         plan = plans[layer.name] = plan_with(units=units)
         units[layer.name] = plan.theta
-        edges = tuple(integer_edge(e, units[e.source], plan.su, graph.shapes[e.source], chip, layer.shape)
-                      for e in layer.edges)
+        edges = tuple(
+            integer_edge(e, units[e.source], plan.su, graph.shapes[e.source], chip, layer.shape) for e in layer.edges
+        )
         beta = layer.bias.double() * (spatial(plan.su, layer.shape) if layer.bias.shape == layer.shape else plan.su)
         v0 = np.full(layer.shape[0], round(plan.threshold * initial))
-        layers.append(Layer(layer.name, layer.shape, edges, plan.threshold, v0, bias_schedule(beta, timesteps),
-                            layer.kind))
+        layers.append(
+            Layer(layer.name, layer.shape, edges, plan.threshold, v0, bias_schedule(beta, timesteps), layer.kind)
+        )
     encoder = Input(graph.input_shape, input_bits, True, 1 / float(units[INPUT]))
     return Network(encoder, tuple(layers), timesteps, holdoff), plans
 

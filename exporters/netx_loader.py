@@ -1,0 +1,91 @@
+"""The road from a ``.net`` through lava-dl's own, unmodified loader into Lava, recorded like every other engine.
+
+Blocks, synapses and neurons come from the file as ``lava.lib.dl.netx.hdf5.Network`` builds them. Attached from outside
+is what netx has no word for: the spike source, the recurrent synapses and the writers of the bias schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporters import netx
+from sim import on_lava
+from sim.findings import Finding, Refused, refuse
+from sim.network import Dense, Network
+from sim.trace import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedNetwork:
+    """A ``.net`` as both sides read it."""
+
+    path: Path
+    network: Network  #: as :func:`exporters.netx.read` reads it
+    process: Any  #: as netx built it; ``run`` builds another one, since a Lava process runs one payload
+    period: int  #: steps between samples
+
+    def run(self, payload: np.ndarray, *, progress: Callable[[int], object] | None = None) -> Trace:
+        """Run integer payloads ``(B, *input.shape)`` on the file's network; as :func:`sim.on_lava.run` otherwise.
+
+        Raises :class:`sim.findings.Refused` also if the file has changed since it was loaded.
+        """
+        payload = self.network.payload(payload)
+        findings = on_lava.inexact(self.network, payload, "stock") + _wide_sums(self.network, payload)
+        if netx.read(self.path) != self.network:
+            findings.append(Finding(str(self.path), "the file has changed since it was loaded", "load it again"))
+        if findings:
+            raise Refused(findings)
+        with on_lava.silenced():
+            source = on_lava.stimulus(self.network, payload, self.period)
+            process = _build(self.path, self.network, self.period)
+            first = self.network.layers[0].edges[0].synapse
+            (on_lava.flat(source.s_out) if type(first) is Dense else source.s_out).connect(process.inp)
+            populations = [
+                on_lava.attach(self.network, layer, block.neuron, [block.synapse.a_out], self.period)
+                for layer, block in zip(self.network.layers, process.layers, strict=True)
+            ]
+        return on_lava.drive("netx", self.network, payload, source, populations, self.period, progress=progress)
+
+
+def load(path: str | Path, *, period: int | None = None) -> LoadedNetwork:
+    """Load a ``.net`` that :func:`exporters.netx.write` wrote, through lava-dl.
+
+    ``period`` is the distance between samples in steps, the smallest legal one by default. Raises :class:`Refused` for
+    a file that is not such a network, a period too small, and where Lava or lava-dl is missing.
+    """
+    network = netx.read(path)
+    findings = netx.check(network)
+    if findings:
+        raise Refused(findings)
+    period = on_lava.legal_period(network, "stock", period)
+    with on_lava.silenced():
+        return LoadedNetwork(Path(path), network, _build(Path(path), network, period), period)
+
+
+def _build(path: Path, network: Network, period: int) -> Any:
+    on_lava.require_lava()
+    try:
+        from lava.lib.dl.netx import hdf5
+    except ImportError as error:
+        raise refuse(
+            "exporters.netx_loader",
+            "lava-dl is not installed: it exists for Python 3.10 only",
+            "way out: `uv sync --python 3.10`",
+        ) from error
+    process = hdf5.Network(str(path), input_message_bits=network.input.bits, reset_interval=period)
+    process.net_config.f.close()  # netx never does, and an open file could not be written again
+    return process
+
+
+def _wide_sums(network: Network, payload: np.ndarray) -> list[Finding]:
+    """Refuse what netx's own weights, shifted up to 8 bits and a sign, could sum beyond Lava's int32."""
+    (edge,) = network.layers[0].edges
+    largest = 256 * edge.synapse.weight[0].size * int(np.abs(payload).max(initial=0))
+    if type(edge.synapse) is not Dense or largest < 1 << 31:
+        return []
+    return [Finding(network.layers[0].name, f"sums of up to {largest} leave 32 bits in netx", "use fewer payload bits")]

@@ -1,0 +1,228 @@
+"""The artefact directory: complete or absent, and never in the place of somebody's other files."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from exporters import bundle
+from sim.findings import Refused
+from sim.network import INPUT, Dense, Edge, Input, Layer, Network
+
+CONFIG = {"timesteps": 2, "method": "exact", "chip": "loihi2"}
+PROVENANCE = {"seed": 1, "packages": {"numpy": "1.26"}, "created": "2026-01-01T00:00:00+00:00"}
+REPORT = {"samples": 3, "accuracy": {"ann": 99.5}, "difference": None}
+
+
+def network(skip: bool = False, weight: int = 5) -> Network:
+    """Input 2 -> 3 -> readout 2; with ``skip`` the input also feeds the readout, which netx cannot build."""
+
+    def layer(name: str, size: int, kind: Any, *edges: Edge) -> Layer:
+        return Layer(name, (size,), edges, 64 * (kind == "spiking"), np.zeros(size, int), np.ones((2, size), int), kind)
+
+    hidden = layer("hidden", 3, "spiking", Edge(INPUT, Dense(np.full((3, 2), weight))))
+    skipped = (Edge(INPUT, Dense(np.full((2, 2), 7))),) if skip else ()
+    readout = layer("readout", 2, "readout", Edge("hidden", Dense(np.full((2, 3), 4))), *skipped)
+    return Network(Input((2,)), (hidden, readout), 2)
+
+
+def save(directory: Path, **changed: Any) -> None:
+    bundle.save(**{"directory": directory, "network": network(), "config": CONFIG, "provenance": PROVENANCE} | changed)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save(tmp_path / "out", report=REPORT)
+    return tmp_path / "out"
+
+
+def test_a_bundle_comes_back_as_it_was_saved(saved: Path) -> None:
+    assert bundle.load(saved) == bundle.Bundle(network(), CONFIG, PROVENANCE, REPORT, saved / "network.net")
+    assert sorted(contents(saved)) == ["config.json", "network.net", "provenance.json", "report.json"]
+
+
+def test_a_network_that_netx_cannot_build_is_kept_as_a_graph(tmp_path: Path) -> None:
+    save(tmp_path / "out", network=network(skip=True))
+    assert bundle.load(tmp_path / "out") == bundle.Bundle(network(skip=True), CONFIG, PROVENANCE, None, None)
+    assert sorted(contents(tmp_path / "out")) == ["config.json", "network.h5", "provenance.json"]
+
+
+def test_a_network_that_no_chip_holds_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="hidden <- input: weight 128 is outside"):
+        save(tmp_path / "out", network=network(weight=128))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_directories_above_are_made_and_further_files_are_added(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "b", add=lambda beside: (beside / "report.md").write_text("measured"))
+    assert (tmp_path / "a" / "b" / "report.md").read_text() == "measured"
+    assert bundle.load(tmp_path / "a" / "b").network == network()
+
+
+def test_saving_again_replaces_the_whole_bundle(saved: Path) -> None:
+    save(saved, network=network(skip=True), config={"timesteps": 3})
+    assert sorted(contents(saved)) == ["config.json", "network.h5", "provenance.json"]
+    assert bundle.load(saved).config == {"timesteps": 3}
+    assert [path.name for path in saved.parent.iterdir()] == ["out"]
+
+
+def test_an_empty_directory_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    save(tmp_path / "out")
+    assert bundle.load(tmp_path / "out").network == network()
+
+
+@pytest.mark.parametrize("names", [["thesis.tex"], ["config.json"], ["network.net"], ["provenance.json", "network.h5"]])
+def test_other_directories_are_never_replaced(names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(Refused, match=r"it exists and is no bundle: .*; give a new or empty directory"):
+        save(tmp_path)
+    assert contents(tmp_path) == dict.fromkeys(names, b"mine")
+
+
+def test_a_file_in_the_place_of_the_directory_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(Refused, match="it exists and is no bundle"):
+        save(tmp_path / "out")
+    with pytest.raises(Refused, match="it cannot be written"):
+        save(tmp_path / "out" / "below")
+    assert contents(tmp_path) == {"out": b"mine"}
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])
+def test_a_failure_leaves_the_old_bundle_and_nothing_else(failure: type[BaseException], saved: Path) -> None:
+    def fail(beside: Path) -> None:
+        (beside / "report.md").write_text("half")
+        raise failure
+
+    before = contents(saved.parent)
+    with pytest.raises(failure):
+        save(saved, config={"timesteps": 9}, add=fail)
+    assert contents(saved.parent) == before
+    with pytest.raises(failure):
+        save(saved.parent / "new", add=fail)
+    assert [path.name for path in saved.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("moved", [True, False], ids=["after the first rename", "instead of the second"])
+def test_an_interrupt_while_the_directories_change_places_brings_the_old_bundle_back(
+    moved: bool, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, calls = Path.rename, []
+
+    def interrupt(source: Path, target: Path) -> Path:
+        calls.append(source)
+        if len(calls) == 2 and not moved:
+            raise KeyboardInterrupt
+        target = rename(source, target)
+        if len(calls) == 1 and moved:
+            raise KeyboardInterrupt
+        return target
+
+    before = contents(saved.parent)
+    monkeypatch.setattr(Path, "rename", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save(saved, config={"timesteps": 9})
+    assert contents(saved.parent) == before
+    assert [path.name for path in saved.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("config", {"x": float("nan")}, "config.json: it is not JSON"),
+        ("config", {"x": {1, 2}}, "config.json: it is not JSON .*set is not JSON serializable"),
+        ("config", {"x": "\ud800"}, "config.json: it is not JSON .*surrogates"),
+        ("config", {"x": (1, 2)}, "config.json: it would read back as something else"),
+        ("report", {8: 99.0}, "report.json: it would read back as something else"),
+        ("provenance", {"model": ["/home/ada/model.py"]}, "provenance.json: '/home/ada/model.py' is an absolute path"),
+        ("provenance", {"C:\\Users\\ada": 1}, "provenance.json: .* is an absolute path"),
+    ],
+)
+def test_what_json_cannot_hold_or_others_should_not_see_is_refused(
+    field: str, value: Any, text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(Refused, match=text):
+        save(tmp_path / "out", **{field: value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_findings_are_reported_at_once(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(Refused) as caught:
+        save(tmp_path, config={"x": {1}}, provenance={"x": "/tmp"}, report={"x": float("inf")})
+    assert [f.where for f in caught.value.findings] == ["config.json", "report.json", "provenance.json", str(tmp_path)]
+
+
+def write(name: str, text: bytes) -> Callable[[Path], object]:
+    return lambda directory: (directory / name).write_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (lambda d: (d / "network.net").unlink(), "neither of network.net and network.h5 found"),
+        (write("network.h5", b""), "both of network.net and network.h5 found"),
+        (write("network.net", b"x"), "network.net: it cannot be read as HDF5"),
+        (lambda d: (d / "config.json").unlink(), "config.json: it is missing"),
+        (lambda d: (d / "provenance.json").unlink(), "provenance.json: it is missing"),
+        (write("config.json", b"{"), "config.json: it is not valid JSON"),
+        (write("config.json", b"[1]"), "config.json: it holds a list, not an object"),
+        (write("config.json", b'{"x": NaN}'), "config.json: it is not valid JSON .*NaN is not a JSON number"),
+        (write("config.json", b"\xff"), "config.json: it is not valid JSON"),
+        (write("config.json", b"[" * 200_000), "config.json: it is not valid JSON"),
+        (write("report.json", b""), "report.json: it is not valid JSON"),
+        (write("report.json", b" " * (1 << 24) + b"{}"), "report.json: it has 16777218 bytes, above 16777216"),
+    ],
+)
+def test_a_damaged_bundle_is_refused_in_one_line(damage: Callable[[Path], object], text: str, saved: Path) -> None:
+    damage(saved)
+    with pytest.raises(Refused, match=text) as caught:
+        bundle.load(saved)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(saved))
+
+
+def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="there is no such directory; give one that `ann2loihi convert` has written"):
+        bundle.load(tmp_path / "nowhere")
+
+
+def test_provenance_names_versions_and_digests_but_neither_user_nor_host(tmp_path: Path) -> None:
+    weights = torch.nn.Linear(2, 3).state_dict()
+    found = bundle.provenance(seed=7, weights=weights, calibration=np.zeros((4, 2), np.float32))
+    assert found["seed"] == 7
+    assert found["python"] == platform.python_version()
+    assert found["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert found["packages"].keys() >= {"numpy", "h5py", "scikit-learn"}
+    assert found["created"].endswith("+00:00")
+    assert all(len(digest) == 64 for digest in found["sha256"].values())
+    assert found["platform"] == f"{platform.system()} {platform.machine()}"
+    assert found.keys() == {"created", "python", "platform", "packages", "seed", "sha256"}
+    save(tmp_path / "out", provenance=found)
+    assert bundle.load(tmp_path / "out").provenance == found
+
+
+def test_digests_follow_every_value_name_shape_and_type_and_nothing_else() -> None:
+    base = {"a": np.arange(6, dtype=np.int32), "b": np.ones(2)}
+    same = {"b": torch.ones(2, dtype=torch.float64), "a": torch.arange(6, dtype=torch.int32)}
+    others = [
+        base | {"a": np.arange(1, 7, dtype=np.int32)},
+        {"c": base["a"], "b": base["b"]},
+        {"b": base["b"]},
+        base | {"a": base["a"].reshape(2, 3)},
+        base | {"a": base["a"].astype(np.uint32)},
+    ]
+    assert bundle.digest(same) == bundle.digest(base)
+    assert len({bundle.digest(arrays) for arrays in [base, *others]}) == len(others) + 1

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from sim.network import Shape
+from toolchain.graph import FloatConv2d, FloatDense
+from toolchain.linear import Chain, Convolution, OtherMap, Reshape, as_maps, channelwise, matrix, reduce
+
+ANY = 1 << 30
+property_test = settings(max_examples=100, derandomize=True, deadline=None)
+
+
+def integers(*shape: int, seed: int = 0) -> Tensor:
+    """Small integers as float64: every sum below is exact, so that equality can be."""
+    return torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def apply(chain: Chain, x: Tensor) -> Tensor:
+    for step in chain:
+        x = step(x)
+    return x
+
+
+@st.composite
+def convolutions(draw: Any, source: Shape | None = None, shape: Shape | None = None) -> Convolution:
+    """Any zero-extended convolution, also such that torch's own conv2d has no parameters for."""
+    source = source or (draw(st.sampled_from([2, 4, 6])), draw(st.integers(1, 5)), draw(st.integers(1, 5)))
+    c_out = shape[0] if shape else draw(st.sampled_from([2, 4, 6]))
+    groups = draw(st.sampled_from([g for g in (1, 2, 3, 4, 6) if source[0] % g == c_out % g == 0]))
+    size = shape[1:] if shape else (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+
+    def pair(low: int, high: int) -> tuple[int, int]:
+        return draw(st.integers(low, high)), draw(st.integers(low, high))
+
+    weight = integers(c_out, source[0] // groups, *pair(1, 3), seed=draw(st.integers(0, 9)))
+    offset = (draw(st.integers(-3, source[1] - 1)), draw(st.integers(-3, source[2] - 1)))
+    return Convolution(weight, source, (c_out, *size), pair(1, 3), offset, pair(1, 3), groups)
+
+
+def by_definition(m: Convolution, x: Tensor) -> Tensor:
+    out, weight, source = np.zeros((len(x), *m.shape)), m.weight.numpy(), x.numpy()
+    c_out, c_in, *kernel = weight.shape
+    for z, i, j, k, n in np.ndindex(c_out, *m.shape[1:], *kernel):
+        row = i * m.stride[0] + k * m.dilation[0] + m.offset[0]
+        column = j * m.stride[1] + n * m.dilation[1] + m.offset[1]
+        if 0 <= row < m.source[1] and 0 <= column < m.source[2]:
+            first = z // (c_out // m.groups) * c_in
+            out[:, z, i, j] += source[:, first : first + c_in, row, column] @ weight[z, :, k, n]
+    return torch.from_numpy(out)
+
+
+@property_test
+@given(convolutions())
+def test_a_convolution_and_its_padded_form_follow_the_definition(m: Convolution) -> None:
+    x = integers(1, *m.source, seed=1)
+    expected = by_definition(m, x)
+    assert torch.equal(m(x), expected)
+    assert torch.equal(m.symmetric()(x), expected)
+
+
+@property_test
+@given(st.data())
+def test_composing_two_convolutions_changes_no_value(data: st.DataObject) -> None:
+    first = data.draw(convolutions())
+    second = data.draw(convolutions(source=first.shape))
+    composed = first.then(second, ANY)
+    x = integers(2, *first.source, seed=1)
+    if composed is not None:
+        assert torch.equal(composed(x), second(first(x)))
+        assert torch.equal(composed.symmetric()(x), second(first(x)))
+
+
+@property_test
+@given(st.data())
+def test_adding_two_convolutions_changes_no_value_and_adds_no_weight(data: st.DataObject) -> None:
+    a = data.draw(convolutions())
+    b = replace(data.draw(convolutions(source=a.source, shape=a.shape)), stride=a.stride)
+    total = a.plus(b)
+    x = integers(2, *a.source, seed=1)
+    if total is not None:
+        assert torch.equal(total(x), a(x) + b(x))
+        assert total.weight.numel() <= a.weight.numel() + b.weight.numel()
+
+
+@property_test
+@given(st.data())
+def test_parallel_chains_become_maps_with_the_same_sum(data: st.DataObject) -> None:
+    a = data.draw(convolutions())
+    b, c = data.draw(convolutions(source=a.source)), data.draw(convolutions(source=a.source, shape=a.shape))
+    d = data.draw(convolutions(source=b.shape, shape=a.shape))
+    x = integers(2, *a.source, seed=1)
+    for shape in (a.shape, (a.shape[0] * a.shape[1] * a.shape[2],)):
+        maps = as_maps([reduce(chain, ANY) for chain in ((a,), (b, d), (c,))], a.source, shape, ANY)
+        assert torch.equal(sum(m(x).reshape(2, *a.shape) for m in maps), a(x) + d(b(x)) + c(x))
+        assert sum(type(m) is FloatDense for m in maps) <= 1
+
+
+@pytest.mark.parametrize(("rows", "exact"), [(8, True), (7, False)])
+def test_pooling_and_a_padded_convolution_compose_where_the_padding_sees_no_value(rows: int, exact: bool) -> None:
+    pool = Convolution(torch.ones(2, 1, 2, 2).double(), (2, rows, 8), (2, rows // 2, 4), (2, 2), groups=2)
+    conv = Convolution(integers(4, 2, 3, 3), pool.shape, (4, *pool.shape[1:]), offset=(-1, -1))
+    composed = pool.then(conv, ANY)
+    assert (composed is not None) == exact
+    if composed is not None:
+        form = composed.symmetric()
+        assert (tuple(form.weight.shape), form.stride, form.padding) == ((4, 2, 6, 6), (2, 2), (2, 2))
+
+
+def test_overlapping_windows_before_a_padded_convolution_do_not_compose() -> None:
+    pool = Convolution(torch.ones(1, 1, 3, 3).double(), (1, 9, 9), (1, 7, 7))
+    assert pool.then(Convolution(integers(1, 1, 3, 3), pool.shape, (1, 7, 7), offset=(-1, -1)), ANY) is None
+    assert pool.then(Convolution(integers(1, 1, 3, 3), pool.shape, (1, 5, 5)), ANY) is not None
+
+
+def test_a_depthwise_kernel_never_mixes_channels() -> None:
+    depthwise = Convolution(integers(4, 1, 3, 3), (4, 6, 6), (4, 6, 6), offset=(-1, -1), groups=4)
+    composed = depthwise.then(channelwise(integers(4), depthwise.shape), ANY)
+    assert composed is not None
+    assert (composed.groups, tuple(composed.weight.shape)) == (4, (4, 1, 3, 3))
+
+
+def test_a_fully_connected_layer_swallows_the_flattening_and_the_pooling_before_it() -> None:
+    pool = Convolution(torch.ones(2, 1, 2, 2).double(), (2, 4, 4), (2, 2, 2), (2, 2), groups=2)
+    full = Convolution(integers(3, 8, 1, 1), (8, 1, 1), (3, 1, 1))
+    scale = channelwise(integers(8, seed=1), (8, 1, 1))
+    chain = (pool, Reshape((2, 2, 2), (8, 1, 1)), scale, full)
+    (only,) = reduce(chain, ANY)
+    assert type(only) is Convolution
+    (dense,) = as_maps([(only,)], (2, 4, 4), (3,), ANY)
+    x = integers(2, 2, 4, 4, seed=2)
+    assert type(dense) is FloatDense
+    assert torch.equal(dense(x), apply(chain, x).flatten(1))
+
+
+def test_reshapings_that_undo_each_other_vanish() -> None:
+    assert reduce((Reshape((2, 3, 4), (24, 1, 1)), Reshape((24, 1, 1), (2, 3, 4))), ANY) == ()
+
+
+def test_a_matrix_is_the_same_pushed_and_pulled() -> None:
+    wide = OtherMap(lambda x: functional.interpolate(x, scale_factor=2.0), (2, 3, 3), (2, 6, 6))
+    narrow = OtherMap(lambda x: x[:, :, ::2, 1:], (2, 3, 3), (2, 2, 2))
+    for step in (wide, narrow):
+        x = integers(2, 2, 3, 3)
+        assert torch.equal(x.flatten(1) @ matrix((step,), step.source, step.shape).T, step(x).flatten(1))
+
+
+def test_a_matrix_beyond_the_limit_is_refused_with_its_size() -> None:
+    step = OtherMap(lambda x: x.flip(2), (2, 3, 3), (2, 3, 3))
+    with pytest.raises(ValueError, match=r"dense matrix of 18 x 18 = 324 weights, more than 300"):
+        as_maps([(step,)], (2, 3, 3), (2, 3, 3), 300)
+    assert type(as_maps([(step,)], (2, 3, 3), (2, 3, 3), 324)[0]) is FloatDense
+
+
+def test_a_matrix_of_the_models_own_is_never_refused() -> None:
+    full = Convolution(integers(3, 8, 1, 1), (8, 1, 1), (3, 1, 1))
+    assert type(as_maps([(full,)], (8,), (3,), 1)[0]) is FloatDense
+
+
+def test_the_identity_becomes_a_depthwise_convolution_or_a_unit_matrix() -> None:
+    (image,) = as_maps([()], (2, 3, 3), (2, 3, 3), ANY)
+    (flat,) = as_maps([()], (5,), (5,), ANY)
+    assert type(image) is FloatConv2d
+    assert image.groups == 2
+    assert torch.equal(image(integers(1, 2, 3, 3)), integers(1, 2, 3, 3))
+    assert torch.equal(flat.weight, torch.eye(5).double())

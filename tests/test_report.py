@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.collections import QuadMesh
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+
+from exporters import report as reports
+from sim.network import INPUT, Dense, Edge, Input, Layer, Network
+
+
+def score(accuracy: float, n: int = 200) -> dict[str, Any]:
+    return {"accuracy": accuracy, "n": n, "low": accuracy - 1.5, "high": accuracy + 0.75}
+
+
+REPORT: dict[str, Any] = {
+    "model": "tiny",
+    "timesteps": 4,
+    "holdoff": 1,
+    "method": "exact",
+    "samples": 200,
+    "accuracy": {"ann": score(98.5), "int8": score(97.25), "lava": score(93.75, 16)},
+    "accuracy_by_step": [{"step": t, **score(90 + t)} for t in (1, 2, 3, 4)],
+    "accuracy_by_timesteps": {"10": score(98.0), "2": score(95.0), "4": score(94.0)},
+    "layers": [
+        {"name": "conv|1", "shape": [16, 8, 8], "weights": 144, "theta": 181, "phase": 2, "bias_min": -12,
+         "bias_max": 34, "neurons": 1024, "spikes_per_neuron": 0.9567, "rate_error": 0.0112, "correlation": 0.9941,
+         "peak": 1000, "worst_case": 200_000, "state_limit": 131_072},
+        {"name": "silent", "shape": [3], "weights": 9, "theta": 7, "phase": 4, "bias_min": 0, "bias_max": 0,
+         "neurons": 3, "worst_case": 99},
+        {"name": "fc", "shape": [10], "weights": 5120, "theta": 0, "phase": 5, "bias_min": -5, "bias_max": 6,
+         "neurons": 10, "peak": 26_236, "worst_case": 101_170, "state_limit": 131_072},
+    ],
+    "verification": {
+        "samples": 16,
+        "engines": [{"engine": "reference", "differences": 0, "seconds": 1.234, "neuron_steps": 5000},
+                    {"engine": "fast", "differences": 3, "seconds": 0.5, "neuron_steps": 4999}],
+        "spikes": 777,
+        "difference": "layer fc, step 3",
+    },
+    "findings": ["conv1: something stands out; look at it"],
+}
+RATES = {
+    "a": (np.array([0.0, 0.31, 0.51, 1.0], np.float32), np.array([0, 0.25, 0.75, 1], np.float32)),
+    "silent": (np.array([0.1, 0.2], np.float32), np.zeros(2, np.float32)),
+}
+
+
+def tiny() -> Network:
+    dense = Dense(np.ones((2, 3), int))
+    per_channel = np.array([[8, -4], [0, 2], [4, 0], [1, 1]])
+    spatial = np.arange(4).reshape(4, 1, 1, 1) + np.array([[[-3, 3]], [[0, 10]]])
+    return Network(Input((3,)), (
+        Layer("first", (2,), (Edge(INPUT, dense),), 4, np.zeros(2, int), per_channel),
+        Layer("wide", (2, 1, 2), (Edge("first", Dense(np.ones((4, 2), int))),), 10, np.zeros(2, int), spatial),
+        Layer("out", (2,), (Edge("wide", Dense(np.ones((2, 4), int))),), 0, np.zeros(2, int),
+              np.full((4, 2), 1000), "readout"),
+    ), 4)
+
+
+def rows(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
+
+
+def test_wilson_intervals_equal_those_computed_by_hand() -> None:
+    # (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.959964
+    assert reports.wilson(8, 10) == pytest.approx((49.0162, 94.3318), abs=1e-4)
+    assert reports.wilson(0, 10) == pytest.approx((0, 27.7533), abs=1e-4)
+    assert reports.wilson(541, 541) == pytest.approx((99.2949, 100), abs=1e-4)
+
+
+@pytest.mark.parametrize(("correct", "n"), [(-1, 5), (6, 5), (0, 0)])
+def test_wilson_refuses_impossible_counts(correct: int, n: int) -> None:
+    with pytest.raises(ValueError, match=r"n|k"):
+        reports.wilson(correct, n)
+
+
+def test_the_accuracy_ladder_prints_every_number_and_what_is_missing() -> None:
+    table = rows(reports.markdown(REPORT))
+    assert ["trained network, float", "98.50", "97.00 to 99.25", "200"] in table
+    assert ["batch normalisation folded, float", "not measured", "", ""] in table
+    assert ["spiking, wide registers", "not measured", "", ""] in table
+    assert ["spiking, as deployed", "97.25", "95.75 to 98.00", "200"] in table
+    assert ["spiking, as deployed, on Lava", "93.75", "92.25 to 94.50", "16"] in table
+
+
+def test_accuracy_by_step_and_by_timesteps_is_printed_in_numeric_order() -> None:
+    table = rows(reports.markdown(REPORT))
+    steps, timesteps = (next(i for i, row in enumerate(table) if row[0] == head) for head in ("step", "T"))
+    assert [row[:2] for row in table[steps + 2:steps + 6]] == [[str(t), f"{90 + t}.00"] for t in (1, 2, 3, 4)]
+    assert [row[:2] for row in table[timesteps + 2:timesteps + 5]] == [
+        ["2", "95.00"], ["4", "94.00"], ["10", "98.00"]]
+
+
+def test_the_layer_table_prints_every_number_and_how_safe_the_register_is() -> None:
+    table = rows(reports.markdown(REPORT))
+    assert ["conv\\|1", "16x8x8", "1024", "144", "181", "2", "-12 to 34", "0.957", "0.011", "0.994", "1000", "200000",
+            "limit 131072, margin x131.1"] in table
+    assert ["silent", "3", "3", "9", "7", "4", "0 to 0", *["not measured"] * 4, "99", "not measured"] in table
+    assert ["fc", "10", "10", "5120", "", "5", "-5 to 6", "", "", "", "26236", "101170",
+            "limit 131072, proven"] in table
+
+
+def test_a_register_without_proof_or_peak_is_not_called_safe() -> None:
+    report = copy.deepcopy(REPORT)
+    del report["layers"][0]["peak"]
+    assert "limit 131072, not measured" in reports.markdown(report)
+    report["layers"][0] |= {"peak": 5, "worst_case": 131_072}
+    assert "limit 131072, margin x26214.4" in reports.markdown(report)
+
+
+def test_the_verification_says_who_was_compared_and_what_differed() -> None:
+    text = reports.markdown(REPORT)
+    assert "16 samples, 777 spikes. Every engine was compared with reference, bit for bit." in text
+    assert "First difference: layer fc, step 3." in text
+    assert ["fast", "3", "4999", "0.50"] in rows(text)
+    agreed = REPORT | {"verification": REPORT["verification"] | {"difference": None, "skipped": ["lava: missing"]}}
+    assert "No difference." in reports.markdown(agreed)
+    assert "- not run: lava: missing" in reports.markdown(agreed)
+
+
+def test_findings_and_the_name_of_the_data_are_printed() -> None:
+    assert "- conv1: something stands out; look at it" in reports.markdown(REPORT)
+    assert "## Findings" not in reports.markdown(REPORT | {"findings": []})
+    assert "200 samples (test digits)." in reports.markdown(REPORT | {"data": "test digits"})
+
+
+def test_a_report_without_labels_or_verification_says_so() -> None:
+    kept = {key: value for key, value in REPORT.items() if not key.startswith(("accuracy", "verification"))}
+    text = reports.markdown(kept)
+    assert sum(row[1:2] == ["not measured"] for row in rows(text)) == len(reports.RUNGS)
+    assert "## Verification\n\nNot measured." in text
+    assert "Converted anew" not in text
+    assert "Read after" not in text
+
+
+def test_every_table_row_has_as_many_cells_as_its_header() -> None:
+    lines = [line.replace("\\|", "") for line in reports.markdown(REPORT).splitlines()]
+    tables = "\n".join(line if line[:1] == "|" else "" for line in lines).split("\n\n")
+    widths = [{line.count("|") for line in table.splitlines() if line} for table in tables if table.strip()]
+    assert len(widths) == 5
+    assert all(len(width) == 1 for width in widths)
+
+
+def test_the_accuracy_figure_draws_both_series_the_ann_and_their_intervals() -> None:
+    (axes,) = reports.accuracy_figure(REPORT).axes
+    lines = {line.get_label(): line for line in axes.lines}
+    read = lines["read at step t of the T = 4 network"]
+    assert [*read.get_xdata()] == [1, 2, 3, 4]
+    assert [*read.get_ydata()] == [91, 92, 93, 94]
+    assert set(lines["trained network, 98.5 %"].get_ydata()) == {98.5}
+    (bars,) = (c for c in axes.containers if isinstance(c, ErrorbarContainer))
+    assert bars.get_label() == "converted for T"
+    assert [*map(tuple, np.array(bars[0].get_data()).T)] == [(2, 95), (4, 94), (10, 98)]
+    assert bars[2][0].get_segments()[0].tolist() == [[2, 93.5], [2, 95.75]]
+    band = axes.collections[0].get_paths()[0].vertices
+    assert {tuple(v) for v in band} >= {(t, 90 + t + d) for t in (1, 2, 3, 4) for d in (-1.5, 0.75)}
+    assert axes.get_xlabel() == "time steps"
+    assert axes.get_ylabel() == "accuracy (%)"
+    assert axes.get_title("left") == "tiny: accuracy with 95 % intervals, n = 200"
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(labels) == sorted(["trained network, 98.5 %", "read at step t of the T = 4 network",
+                                     "converted for T"])
+
+
+@pytest.mark.parametrize("missing", ["accuracy", "accuracy_by_step", "accuracy_by_timesteps"])
+def test_the_accuracy_figure_leaves_out_what_was_not_measured(missing: str) -> None:
+    label = {"accuracy": "trained", "accuracy_by_step": "read", "accuracy_by_timesteps": "converted"}
+    (axes,) = reports.accuracy_figure({k: v for k, v in REPORT.items() if k != missing}).axes
+    drawn = {text.get_text().split()[0].rstrip(",") for text in axes.get_legend().get_texts()}
+    assert drawn == set(label.values()) - {label[missing]}
+
+
+def meshes(figure: Figure) -> list[QuadMesh]:
+    return [mesh for axes in figure.axes for mesh in axes.collections
+            if isinstance(mesh, QuadMesh) and axes.get_label() != "<colorbar>"]
+
+
+def test_the_rates_figure_counts_every_neuron_once_at_its_own_rate() -> None:
+    first, second = meshes(reports.rates_figure(RATES))
+    assert first.get_array().sum() == 4
+    assert second.get_array().sum() == 2
+    counts = np.ma.filled(first.get_array(), 0)
+    rate_bin, wanted_bin = np.nonzero(counts.reshape(5, 40))
+    assert [*zip(rate_bin.tolist(), wanted_bin.tolist(), strict=True)] == [(0, 0), (1, 12), (3, 20), (4, 39)]
+    assert np.allclose(np.unique(first.get_coordinates()[..., 1]), np.arange(-0.125, 1.2, 0.25))
+
+
+def test_the_rates_figure_names_layers_correlations_and_units() -> None:
+    figure = reports.rates_figure(RATES)
+    panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    r = np.corrcoef(*RATES["a"])[0, 1]
+    assert [axes.get_title() for axes in panels] == [f"a\nr = {r:.3f}", "silent\nr undefined"]
+    assert all(axes.lines[0].get_xydata().tolist() == [[0, 0], [1, 1]] for axes in panels)
+    assert figure.get_supxlabel() == r"clip(activation / $\theta$, 0, 1)"
+    assert figure.get_supylabel() == "spikes per step"
+
+
+def test_the_rates_figure_shares_one_colour_scale() -> None:
+    rates = {"few": RATES["a"], "many": (np.full(1000, 0.5), np.full(1000, 0.5))}
+    assert {mesh.get_clim() for mesh in meshes(reports.rates_figure(rates))} == {(1, 1000)}
+
+
+@pytest.mark.parametrize(("levels", "bins"), [([0, 1], 2), ([0, 1 / 3], 4), ([0.25, 0.625], 9), ([0.1234, 0.9], 65)])
+def test_rate_bins_are_as_fine_as_the_rates_that_occur(levels: list[float], bins: int) -> None:
+    (mesh,) = meshes(reports.rates_figure({"a": (np.array(levels), np.array(levels, np.float32))}))
+    assert mesh.get_array().reshape(-1, 40).shape == (bins, 40)
+
+
+def test_the_schedule_figure_draws_biases_in_thresholds_with_one_scale_around_zero() -> None:
+    figure = reports.schedule_figure(tiny())
+    panels = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in panels] == ["first\n$\\theta$ = 4", "wide\n$\\theta$ = 10"]
+    first, wide = (axes.images[0] for axes in panels)
+    assert first.get_array().tolist() == [[2, 0, 1, 0.25], [-1, 0.5, 0, 0.25]]
+    assert np.allclose(wide.get_array(), [[0, 0.1, 0.2, 0.3], [0.5, 0.6, 0.7, 0.8]])
+    assert first.get_clim() == wide.get_clim() == (-2, 2)
+    assert first.get_extent() == [0.5, 4.5, 1.5, -0.5]
+    assert figure.get_supxlabel() == "window step"
+    assert figure.get_supylabel() == "channel"
+    (bar,) = (axes for axes in figure.axes if axes.get_label() == "<colorbar>")
+    assert bar.get_ylabel() == r"bias in units of $\theta$"
+
+
+def test_long_names_keep_their_end_and_fit_above_their_panel() -> None:
+    name = "backbone.features.denseblock1.denselayer1.conv2"
+    (axes, _) = reports.rates_figure({name: RATES["a"]}).axes
+    shown = axes.get_title().splitlines()[0]
+    assert shown[0] == "…"
+    assert name.endswith(shown[1:])
+    assert len(shown) == reports.LONGEST
+
+
+def test_writing_gives_the_text_and_the_pictures_it_refers_to(tmp_path: Path) -> None:
+    paths = reports.write(tmp_path, REPORT, rates=RATES, network=tiny())
+    assert [path.name for path in paths] == ["report.md", "accuracy.png", "rates.png", "bias_schedule.png"]
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    text = paths[0].read_text(encoding="utf-8")
+    for picture in paths[1:]:
+        assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        assert f"]({picture.name})" in text
+
+
+def test_writing_leaves_out_pictures_without_data(tmp_path: Path) -> None:
+    bare = {key: value for key, value in REPORT.items() if not key.startswith("accuracy")}
+    network = tiny()
+    readout = Layer("out", (2,), (Edge(INPUT, Dense(np.ones((2, 3), int))),), 0, np.zeros(2, int),
+                    np.zeros((4, 2), int), "readout")
+    paths = reports.write(tmp_path, bare, rates={}, network=Network(network.input, (readout,), 4))
+    assert [path.name for path in paths] == ["report.md"]
+    assert "Pictures" not in paths[0].read_text(encoding="utf-8")
+
+
+def test_figures_are_drawn_without_pyplot() -> None:
+    code = "import sys, exporters.report; print(*('matplotlib.' + m in sys.modules for m in ('figure', 'pyplot')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.stdout == "True False\n", done.stderr

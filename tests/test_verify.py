@@ -1,0 +1,168 @@
+"""Verification: every engine is compared, a difference is found and placed, and nothing is claimed that was not run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporters import engines, netx
+from exporters.engines import available_engines, verify
+from sim import reference
+from sim.findings import Refused
+from sim.network import INPUT, Dense, Edge, Input, Layer, Network
+from sim.trace import Trace
+
+PAYLOAD = np.array([[3, 1], [0, 5], [7, 7]])
+
+
+def network(skip: bool = False, holdoff: int = 0) -> Network:
+    """2 inputs -> 2 neurons -> readout of 1, T = 2; with ``skip`` the input feeds the readout too."""
+    hidden = Layer("hidden", (2,), (Edge(INPUT, Dense([[4, 0], [0, 4]])),), 8, np.zeros(2, int), np.zeros((2, 2), int))
+    skipped = (Edge(INPUT, Dense([[1, 1]])),) if skip else ()
+    edges = (Edge("hidden", Dense([[2, 3]])), *skipped)
+    readout = Layer("readout", (1,), edges, 0, np.zeros(1, int), np.zeros((2, 1), int), "readout")
+    return Network(Input((2,)), (hidden, readout), 2, holdoff)
+
+
+def falsified(change: Callable[[Trace], object]) -> engines.Engine:
+    def run(network: Network, payload: np.ndarray, progress: engines.Progress) -> Trace:
+        trace = replace(reference.run(network, payload), engine="false")
+        change(trace)
+        return trace
+
+    return run
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    return lambda **added: monkeypatch.setattr(engines, "ENGINES", {**engines.ENGINES, **added})
+
+
+def test_agreeing_engines_are_reported_with_what_was_compared() -> None:
+    found = verify(network(), PAYLOAD, ["reference", "fast"])
+    assert found.difference is None
+    # 3 samples, 3 neurons, 2 busy steps each; a neuron gets 4 * payload at each step and fires from 8 on.
+    assert [(run.engine, run.differences, run.neuron_steps) for run in found.runs] == [
+        ("reference", 0, 18),
+        ("fast", 0, 18),
+    ]
+    assert (found.samples, found.spikes) == (3, (2 + 1) + (0 + 2) + (2 + 2))
+    assert all(run.seconds > 0 for run in found.runs)
+    assert found.summary == "reference, fast agree: 3 samples, 9 spikes, 18 neuron-steps compared, 0 differences"
+
+
+def test_the_first_difference_is_placed_and_all_are_counted(install: Callable[..., None]) -> None:
+    def change(trace: Trace) -> None:
+        trace.spikes["hidden"][1, 0, 1] ^= 1
+        trace.potentials["readout"][2, :, 0] += 5
+
+    install(false=falsified(change))
+    found = verify(network(), PAYLOAD, ["reference", "false", "fast"])
+    assert [run.differences for run in found.runs] == [0, 3, 0]
+    assert str(found.difference) == ("layer hidden, step 1, sample 1, neuron (1,): spike 1 on reference, 0 on false")
+    assert found.summary == f"reference, false, fast differ: {found.difference}"
+
+
+def test_an_engine_that_did_not_record_a_layer_agrees_with_nothing(install: Callable[..., None]) -> None:
+    install(false=falsified(lambda trace: trace.spikes.pop("hidden")))
+    with pytest.raises(RuntimeError, match="engine false recorded no spikes of hidden"):
+        verify(network(), PAYLOAD, ["reference", "false"])
+
+
+def test_the_result_is_json_with_the_rows_of_the_report() -> None:
+    found = json.loads(json.dumps(verify(network(), PAYLOAD, ["fast", "reference"]).as_dict()))
+    assert found.keys() == {"samples", "engines", "spikes", "difference", "skipped"}
+    assert [row.keys() for row in found["engines"]] == [{"engine", "differences", "neuron_steps", "seconds"}] * 2
+    assert (found["engines"][0]["engine"], found["difference"], found["skipped"]) == ("fast", None, [])
+
+
+@pytest.mark.parametrize("name", ["reference", "fast"])
+def test_progress_counts_every_sample_of_every_engine(name: str) -> None:
+    calls: list[tuple[str, int]] = []
+    verify(network(), PAYLOAD, ["reference", "fast"], progress=lambda engine, samples: calls.append((engine, samples)))
+    assert sum(samples for engine, samples in calls if engine == name) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (["fast", "loihi"], "engines: 'loihi' not known; use reference, fast, lava, lava-stock, netx"),
+        ([], "engines: none given; give at least two different ones to compare"),
+        (["fast"], "engines: fast given; give at least two"),
+        (["fast", "fast"], "engines: fast, fast given; give at least two different"),
+    ],
+)
+def test_what_would_compare_nothing_is_refused(given: list[str], text: str) -> None:
+    with pytest.raises(Refused, match=text):
+        verify(network(), PAYLOAD, given)
+
+
+def test_no_samples_and_payloads_out_of_range_are_refused() -> None:
+    with pytest.raises(Refused, match="no samples; agreement on nothing proves nothing"):
+        verify(network(), PAYLOAD[:0], ["reference", "fast"])
+    with pytest.raises(Refused, match=r"payload: values 300..300 leave -127..127"):
+        verify(network(), np.full((1, 2), 300), ["reference", "fast"])
+
+
+def test_one_engine_runs_by_its_name_and_an_unknown_one_is_refused() -> None:
+    assert engines.run("fast", network(), PAYLOAD).engine == "fast"
+    with pytest.raises(Refused, match="'loihi' not known; use reference, fast"):
+        engines.run("loihi", network(), PAYLOAD)
+
+
+def test_engines_that_cannot_run_are_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines.metadata, "distributions", lambda name: iter(()))
+    assert available_engines() == ("reference", "fast")
+    found = verify(network(), PAYLOAD)
+    assert [run.engine for run in found.runs] == ["reference", "fast"]
+    assert found.summary.split("\n")[1:] == [
+        f"not run: {engine}: {package} is not installed; it exists for Python 3.10 only: `uv sync --python 3.10`"
+        for engine, package in (("lava", "lava-nc"), ("lava-stock", "lava-nc"), ("netx", "lava-dl"))
+    ]
+
+
+def test_netx_is_left_out_where_it_cannot_build_the_network(
+    install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines.metadata, "distributions", lambda name: iter((name,)))
+    install(**{name: falsified(lambda trace: None) for name in ("lava", "lava-stock", "netx")})
+    assert available_engines() == ("reference", "fast", "lava", "lava-stock", "netx")
+    assert len(verify(network(), PAYLOAD).runs) == 5
+    found = verify(network(skip=True), PAYLOAD)
+    assert [run.engine for run in found.runs] == ["reference", "fast", "lava", "lava-stock"]
+    assert "netx: readout: 2 edges feed it, netx builds one synapse a layer" in found.as_dict()["skipped"][0]
+
+
+def test_the_netx_engine_loads_the_given_file_which_must_hold_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+
+    def load(path: Path, payload: np.ndarray, progress: engines.Progress) -> Trace:
+        loaded.append((path, netx.read(path)))
+        return replace(reference.run(network(), payload), engine="netx")
+
+    monkeypatch.setattr(engines, "_netx_file", load)
+    netx.write(network(), tmp_path / "network.net")
+    verify(network(), PAYLOAD, ["fast", "netx"], net_path=tmp_path / "network.net")
+    verify(network(), PAYLOAD, ["fast", "netx"])
+    assert loaded[0] == (tmp_path / "network.net", network())
+    assert loaded[1][1] == network()
+    assert not loaded[1][0].exists()
+    with pytest.raises(Refused, match="it holds another network; give the file that was written from this one"):
+        verify(network(holdoff=1), PAYLOAD, ["fast", "netx"], net_path=tmp_path / "network.net")
+
+
+@pytest.mark.lava
+@pytest.mark.filterwarnings("ignore:pandas not found:ImportWarning")  # of networkx, which Lava uses
+def test_lava_agrees_in_both_forms() -> None:
+    found = verify(network(skip=True, holdoff=1), PAYLOAD, ["reference", "lava", "lava-stock"])
+    assert found.difference is None
+    assert [run.differences for run in found.runs] == [0, 0, 0]
+    assert found.spikes > 0

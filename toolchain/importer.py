@@ -1,0 +1,939 @@
+"""Import: a trained torch model becomes a :class:`~toolchain.graph.FloatGraph`, or says everything that hinders it.
+
+The model is traced with ``torch.fx`` and interpreted symbolically. A value is an affine function of the spiking layers
+found so far: per source a chain of linear maps, plus a constant. The constant is what torch itself computes from the
+constant before, so that a bias ahead of a padded convolution comes out right at the borders too. A ReLU closes the
+region: the affine value becomes a layer and the rectified value a new source. To support an operation is to add an
+entry to a table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import math
+import operator
+import re
+import traceback
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+from torch.nn import functional
+
+from sim.findings import Finding, Refused, refuse
+from sim.network import INPUT, Shape
+from toolchain.graph import FloatEdge, FloatGraph, FloatLayer
+from toolchain.linear import Chain, Convolution, OtherMap, Reshape, Step, as_maps, channelwise, reduce
+
+BATCH = 2  #: samples in every constant: enough to notice an operation that mixes samples
+
+DENSE_LIMIT = 1 << 24  #: weights of the largest matrix that folding may create
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What the importer makes of one module or operation of the model."""
+
+    path: str  #: qualified module path; of a function, the module whose forward calls it
+    kind: str  #: class of the module or name of the function
+    shape: Shape | None  #: of its output without the batch dimension; None where it was not reached or is no tensor
+    fate: str  #: "spiking layer NAME", "readout", "folded into NAME", "unused", "refused: REASON; WAY OUT", ...
+
+
+def import_model(model: nn.Module, input_shape: Shape, *, dense_limit: int = DENSE_LIMIT) -> FloatGraph:
+    """Reduce a trained model to spiking layers and the linear maps between them, in float64, stored as float32.
+
+    ``input_shape`` is (C, H, W) or (N,), without the batch dimension. The model is not changed; the graph equals it in
+    eval mode. ``dense_limit`` bounds the weights of a matrix that folding creates where no convolution is exact.
+    Raises :class:`sim.findings.Refused` with every finding at once.
+    """
+    run = _Import(model, input_shape, dense_limit)
+    if run.findings:
+        raise Refused(dict.fromkeys(run.findings))
+    return FloatGraph(tuple(input_shape), tuple(run.layers))
+
+
+def inspect_model(model: nn.Module, input_shape: Shape, *, dense_limit: int = DENSE_LIMIT) -> list[LayerReport]:
+    """Report on every module and operation in the order of execution, without stopping at an unsupported one.
+
+    Raises :class:`sim.findings.Refused` only for an ``input_shape`` that is neither (C, H, W) nor (N,).
+    """
+    return [row.report() for row in _Import(model, input_shape, dense_limit).rows]
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A chain of linear maps from one source."""
+
+    source: str
+    chain: Chain = ()
+    origin: int | None = None  #: row of the first convolution or linear layer of the chain
+
+
+@dataclass(frozen=True, eq=False)
+class _Affine:
+    """A value of the model as the sum of terms plus a constant."""
+
+    constant: Tensor  #: float64 (BATCH, *shape)
+    terms: tuple[_Term, ...]
+    rows: frozenset[int] = frozenset()  #: operations since the sources
+
+    @property
+    def shape(self) -> Shape:
+        return tuple(self.constant.shape[1:])
+
+    def then(self, step: Step, constant: Tensor) -> _Affine:
+        terms = tuple(replace(term, chain=(*term.chain, step)) for term in self.terms)
+        return replace(self, terms=terms, constant=constant)
+
+    def then_other(self, function: Callable[[Tensor], Tensor], constant: Tensor) -> _Affine:
+        """Append a linear function without a structure of its own."""
+        source, shape = _image(self.shape), _image(tuple(constant.shape[1:]))
+
+        def on_images(x: Tensor) -> Tensor:
+            return function(x.reshape(-1, *self.shape)).reshape(-1, *shape)
+
+        return self.then(OtherMap(on_images, source, shape), constant)
+
+    def reshaped(self, constant: Tensor) -> _Affine:
+        _keep_samples(constant)
+        return self.then(Reshape(_image(self.shape), _image(tuple(constant.shape[1:]))), constant)
+
+
+class _Unsupported(Exception):  # noqa: N818 - it becomes a finding as soon as the place is known
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy)
+        self.problem, self.remedy = problem, remedy
+
+
+class _Unreached:
+    """The value of everything that follows an operation without a usable result."""
+
+
+_UNREACHED = _Unreached()
+_NEVER_MIX = "keep the batch as the first dimension and treat every sample alike"
+
+
+def _image(shape: Shape) -> Shape:
+    """Write (N,) and (C, L) with three dimensions."""
+    return shape + (1,) * (3 - len(shape))
+
+
+def _keep_samples(constant: Tensor) -> None:
+    if constant.dim() < 2 or len(constant) != BATCH:
+        raise _Unsupported("mixes the samples of a batch", _NEVER_MIX)
+
+
+def _need_image(value: _Affine) -> None:
+    if len(value.shape) != 3:
+        raise _Unsupported(f"gets shape {value.shape} where it needs (C, H, W)", "check input_shape and what precedes")
+
+
+def _two(value: int | Sequence[int]) -> tuple[int, int]:
+    values = (value, value) if isinstance(value, int) else tuple(value)
+    return values[0], values[-1]
+
+
+# The handlers below have the signatures of the torch functions that they stand for.
+
+
+def _conv2d(
+    input: _Affine,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> _Affine:
+    _need_image(input)
+    constant = functional.conv2d(input.constant, weight, bias, stride, padding, dilation, groups)
+    (dy, dx), (_, _, ky, kx) = _two(dilation), weight.shape
+    if padding == "same":  # where it is uneven, torch pads one more behind
+        padding = (dy * (ky - 1) // 2, dx * (kx - 1) // 2)
+    top, left = _two(0 if padding == "valid" else padding)
+    return input.then(
+        Convolution(weight, input.shape, tuple(constant.shape[1:]), _two(stride), (-top, -left), (dy, dx), groups),
+        constant,
+    )
+
+
+def _linear(input: _Affine, weight: Tensor, bias: Tensor | None = None) -> _Affine:
+    constant = functional.linear(input.constant, weight, bias)
+    if len(input.shape) != 1:
+        return input.then_other(lambda x: functional.linear(x, weight), constant)
+    n_out, n_in = weight.shape
+    return input.then(Convolution(weight[..., None, None], (n_in, 1, 1), (n_out, 1, 1)), constant)
+
+
+def _batch_norm(
+    input: _Affine,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> _Affine:
+    if training or running_mean is None or running_var is None:
+        raise _Unsupported(
+            "normalises by the statistics of the batch",
+            "train with track_running_stats=True and normalise by them in eval mode",
+        )
+    constant = functional.batch_norm(input.constant, running_mean, running_var, weight, bias, False, momentum, eps)
+    scale = (running_var + eps).rsqrt()
+    return input.then(channelwise(scale if weight is None else scale * weight, _image(input.shape)), constant)
+
+
+def _pool(
+    input: _Affine,
+    constant: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    divisor: int,
+) -> _Affine:
+    channels = input.shape[0]
+    weight = torch.full((channels, 1, *kernel), 1 / divisor, dtype=torch.float64)
+    return input.then(
+        Convolution(
+            weight, input.shape, tuple(constant.shape[1:]), stride, (-padding[0], -padding[1]), groups=channels
+        ),
+        constant,
+    )
+
+
+def _avg_pool2d(
+    input: _Affine,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> _Affine:
+    _need_image(input)
+    stride = stride or kernel_size
+
+    def pool(x: Tensor, divisor: int | None = divisor_override) -> Tensor:
+        return functional.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor)
+
+    # At the borders torch may divide by less than the kernel's size; then the pooling is no convolution.
+    ones = torch.ones(1, 1, *input.shape[1:], dtype=torch.float64)
+    divisors = (pool(ones, 1) / pool(ones)).round().unique()
+    constant = pool(input.constant)
+    if len(divisors) > 1:
+        return input.then_other(pool, constant)
+    return _pool(input, constant, _two(kernel_size), _two(stride), _two(padding), int(divisors))
+
+
+def _adaptive_avg_pool2d(input: _Affine, output_size: Any) -> _Affine:
+    _need_image(input)
+    constant = functional.adaptive_avg_pool2d(input.constant, output_size)
+    (h, w), (rows, columns) = input.shape[1:], constant.shape[2:]
+    if h % rows or w % columns:
+        return input.then_other(lambda x: functional.adaptive_avg_pool2d(x, output_size), constant)
+    kernel = (h // rows, w // columns)
+    return _pool(input, constant, kernel, kernel, (0, 0), math.prod(kernel))
+
+
+def _mean(input: _Affine, dim: Any = None, keepdim: bool = False) -> _Affine:
+    rank = input.constant.dim()
+    averaged = {d % rank for d in (range(rank) if dim is None else (dim,) if isinstance(dim, int) else dim)}
+    if 0 in averaged:
+        raise _Unsupported("averages over the batch", "name the dimensions, as in x.mean((2, 3))")
+    constant = input.constant.mean(dim, keepdim)
+    if 1 in averaged or rank > 4:
+        return input.then_other(lambda x: x.mean(dim, keepdim), constant)
+    kept = replace(input, constant=input.constant.reshape(BATCH, *_image(input.shape)))
+    h, w = (n if axis in averaged else 1 for axis, n in enumerate(kept.shape[1:], 2))
+    pooled = functional.avg_pool2d(kept.constant, (h, w))
+    return _pool(kept, pooled, (h, w), (h, w), (0, 0), h * w).reshaped(constant)
+
+
+def _reshaping(operation: Callable[..., Tensor]) -> Callable[..., _Affine]:
+    """Handle an operation that changes the shape and keeps the values in their order."""
+
+    def handler(input: _Affine, *args: Any, **kwargs: Any) -> _Affine:
+        return input.reshaped(operation(input.constant, *args, **kwargs))
+
+    return handler
+
+
+def _same(input: _Affine, *args: Any, **kwargs: Any) -> _Affine:
+    return input
+
+
+def _dropout(input: _Affine, p: float = 0.5, training: bool = True, inplace: bool = False) -> _Affine:
+    if training:
+        raise _Unsupported("is active in eval mode too", "pass training=self.training")
+    return input
+
+
+def _clone(input: _Affine, **kwargs: Any) -> _Affine:
+    return replace(input, constant=input.constant.clone())
+
+
+def _add(input: Any, other: Any, *, alpha: float = 1) -> _Affine:
+    left, right = (v.constant if isinstance(v, _Affine) else v for v in (input, other))
+    constant = left + alpha * right
+    terms: tuple[_Term, ...] = ()
+    for value, factor in ((input, 1), (other, alpha)):
+        if isinstance(value, _Affine):
+            terms += _expanded(_scaled(value, factor), constant).terms
+    return _Affine(constant, terms)
+
+
+def _sub(input: Any, other: Any, *, alpha: float = 1) -> _Affine:
+    return _add(input, other, alpha=-alpha)
+
+
+def _scaled(value: _Affine, factor: float) -> _Affine:
+    shape = _image(value.shape)
+    factors = torch.full(shape[:1], factor, dtype=torch.float64)
+    return value if factor == 1 else value.then(channelwise(factors, shape), factor * value.constant)
+
+
+def _expanded(value: _Affine, constant: Tensor) -> _Affine:
+    if value.constant.dim() != constant.dim() or len(constant) != BATCH:
+        raise _Unsupported("mixes the samples of a batch", _NEVER_MIX)
+    shape = tuple(constant.shape[1:])
+    return value if value.shape == shape else value.then_other(lambda x: x.expand(-1, *shape), constant)
+
+
+def _relu(input: _Affine, inplace: bool = False) -> _Affine:
+    """Close the region: the interpreter turns ``input`` into a layer."""
+    return input
+
+
+def _conv_args(m: Any) -> tuple[Any, ...]:
+    if m.padding_mode != "zeros":
+        raise _Unsupported(f"has padding_mode {m.padding_mode!r}", "pad with zeros and fine-tune")
+    return m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups
+
+
+def _norm_args(m: Any) -> tuple[Any, ...]:
+    return m.running_mean, m.running_var, m.weight, m.bias, False, 0.0, m.eps
+
+
+def _no_args(m: Any) -> tuple[Any, ...]:
+    return ()
+
+
+_Handler = Callable[..., _Affine]
+
+_flatten = _reshaping(torch.flatten)
+
+#: By exact type, since a subclass may compute anything: the handler, and the arguments that the module holds.
+MODULES: dict[type[nn.Module], tuple[_Handler, Callable[[Any], tuple[Any, ...]]]] = {
+    nn.Conv2d: (_conv2d, _conv_args),
+    nn.Linear: (_linear, lambda m: (m.weight, m.bias)),
+    nn.BatchNorm1d: (_batch_norm, _norm_args),
+    nn.BatchNorm2d: (_batch_norm, _norm_args),
+    nn.ReLU: (_relu, lambda m: (m.inplace,)),
+    nn.AvgPool2d: (
+        _avg_pool2d,
+        lambda m: (m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override),
+    ),
+    nn.AdaptiveAvgPool2d: (_adaptive_avg_pool2d, lambda m: (m.output_size,)),
+    nn.Flatten: (_flatten, lambda m: (m.start_dim, m.end_dim)),
+    nn.Identity: (_same, _no_args),
+    nn.Dropout: (_same, _no_args),
+    nn.Dropout1d: (_same, _no_args),
+    nn.Dropout2d: (_same, _no_args),
+}
+
+FUNCTIONS: dict[Any, _Handler] = {
+    functional.conv2d: _conv2d,
+    functional.linear: _linear,
+    functional.batch_norm: _batch_norm,
+    functional.relu: _relu,
+    functional.relu_: _relu,
+    torch.relu: _relu,
+    torch.relu_: _relu,
+    functional.avg_pool2d: _avg_pool2d,
+    functional.adaptive_avg_pool2d: _adaptive_avg_pool2d,
+    torch.mean: _mean,
+    torch.flatten: _flatten,
+    torch.reshape: _reshaping(torch.reshape),
+    torch.squeeze: _reshaping(torch.squeeze),
+    torch.unsqueeze: _reshaping(torch.unsqueeze),
+    functional.dropout: _dropout,
+    functional.dropout2d: _dropout,
+    torch.add: _add,
+    operator.add: _add,
+    operator.iadd: _add,
+    torch.sub: _sub,
+    operator.sub: _sub,
+    operator.isub: _sub,
+}
+
+METHODS: dict[str, _Handler] = {
+    "relu": _relu,
+    "relu_": _relu,
+    "mean": _mean,
+    "flatten": _flatten,
+    "view": _reshaping(Tensor.view),
+    "reshape": _reshaping(Tensor.reshape),
+    "squeeze": _reshaping(Tensor.squeeze),
+    "unsqueeze": _reshaping(Tensor.unsqueeze),
+    "contiguous": _same,
+    "float": _same,
+    "detach": _same,
+    "clone": _clone,
+    "add": _add,
+    "add_": _add,
+    "sub": _sub,
+    "sub_": _sub,
+}
+
+_RATES = "integrate-and-fire neurons compute a ReLU and nothing else"
+_RETRAIN = "replace it by nn.ReLU and fine-tune"
+_KNOWN = sorted({t.__name__ for t in MODULES} | {f.__name__ for f in FUNCTIONS} | METHODS.keys())
+
+#: Names without underscores and in lower case, why not, and the way out. The last line matches everything.
+ADVICE = tuple(
+    (re.compile(names), problem, remedy)
+    for names, problem, remedy in (
+        (
+            r"(adaptive|fractional)?maxpool\dd.*",
+            "a maximum over spike trains is not linear",
+            "use nn.AvgPool2d and fine-tune, or a convolution with a stride",
+        ),
+        (
+            r"(log)?softmax.*|softmin",
+            "it normalises over all classes",
+            "at the output leave it out, the largest logit stays the largest; inside, put nn.ReLU and fine-tune",
+        ),
+        (
+            r"gelu|silu|mish|(log|hard)?sigmoid|(hard)?tanh|r?r?elu6?|(leaky|p|r|thresholded)relu|[cs]?elu|glu|hardswish|"
+            r"softplus|softsign|(soft|hard|tanh)shrink|threshold|clamp.*|clip|abs|maximum|minimum|max|min",
+            _RATES,
+            _RETRAIN,
+        ),
+        (r"(lstm|gru|rnn).*", "a recurrent layer carries state from step to step", "use a feed-forward network"),
+        (
+            r"(layer|group|instance|rms|localresponse)norm.*|normalize|syncbatchnorm",
+            "it does not normalise by constants",
+            "use nn.BatchNorm2d or nn.BatchNorm1d and fine-tune",
+        ),
+        (
+            r"parametrized.*",
+            "its weights are computed anew at every call",
+            "call torch.nn.utils.parametrize.remove_parametrizations first",
+        ),
+        (
+            r".*attention.*|matmul|bmm|mm|einsum",
+            "it multiplies activations by each other",
+            "use layers that are linear",
+        ),
+        (r".*", "it is not known", f"use one of {', '.join(_KNOWN)}"),
+    )
+)
+
+
+def _advice(name: str) -> tuple[str, str]:
+    plain = name.replace("_", "").lower()
+    return next((problem, remedy) for names, problem, remedy in ADVICE if names.fullmatch(plain))
+
+
+@dataclass(eq=False)
+class _Row:
+    """One operation, while its fate is still open."""
+
+    path: str
+    kind: str
+    name: str  #: of a layer that is named after it
+    where: str  #: its place in a finding
+    shape: Shape | None = None
+    fates: dict[str, str] = field(default_factory=dict)  #: by the layer, or the refusal, that it came to
+    refused: Finding | None = None
+
+    def report(self) -> LayerReport:
+        fate = ", ".join(self.fates.values()) or "unused"
+        if self.refused is not None:
+            fate = f"refused: {self.refused.problem}; {self.refused.remedy}"
+        return LayerReport(self.path, self.kind, self.shape, fate)
+
+
+def _evaluate(root: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """Let torch compute a node."""
+    if node.op == "get_attr":
+        return operator.attrgetter(str(node.target))(root)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    function: Any = root.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+    return function(*args, **kwargs)
+
+
+class _Proxy(fx.Proxy):
+    """A symbolic value that knows its size, so that a forward may compute with sizes and branch on them."""
+
+    sample: Any = None  #: the value for an input of zeros; None where torch could not compute it
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("size", "dim", "ndimension", "numel", "shape", "ndim", "dtype", "device", "__len__"):
+            sample = object.__getattribute__(self, "sample")
+            if isinstance(sample, Tensor):
+                return getattr(sample, name)
+        return super().__getattribute__(name)
+
+    def __len__(self) -> int:
+        return len(self.sample) if isinstance(self.sample, Tensor) else super().__len__()
+
+
+class _Tracer(fx.Tracer):
+    """Traces into everything but torch's own modules, knows every size and whose forward it is in."""
+
+    def __init__(self, opaque: Container[str], sample: Tensor) -> None:
+        super().__init__()
+        self.opaque = opaque
+        self.input: Tensor | None = sample  #: consumed by the first placeholder
+        self.path = [""]
+        self.evaluating = False  # fx catches what modules call and read while it traces, also when a sample is computed
+        self.owner: dict[fx.Node, str] = {}
+        self.alive: WeakValueDictionary[fx.Node, _Proxy] = WeakValueDictionary()  # a sample lives as long as its proxy
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self.opaque or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self.evaluating:
+            return forward(*args, **kwargs)
+        self.path.append(self.path_of_module(m))
+        result = super().call_module(m, forward, args, kwargs)
+        self.path.pop()  # not in a finally: after an exception the path says where it was
+        return result
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self.evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        self.owner[node] = self.path[-1]
+        proxy = self.alive[node] = _Proxy(node, self)
+        self.evaluating = True
+        # What cannot be computed has no sizes; the interpreter comes to it again and says why.
+        with contextlib.suppress(Exception):
+            if node.op == "placeholder":
+                proxy.sample, self.input = node.args[0] if self.input is None else self.input, None
+            else:
+                proxy.sample = _evaluate(self.root, node, *map_aggregate((node.args, node.kwargs), self._sample))
+        self.evaluating = False
+        return proxy
+
+    def _sample(self, value: Any) -> Any:
+        if not isinstance(value, fx.Node):
+            return value
+        return _evaluate(self.root, value, (), {}) if value.op == "get_attr" else self.alive[value].sample
+
+
+class _Import:
+    """One pass over one model: collects rows, findings and layers."""
+
+    def __init__(self, model: nn.Module, input_shape: Shape, dense_limit: int) -> None:
+        if len(input_shape) not in (1, 3) or min(input_shape) < 1:
+            raise refuse("input_shape", f"{tuple(input_shape)}", "give (C, H, W) or (N,), without the batch dimension")
+        self.root = type(model).__name__
+        self.limit = dense_limit
+        self.rows: list[_Row] = []
+        self.findings: list[Finding] = []
+        self.layers: list[FloatLayer] = []
+        self.shapes: dict[str, Shape] = {INPUT: tuple(input_shape)}  # of every source, in topological order
+        self.env: dict[fx.Node, Any] = {}  # what is still in use
+        self.last_use: dict[fx.Node, fx.Node] = {}
+        self.owner: dict[fx.Node, str] = {}  # path of the module whose forward made the node
+        self.untraceable: dict[str, str] = {}  # why, by path
+        self._check_hooks(model)
+        try:
+            self.model = copy.deepcopy(model).cpu().double().eval()
+        except (RuntimeError, TypeError) as error:
+            self._refuse_model(
+                "model",
+                f"it cannot be copied: {_one_line(error)}",
+                "make every weight a plain parameter (torch.nn.utils.remove_weight_norm, prune.remove)",
+            )
+            return
+        with torch.no_grad():
+            self._check_values()
+            self._run()
+
+    # ---- findings ---------------------------------------------------------------------------------------------------
+
+    def _refuse_row(self, row: _Row, problem: str, remedy: str) -> None:
+        if row not in self.rows:
+            self.rows.append(row)
+        finding = Finding(row.where, problem, remedy)
+        row.refused = row.refused or finding
+        self.findings.append(finding)
+
+    def _refuse_model(self, kind: str, problem: str, remedy: str, place: str = "", shape: Shape | None = None) -> None:
+        """Note a finding about something that is no operation, in a row of its own."""
+        place = place or self.root
+        self._refuse_row(_Row(place, kind, place, place, shape), problem, remedy)
+
+    def _check_hooks(self, model: nn.Module) -> None:
+        for path, module in model.named_modules():
+            lazy = isinstance(module, nn.modules.lazy.LazyModuleMixin)  # these carry a hook of torch's own
+            if not lazy and (module._forward_hooks or module._forward_pre_hooks):
+                self._refuse_model(
+                    "hook",
+                    "a forward hook may change what it computes",
+                    "remove its hooks (torch.nn.utils.remove_weight_norm, prune.remove, handle.remove)",
+                    path,
+                )
+
+    def _check_values(self) -> None:
+        """Refuse NaN and infinity, and zero them so that they do not hide what else there is to find."""
+        for kind, tensors in (("parameter", self.model.named_parameters()), ("buffer", self.model.named_buffers())):
+            for path, tensor in tensors:
+                if nn.parameter.is_lazy(tensor):
+                    self._refuse_model(kind, "it has no shape yet", "run the model once before importing it", path)
+                elif not tensor.isfinite().all():
+                    count = int((~tensor.isfinite()).sum())
+                    problem = f"{count} of {tensor.numel()} values are NaN or infinite"
+                    remedy = "train again from the last good checkpoint"
+                    self._refuse_model(kind, problem, remedy, path, tuple(tensor.shape))
+                    tensor.nan_to_num_(0.0, 0.0, 0.0)
+
+    # ---- tracing ----------------------------------------------------------------------------------------------------
+
+    def _trace(self) -> fx.Graph | None:
+        """Trace; a module that cannot be traced is kept whole, to be refused, and the rest is traced again."""
+        defaults = {
+            name: p.default
+            for name, p in list(inspect.signature(self.model.forward).parameters.items())[1:]
+            if p.default is not p.empty
+        }
+        while True:
+            tracer = _Tracer(self.untraceable.keys(), torch.zeros(BATCH, *self.shapes[INPUT], dtype=torch.float64))
+            self.owner = tracer.owner
+            try:
+                return tracer.trace(self.model, defaults or None)
+            except Exception as error:  # whatever the model's own Python code does when it meets symbolic values
+                path, problem = tracer.path[-1], f"torch.fx cannot trace it: {_one_line(error)}{_user_line(error)}"
+            if path in ("", *self.untraceable):
+                self._refuse_model("forward", problem, _TRACEABLE, path)
+                return None
+            self.untraceable[path] = problem
+
+    def _run(self) -> None:
+        nodes = list(graph.nodes) if (graph := self._trace()) else []
+        self.last_use = {used: node for node in nodes for used in node.all_input_nodes}
+        for node in nodes:
+            if node.op == "output":
+                self._read_out(map_aggregate(node.args[0], self._lookup))
+            else:
+                self.env[node] = self._execute(node)
+            for used in node.all_input_nodes:
+                if self.last_use[used] is node:
+                    del self.env[used]
+
+    def _lookup(self, value: Any) -> Any:
+        return self.env[value] if isinstance(value, fx.Node) else value
+
+    # ---- one node ---------------------------------------------------------------------------------------------------
+
+    def _execute(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self._placeholder(node)
+        if node.op == "get_attr":
+            return _evaluate(self.model, node, (), {})
+        args, kwargs = map_aggregate((node.args, node.kwargs), self._lookup)
+        operands, unreached = _collect(_Affine, args, kwargs), _collect(_Unreached, args, kwargs)
+        if node.target is operator.getitem and isinstance(args[0], (tuple, list, dict)):
+            return args[0][args[1]]
+        if not operands and not unreached:
+            return self._compute(node, args, kwargs)
+        row = self._new_row(node)
+        if unreached:
+            row.fates[""] = "not reached: what it needs is refused"
+            return _UNREACHED
+        try:
+            return self._apply(node, row, args, kwargs, operands)
+        except _Unsupported as error:
+            self._refuse_row(row, error.problem, error.remedy)
+        for operand in operands:
+            for index in operand.rows:
+                self.rows[index].fates[row.where] = f"blocked by {row.where}"
+        return self._after_refusal(node, row, args, kwargs)
+
+    def _placeholder(self, node: fx.Node) -> Any:
+        if node.prev.op == "root":
+            constant = torch.zeros(BATCH, *self.shapes[INPUT], dtype=torch.float64)
+            return _Affine(constant, (_Term(INPUT),))
+        star = str(node.target).count("*")
+        if not node.args and not star:
+            self._refuse_model(
+                "argument",
+                "forward needs a second argument",
+                "give it a default or wrap the model",
+                f"{node.target} of {self.root}",
+            )
+            return _UNREACHED
+        return node.args[0] if node.args else ((), {})[star - 1]
+
+    def _new_row(self, node: fx.Node) -> _Row:
+        owner = self.owner[node]
+        if node.op == "call_module":
+            kind = type(self.model.get_submodule(str(node.target))).__name__
+            row = _Row(owner, kind, owner, owner)
+        else:
+            kind = _name(node)
+            row = _Row(owner or self.root, kind, node.name, f"{kind} in {owner or self.root}")
+        self.rows.append(row)
+        return row
+
+    def _apply(self, node: fx.Node, row: _Row, args: Any, kwargs: Any, operands: list[_Affine]) -> _Affine:
+        handler, args = self._resolve(node, args)
+        index = len(self.rows) - 1
+        try:
+            arguments = inspect.signature(handler).bind(*args, **kwargs).arguments
+            if handler not in (_add, _sub) and _collect(_Affine, tuple(arguments.values())[1:]):
+                raise _Unsupported("an activation stands where a parameter belongs", "use layers that are linear")
+            value = handler(*args, **kwargs)
+            _keep_samples(value.constant)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise _Unsupported(
+                f"torch refuses it: {_one_line(error)}", "check input_shape and the sizes before it"
+            ) from error
+        named = handler in (_conv2d, _linear)
+        value = replace(
+            value,
+            rows=frozenset({index}).union(*(operand.rows for operand in operands)),
+            terms=tuple(replace(t, origin=index) if named and t.origin is None else t for t in value.terms),
+        )
+        row.shape = value.shape
+        if handler is _relu:
+            value = self._spike(value, row)
+        if arguments.get("inplace") or _writes(node):
+            self._overwrite(node, operands[0], value)
+        return value
+
+    def _resolve(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[_Handler, tuple[Any, ...]]:
+        if node.op == "call_module":
+            path = str(node.target)
+            module = self.model.get_submodule(path)
+            if path in self.untraceable:
+                raise _Unsupported(self.untraceable[path], _TRACEABLE)
+            if type(module) not in MODULES:
+                raise _Unsupported(*_advice(type(module).__name__))
+            handler, own = MODULES[type(module)]
+            return handler, (*args, *own(module))
+        known: Any = FUNCTIONS if node.op == "call_function" else METHODS
+        if node.target not in known:
+            raise _Unsupported(*_advice(_name(node)))
+        return known[node.target], args
+
+    def _overwrite(self, node: fx.Node, old: _Affine, new: _Affine) -> None:
+        """Let every name of a value that is changed in place stand for the changed one."""
+        for other, value in self.env.items():
+            if not isinstance(value, _Affine) or _storage(value) != _storage(old):
+                continue
+            if value.shape == old.shape:
+                self.env[other] = new
+            elif self.last_use.get(other, node) is not node:
+                raise _Unsupported(
+                    "it changes a value in place that is used again in another shape", "write it without inplace"
+                )
+
+    def _compute(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """Let torch compute what does not depend on the input's values."""
+        try:
+            return _evaluate(self.model, node, args, kwargs)
+        except Exception as error:  # whatever the operation may raise
+            self._refuse_row(self._new_row(node), f"it fails: {_one_line(error)}", "check that the model runs")
+            return _UNREACHED
+
+    def _after_refusal(self, node: fx.Node, row: _Row, args: Any, kwargs: Any) -> Any:
+        """Go on with a source of the right shape, so that what follows is examined too."""
+
+        def pretend(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            shape = tuple(value.shape[1:])
+            if value.dim() < 2 or len(value) != BATCH or len(shape) > 3:
+                return _UNREACHED
+            name = self._unique(row.where)
+            self.shapes[name] = _image(shape)
+            return _Affine(torch.zeros(value.shape, dtype=torch.float64), (_Term(name),))
+
+        try:
+            args, kwargs = map_aggregate((args, kwargs), lambda v: v.constant if isinstance(v, _Affine) else v)
+            result = map_aggregate(_evaluate(self.model, node, args, kwargs), pretend)
+        except Exception:  # it is refused already; only its shape was wanted
+            return _UNREACHED
+        if isinstance(result, _Affine):
+            row.shape = result.shape
+        return result
+
+    # ---- closing a region -------------------------------------------------------------------------------------------
+
+    def _spike(self, value: _Affine, row: _Row) -> _Affine:
+        """Make the value a spiking layer and return what it emits."""
+        constant = torch.zeros_like(value.constant)
+        if self._is_rectified(value):
+            row.fates[value.terms[0].source] = f"folded into {value.terms[0].source}"
+            return replace(value, constant=constant)
+        # A ReLU commutes with flattening: a layer keeps the (C, H, W) of the convolution that feeds it.
+        chains = [reduce(term.chain, self.limit) for term in value.terms]
+        shapes = {chain[-1].source for chain in chains if chain and type(chain[-1]) is Reshape}
+        shape = value.shape
+        if len(shape) == 1 and len(shapes) == 1:
+            shape = next(iter(shapes))
+            chains = [chain[:-1] if chain and type(chain[-1]) is Reshape else chain for chain in chains]
+        elif len(shape) == 2:
+            shape = _image(shape)
+        name = self._close(value, chains, shape, "spiking", row)
+        self.shapes[name] = shape
+        chain = () if _image(value.shape) == _image(shape) else (Reshape(_image(shape), _image(value.shape)),)
+        return _Affine(constant, (_Term(name, chain),))
+
+    def _is_rectified(self, value: _Affine) -> bool:
+        """Whether the value is what a spiking layer emits, at most under another shape."""
+        return (
+            len(value.terms) == 1
+            and any(layer.name == value.terms[0].source for layer in self.layers)
+            and all(type(step) is Reshape for step in value.terms[0].chain)
+            and not value.constant.any()
+        )
+
+    def _read_out(self, value: Any) -> None:
+        row = _Row(self.root, "output", "output", f"output of {self.root}")
+        if not isinstance(value, _Affine):
+            if not isinstance(value, _Unreached):
+                self._refuse_row(
+                    row,
+                    f"it is a {type(value).__name__} and not one tensor computed from the input",
+                    "return the logits and nothing else",
+                )
+        elif self._is_rectified(value):
+            self._refuse_row(
+                row,
+                f"the network ends in the ReLU of {value.terms[0].source}, and a readout has none",
+                "leave the last ReLU out: the largest logit stays the largest",
+            )
+        elif len(value.shape) not in (1, 3):
+            self._refuse_row(row, f"it has the shape {value.shape}", "return logits of shape (N,) or (C, H, W)")
+        else:
+            chains = [reduce(term.chain, self.limit) for term in value.terms]
+            readout = self._close(value, chains, value.shape, "readout", row)
+            if not self.findings:
+                self._drop_unused(readout)
+
+    def _close(
+        self, value: _Affine, chains: list[Chain], shape: Shape, kind: Literal["spiking", "readout"], fallback: _Row
+    ) -> str:
+        """Append the layer that ``chains``, one per term, and the constant of ``value`` feed, and return its name."""
+        order = list(self.shapes)
+        latest = max(
+            (term for term in value.terms if term.origin is not None),
+            key=lambda term: order.index(term.source),
+            default=_Term(INPUT),
+        )
+        row = fallback if latest.origin is None else self.rows[latest.origin]
+        name = self._unique(row.name)
+        title = "readout" if kind == "readout" else f"spiking layer {name}"
+        for index in value.rows:
+            self.rows[index].fates[name] = title if self.rows[index] is row else f"folded into {name}"
+        edges: list[FloatEdge] = []
+        for source in sorted({term.source for term in value.terms}, key=order.index):
+            parallel = [chain for term, chain in zip(value.terms, chains, strict=True) if term.source == source]
+            try:
+                maps = as_maps(parallel, self.shapes[source], shape, self.limit)
+            except ValueError as error:
+                self._refuse_row(row, f"with what is folded into it, it takes {error}", _CONVOLVE)
+                continue
+            edges += [FloatEdge(source, replace(m, weight=m.weight.float())) for m in maps]
+        layer = FloatLayer(name, shape, tuple(edges), _uniform(value.constant[0].reshape(shape)).float(), kind)
+        if len(shape) > 3:
+            self._refuse_row(row, f"its values have the shape {shape}", "give it (C, H, W) or (N,)")
+        if not torch.allclose(value.constant[0], value.constant[1], rtol=1e-9, atol=1e-12, equal_nan=True):
+            self._refuse_row(
+                row, "its constant differs from sample to sample", "take out what is random or indexed by the sample"
+            )
+        if not all(bool(t.isfinite().all()) for t in (layer.bias, *(edge.map.weight for edge in edges))):
+            self._refuse_row(
+                row,
+                "its weights or bias leave float32 once batch normalisation is folded in",
+                "look for a running_var of zero or huge weights",
+            )
+        self.layers.append(layer)
+        return name
+
+    def _unique(self, name: str) -> str:
+        taken = self.shapes.keys() | {layer.name for layer in self.layers}
+        base, count = name.replace("/", "_"), 1
+        name = base
+        while name in taken:
+            count += 1
+            name = f"{base}_{count}"
+        return name
+
+    def _drop_unused(self, readout: str) -> None:
+        """Keep the layers that the readout depends on."""
+        used = {readout}
+        for layer in reversed(self.layers):
+            if layer.name in used:
+                used |= {edge.source for edge in layer.edges}
+        for row in self.rows:
+            row.fates = {name: fate for name, fate in row.fates.items() if name not in self.shapes or name in used}
+        self.layers = [layer for layer in self.layers if layer.name in used]
+
+
+_TRACEABLE = "write its forward without Python control flow on values, and its modules as attributes"
+_CONVOLVE = "raise dense_limit, or let pooling windows divide their input, without padding and ceil_mode"
+
+_T = TypeVar("_T")
+
+
+def _collect(kind: type[_T], *containers: Any) -> list[_T]:
+    """Find all values of one kind in nested tuples, lists and dicts."""
+    found: list[_T] = []
+    map_aggregate(containers, lambda value: found.append(value) if isinstance(value, kind) else None)
+    return found
+
+
+def _name(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _writes(node: fx.Node) -> bool:
+    return node.target in (operator.iadd, operator.isub) or (node.op != "call_module" and _name(node).endswith("_"))
+
+
+def _storage(value: _Affine) -> int:
+    """Identify the memory of a value: torch's own views tell which values share it."""
+    return value.constant.untyped_storage().data_ptr()
+
+
+def _uniform(bias: Tensor) -> Tensor:
+    """Reduce (*shape) to (C,) where it is the same all over space."""
+    flat = bias.reshape(len(bias), -1)
+    # Equal sums taken in different orders differ by float64's rounding, far below what float32 keeps.
+    same = (flat.amax(1) - flat.amin(1)).max() <= 1e-12 * flat.abs().max()
+    return flat[:, 0] if same else bias
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _user_line(error: Exception) -> str:
+    """Name the last line of the user's own code in a traceback."""
+    own = (str(Path(torch.__file__).parent), __file__)
+    lines = [
+        f" ({Path(f.filename).name}, line {f.lineno})"
+        for f in traceback.extract_tb(error.__traceback__)
+        if not f.filename.startswith(own)
+    ]
+    return lines[-1] if lines else ""

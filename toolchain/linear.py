@@ -1,0 +1,317 @@
+"""The algebra of linear maps: chains of steps between two activations become one convolution or one matrix.
+
+A step maps float64 (B, *source) to (B, *shape), both of three dimensions; (N,) is written (N, 1, 1) here, so that a
+fully connected layer is a 1x1 convolution. What can be composed exactly is composed exactly; nothing is approximated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sim.network import Pair, Shape
+from toolchain.graph import FloatConv2d, FloatDense, FloatMap
+
+CHUNK = 1 << 22  #: values that :func:`matrix` pushes through a chain at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution:
+    """``out[z, i] = sum over c, k of weight[z, c, k] * x[c, i * stride + k * dilation + offset]`` along both axes.
+
+    ``x`` is zero outside its borders and ``shape`` says how many positions there are, so that any padding, also an
+    uneven one, any crop and any strided selection is a convolution.
+    """
+
+    weight: Tensor  #: float64 (C_out, C_in / groups, kH, kW)
+    source: Shape
+    shape: Shape
+    stride: Pair = (1, 1)
+    offset: Pair = (0, 0)  #: minus the padding before the first row and column
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (B, *source) to (B, *shape)."""
+        borders: list[int] = []
+        for axis in (1, 0):
+            last = (self.shape[axis + 1] - 1) * self.stride[axis] + self._span(axis) + self.offset[axis]
+            borders += [-self.offset[axis], last - self.source[axis + 1]]
+        # Padding before cropping: a border may crop more than there is.
+        x = functional.pad(functional.pad(x, [max(b, 0) for b in borders]), [min(b, 0) for b in borders])
+        return functional.conv2d(x, self.weight, None, self.stride, 0, self.dilation, self.groups)
+
+    def _span(self, axis: int) -> int:
+        return self.dilation[axis] * (self.weight.shape[axis + 2] - 1) + 1
+
+    def _taps(self, axis: int) -> Tensor:
+        return torch.arange(self.weight.shape[axis + 2]) * self.dilation[axis] + self.offset[axis]
+
+    def _reads(self, axis: int) -> Tensor:
+        """Every position that is read along ``axis``, also outside the source."""
+        outputs = torch.arange(self.shape[axis + 1]) * self.stride[axis]
+        return (outputs[:, None] + self._taps(axis)).unique()
+
+    def _spread(self, unit: Pair, groups: int) -> Tensor:
+        """Write the weight with ``groups`` (a divisor of its own) and ``unit`` (divides the dilation) as dilation."""
+        c_out, c_in, *kernel = self.weight.shape
+        steps = [d // u for d, u in zip(self.dilation, unit, strict=True)]
+        size = [(k - 1) * s + 1 for k, s in zip(kernel, steps, strict=True)]
+        ratio = self.groups // groups
+        member = torch.arange(c_out) // (c_out // self.groups) % ratio
+        spread = self.weight.new_zeros(c_out, ratio, c_in, *size)
+        spread[torch.arange(c_out), member, :, :: steps[0], :: steps[1]] = self.weight
+        return spread.flatten(1, 2)
+
+    def then(self, second: Convolution, limit: int) -> Convolution | None:
+        """Compose into one convolution; None where that is not exact or takes more than ``limit`` weights.
+
+        ``second`` sees zeros beyond the borders of its source. The composition sees whatever this map would compute
+        there, so it is exact if and only if those positions read nothing but zeros themselves.
+        """
+        for axis in (0, 1):
+            reads = second._reads(axis)
+            beyond = reads[(reads < 0) | (reads >= self.shape[axis + 1])]
+            below = beyond[:, None] * self.stride[axis] + self._taps(axis)
+            if ((below >= 0) & (below < self.source[axis + 1])).any():
+                return None
+        outer = [d * s for d, s in zip(second.dilation, self.stride, strict=True)]
+        steps = [
+            (outer[a] if second.weight.shape[a + 2] > 1 else 0, self.dilation[a] if self.weight.shape[a + 2] > 1 else 0)
+            for a in (0, 1)
+        ]
+        unit = [math.gcd(*pair) or 1 for pair in steps]
+        groups = math.gcd(self.groups, second.groups)
+        kernel = [((second.weight.shape[a + 2] - 1) * outer[a] + self._span(a) - 1) // unit[a] + 1 for a in (0, 1)]
+        count = second.shape[0] * (self.source[0] // groups) * math.prod(kernel)
+        if count > max(limit, self.weight.numel(), second.weight.numel()):
+            return None
+        return Convolution(
+            _convolve_kernels(
+                self,
+                second,
+                groups,
+                [o // u if o else 1 for (o, _), u in zip(steps, unit, strict=True)],
+                [i // u if i else 1 for (_, i), u in zip(steps, unit, strict=True)],
+            ),
+            self.source,
+            second.shape,
+            _pair(a * b for a, b in zip(self.stride, second.stride, strict=True)),
+            _pair(o * s + p for o, s, p in zip(second.offset, self.stride, self.offset, strict=True)),
+            _pair(unit),
+            groups,
+        )
+
+    def plus(self, other: Convolution) -> Convolution | None:
+        """Add into one convolution; None where strides differ or the sum has more weights than its two parts."""
+        if (self.source, self.shape, self.stride) != (other.source, other.shape, other.stride):
+            return None
+        unit, start, size = [1, 1], [0, 0], [1, 1]
+        for a in (0, 1):
+            steps = [m.dilation[a] for m in (self, other) if m.weight.shape[a + 2] > 1]
+            unit[a] = math.gcd(*steps, self.offset[a] - other.offset[a]) or 1
+            start[a] = min(self.offset[a], other.offset[a])
+            size[a] = (max(m.offset[a] + m._span(a) for m in (self, other)) - start[a] - 1) // unit[a] + 1
+        groups = math.gcd(self.groups, other.groups)
+        kernel = (self.shape[0], self.source[0] // groups, *size)
+        if math.prod(kernel) > self.weight.numel() + other.weight.numel():
+            return None
+        weight = self.weight.new_zeros(kernel)
+        for m in (self, other):
+            part = m._spread(
+                _pair(u if k > 1 else d for u, d, k in zip(unit, m.dilation, m.weight.shape[2:], strict=True)), groups
+            )
+            y, x = ((m.offset[a] - start[a]) // unit[a] for a in (0, 1))
+            weight[:, :, y : y + part.shape[2], x : x + part.shape[3]] += part
+        return replace(self, weight=weight, offset=_pair(start), dilation=_pair(unit), groups=groups)
+
+    def symmetric(self) -> FloatConv2d:
+        """Write the map with the padding of ``torch.nn.functional.conv2d``, equal on both sides.
+
+        The kernel grows by as few rows and columns of zeros as that takes; in most cases by none.
+        """
+        (dilation_y, front_y, back_y), (dilation_x, front_x, back_x) = self._fit(0), self._fit(1)
+        dilation = (dilation_y, dilation_x)
+        padding = (front_y * dilation_y - self.offset[0], front_x * dilation_x - self.offset[1])
+        weight = functional.pad(self._spread(dilation, self.groups), (front_x, back_x, front_y, back_y))
+        return FloatConv2d(weight, self.stride, padding, dilation, self.groups)
+
+    def _fit(self, axis: int) -> tuple[int, int, int]:
+        """Dilation, and rows of zeros before and behind the kernel, that make the padding even and not negative."""
+        n, n_out, stride, offset = self.source[axis + 1], self.shape[axis + 1], self.stride[axis], self.offset[axis]
+        slack = n - 2 * offset - self._span(axis)
+        for dilation in (self.dilation[axis], 1):
+            # conv2d has (slack + dilation * (front - back)) // stride + 1 positions, and n_out are wanted. There may
+            # be no such difference of front and back; with dilation 1 there always is.
+            low, high = -((slack - (n_out - 1) * stride) // dilation), (n_out * stride - 1 - slack) // dilation
+            if low <= high:
+                break
+        front = max(0, -(-offset // dilation), low)
+        return dilation, front, max(front - high, 0)
+
+    def dense(self) -> FloatDense:
+        """Write a map onto a single position as a matrix over the whole source."""
+        full = self.weight.new_zeros(self.shape[0], *self.source)
+        rows, columns = (self._taps(a) for a in (0, 1))
+        y, x = ((taps >= 0) & (taps < n) for taps, n in zip((rows, columns), self.source[1:], strict=True))
+        full[:, :, rows[y][:, None], columns[x]] = self._spread(self.dilation, 1)[:, :, y][..., x]
+        return FloatDense(full.flatten(1))
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape:
+    """The same values in the same C, H, W order under another shape."""
+
+    source: Shape
+    shape: Shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (B, *source) to (B, *shape)."""
+        return x.reshape(-1, *self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class OtherMap:
+    """Any other linear map, known only by what it does."""
+
+    function: Callable[[Tensor], Tensor]
+    source: Shape
+    shape: Shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (B, *source) to (B, *shape)."""
+        return self.function(x)
+
+
+Step = Convolution | Reshape | OtherMap
+Chain = tuple[Step, ...]  #: applied from left to right; empty for the identity
+
+
+def channelwise(factor: Tensor, shape: Shape) -> Convolution:
+    """Multiply every channel of a (C, H, W) map by its factor, float64 (C,)."""
+    return Convolution(factor.reshape(-1, 1, 1, 1), shape, shape, groups=shape[0])
+
+
+def reduce(chain: Chain, limit: int) -> Chain:
+    """Compose all neighbours that can be composed exactly within ``limit`` weights."""
+    done: list[Step] = []
+    for step in chain:
+        while done and (merged := _merge(done[-1], step, limit)) is not None:
+            done.pop()
+            step = merged
+        if not (type(step) is Reshape and step.source == step.shape):
+            done.append(step)
+    return tuple(done)
+
+
+def _merge(first: Step, second: Step, limit: int) -> Step | None:
+    if type(first) is Convolution and type(second) is Convolution:
+        return first.then(second, limit)
+    if type(first) is Reshape and type(second) is Reshape:
+        return Reshape(first.source, second.shape)
+    if type(first) is Reshape and type(second) is Convolution:
+        # A kernel that covers the whole reshaped map covers the whole map before it, in the same order.
+        covers = second.shape[1:] == (1, 1) and second.offset == (0, 0) and second.weight.shape[2:] == second.source[1:]
+        if covers and (second.groups == 1 or first.source[0] == second.source[0]) and second.dilation == (1, 1):
+            _, *kernel = first.source
+            return Convolution(
+                second.weight.reshape(second.shape[0], -1, *kernel), first.source, second.shape, groups=second.groups
+            )
+    return None
+
+
+def _convolve_kernels(
+    first: Convolution, second: Convolution, groups: int, outer: list[int], inner: list[int]
+) -> Tensor:
+    """Weights of ``second`` after ``first``: taps ``outer`` and ``inner`` apart, summed over the channels between.
+
+    A transposed convolution places a scaled copy of one kernel at every tap of another, which is just that. The
+    coarser grouped kernel is its input and the finer its weight, so that depthwise ones never mix channels.
+    """
+    if first.groups % second.groups and second.groups % first.groups:
+        second = replace(second, weight=second._spread(second.dilation, groups), groups=groups)
+    channels = first.shape[0]
+    if first.groups % second.groups == 0:
+        x = second.weight.unflatten(0, (second.groups, -1)).transpose(0, 1).flatten(1, 2)
+        out = functional.conv_transpose2d(x, first.weight, None, outer, 0, 0, first.groups, inner)
+        return out.unflatten(1, (second.groups, -1)).transpose(0, 1).flatten(0, 1)
+    x = first.weight.transpose(0, 1)
+    weight = (
+        second.weight.unflatten(0, (second.groups, -1)).transpose(1, 2).reshape(channels, -1, *second.weight.shape[2:])
+    )
+    return functional.conv_transpose2d(x, weight, None, inner, 0, 0, second.groups, outer).transpose(0, 1)
+
+
+def matrix(chain: Chain, source: Shape, shape: Shape) -> Tensor:
+    """Matrix of a chain, float64 (N_out, N_in): the smaller of the two identities is pushed, or pulled, through it."""
+    n_in, n_out = math.prod(source), math.prod(shape)
+    out = torch.empty(n_out, n_in, dtype=torch.float64)
+    widest = max([n_in, n_out, *(math.prod(step.shape) for step in chain)])
+    for part in torch.arange(min(n_in, n_out)).split(max(1, CHUNK // widest)):
+        basis = functional.one_hot(part, min(n_in, n_out)).double()
+        if n_in <= n_out:
+            out[:, part] = _apply(chain, basis.reshape(-1, *source)).flatten(1).T
+        else:
+            with torch.enable_grad():
+                x = torch.zeros(len(part), *source, dtype=torch.float64, requires_grad=True)
+                y = _apply(chain, x).flatten(1)
+            out[part] = torch.autograd.grad(y, x, basis)[0].flatten(1)
+    return out
+
+
+def _apply(chain: Chain, x: Tensor) -> Tensor:
+    for step in chain:
+        x = step(x)
+    return x
+
+
+def as_maps(chains: Iterable[Chain], source: Shape, shape: Shape, limit: int) -> list[FloatMap]:
+    """Turn the sum of reduced chains from a source of ``source`` into a layer of ``shape`` into parallel maps.
+
+    Shapes are (C, H, W) or (N,). There are as few maps as possible without adding weights, mostly one; their weights
+    stay float64. Raises ``ValueError`` when a map takes a matrix of more than ``limit`` weights, unless it is no larger
+    than a matrix of the model's own.
+    """
+    kept: list[Chain] = []
+    for chain in chains:
+        if not chain and source == shape and len(shape) == 3:
+            chain = (channelwise(torch.ones(shape[0], dtype=torch.float64), shape),)
+        for i, other in enumerate(kept):
+            if (total := _sum(other, chain)) is not None:
+                kept[i] = (total,)
+                break
+        else:
+            kept.append(chain)
+    maps = [_as_map(chain, source, shape, limit) for chain in kept]
+    matrices = [m.weight for m in maps if type(m) is FloatDense]
+    if len(matrices) > 1:
+        maps = [m for m in maps if type(m) is FloatConv2d] + [FloatDense(torch.stack(matrices).sum(0))]
+    return maps
+
+
+def _sum(a: Chain, b: Chain) -> Convolution | None:
+    if len(a) == len(b) == 1 and type(a[0]) is Convolution and type(b[0]) is Convolution:
+        return a[0].plus(b[0])
+    return None
+
+
+def _as_map(chain: Chain, source: Shape, shape: Shape, limit: int) -> FloatMap:
+    only = chain[0] if len(chain) == 1 and type(chain[0]) is Convolution else None
+    if only and (only.source, only.shape) == (source, shape):
+        return only.symmetric()
+    n_out, n_in = math.prod(shape), math.prod(source)
+    if n_out * n_in > max(limit, only.weight.numel() if only else 0):
+        raise ValueError(f"a dense matrix of {n_out:,} x {n_in:,} = {n_out * n_in:,} weights, more than {limit:,}")
+    if only and only.shape[1:] == (1, 1):
+        return only.dense()
+    return FloatDense(matrix(chain, chain[0].source if chain else source, shape))
+
+
+def _pair(values: Iterable[int]) -> Pair:
+    first, second = values
+    return first, second
