@@ -16,8 +16,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy.stats import binomtest  # type: ignore[import-untyped]
+from scipy.stats import binomtest
 
+from sim.findings import refuse
 from sim.network import Layer, Network
 
 Report = Mapping[str, Any]
@@ -27,9 +28,9 @@ MISSING = "not measured"
 RUNGS = {
     "ann": "trained network, float",
     "folded": "batch normalisation folded, float",
-    "wide": "spiking, wide registers",
-    "int8": "spiking, as deployed",
-    "lava": "spiking, as deployed, on Lava",
+    "wide": "spiking, wide integers",
+    "int8": "spiking, 8-bit weights",
+    "lava": "spiking, 8-bit weights, on Lava",
 }
 PICTURES = {
     "accuracy.png": "Accuracy against T",
@@ -46,7 +47,9 @@ FINEST = 64  #: bins of a rate axis at most; beyond it the single rates k / T ca
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
-    """95 % Wilson score interval of ``correct`` out of ``n``, in per cent; ValueError unless 0 <= correct <= n > 0."""
+    """95 % Wilson score interval of ``correct`` out of ``n``, in per cent; :class:`Refused` for impossible counts."""
+    if not 0 <= correct <= n or n < 1:  # scipy raises or returns NaN, depending on its version
+        raise refuse("wilson", f"{correct} of {n} correct", "give 0 <= correct <= n and n of at least 1")
     interval = binomtest(correct, n).proportion_ci(0.95, method="wilson")
     return 100 * float(interval.low), 100 * float(interval.high)
 
@@ -91,11 +94,17 @@ def markdown(report: Report, pictures: Sequence[str] = ()) -> str:
 
 def _accuracy(report: Report) -> str:
     header = ("accuracy in %", "95 % interval", "n")
-    parts = [_table(("network", *header), [(label, *_score(report.get("accuracy", {}).get(rung)))
-                                           for rung, label in RUNGS.items()])]
+    parts = [
+        _table(
+            ("network", *header),
+            [(label, *_score(report.get("accuracy", {}).get(rung))) for rung, label in RUNGS.items()],
+        )
+    ]
     if "accuracy_by_step" in report:
-        parts += [f"Read after each step of the network converted for T = {report['timesteps']}:",
-                  _table(("step", *header), [(row["step"], *_score(row)) for row in report["accuracy_by_step"]])]
+        parts += [
+            f"Read after each step of the network converted for T = {report['timesteps']}:",
+            _table(("step", *header), [(row["step"], *_score(row)) for row in report["accuracy_by_step"]]),
+        ]
     if "accuracy_by_timesteps" in report:
         rows = sorted(report["accuracy_by_timesteps"].items(), key=lambda row: int(row[0]))
         parts += ["Converted anew for each T:", _table(("T", *header), [(t, *_score(row)) for t, row in rows])]
@@ -112,23 +121,49 @@ def _layers(report: Report) -> str:
     rows = []
     for row in report["layers"]:
         missing = MISSING if row["theta"] else ""  # a readout has no rates to measure
-        measured = (f"{row[key]:.3f}" if key in row else missing
-                    for key in ("spikes_per_neuron", "rate_error", "correlation"))
-        rows.append((
-            row["name"], "x".join(map(str, row["shape"])), row["neurons"], row["weights"], row["theta"] or "",
-            row["phase"], f"{row['bias_min']} to {row['bias_max']}", *measured, row.get("peak", MISSING),
-            row["worst_case"], _register(row),
-        ))
-    header = ("layer", "shape", "neurons", "weights", "θ", "phase", "bias", "spikes per neuron", "rate error",
-              "correlation", "peak", "worst case", "register")
-    return "\n\n".join([
-        _table(header, rows),
-        "θ, bias and potentials are in synaptic units: a weight w adds w of them per spike. The phase is the first "
-        "step of the firing window. Spikes are counted per sample. Rate error is the mean of "
-        "|spikes / T - clip(activation / θ, 0, 1)| over neurons and samples, correlation that between the two. Peak is "
-        "the largest magnitude in a register on the calibration inputs, worst case a bound over all possible inputs: "
-        "where it is below the register's limit, no input can overflow the layer.",
-    ])
+        measured = (
+            f"{row[key]:.3f}" if key in row else missing for key in ("spikes_per_neuron", "rate_error", "correlation")
+        )
+        rows.append(
+            (
+                row["name"],
+                "x".join(map(str, row["shape"])),
+                row["neurons"],
+                row["weights"],
+                row["theta"] or "",
+                row["phase"],
+                f"{row['bias_min']} to {row['bias_max']}",
+                *measured,
+                row.get("peak", MISSING),
+                row["worst_case"],
+                _register(row),
+            )
+        )
+    header = (
+        "layer",
+        "shape",
+        "neurons",
+        "weights",
+        "θ",
+        "phase",
+        "bias",
+        "spikes per neuron",
+        "rate error",
+        "correlation",
+        "peak",
+        "worst case",
+        "register",
+    )
+    return "\n\n".join(
+        [
+            _table(header, rows),
+            "θ, bias and potentials are in synaptic units: a weight w adds w of them per spike. The phase is the first "
+            "step of the firing window. Spikes are counted per sample. Rate error is the mean of "
+            "|spikes / T - clip(activation / θ, 0, 1)| over neurons and samples, correlation that between the two. Peak is "
+            "the largest magnitude in a register on the calibration inputs, worst case a bound over all possible inputs: "
+            "where it is below the register's limit, no input can overflow the layer.",
+        ]
+    )
 
 
 def _register(row: Report) -> str:
@@ -143,13 +178,17 @@ def _register(row: Report) -> str:
 def _verification(verification: Report | None) -> str:
     if verification is None:
         return f"{MISSING.capitalize()}."
-    rows = [(run["engine"], run["differences"], run["neuron_steps"], f"{run['seconds']:.2f}")
-            for run in verification["engines"]]
+    rows = [
+        (run["engine"], run["differences"], run["neuron_steps"], f"{run['seconds']:.2f}")
+        for run in verification["engines"]
+    ]
     difference = verification["difference"]
     outcome = "No difference." if difference is None else f"First difference: {difference}."
-    parts = [f"{verification['samples']} samples, {verification['spikes']} spikes. "
-             f"Every engine was compared with {rows[0][0]}, bit for bit. {outcome}",
-             _table(("engine", "differences", "neuron-steps", "seconds"), rows)]
+    parts = [
+        f"{verification['samples']} samples, {verification['spikes']} spikes. "
+        f"Every engine was compared with {rows[0][0]}, bit for bit. {outcome}",
+        _table(("engine", "differences", "neuron-steps", "seconds"), rows),
+    ]
     if verification.get("skipped"):
         parts.append("\n".join(f"- not run: {finding}" for finding in verification["skipped"]))
     return "\n\n".join(parts)
@@ -172,16 +211,32 @@ def accuracy_figure(report: Report) -> Figure:
     steps = report.get("accuracy_by_step", [])
     if steps:
         x = [row["step"] for row in steps]
-        axes.fill_between(x, [row["low"] for row in steps], [row["high"] for row in steps], color=BLUE, alpha=0.18,
-                          linewidth=0)
-        axes.plot(x, [row["accuracy"] for row in steps], color=BLUE, marker="o", markersize=4,
-                  label=f"read at step t of the T = {report['timesteps']} network")
+        axes.fill_between(
+            x, [row["low"] for row in steps], [row["high"] for row in steps], color=BLUE, alpha=0.18, linewidth=0
+        )
+        axes.plot(
+            x,
+            [row["accuracy"] for row in steps],
+            color=BLUE,
+            marker="o",
+            markersize=4,
+            label=f"read at step t of the T = {report['timesteps']} network",
+        )
     converted = sorted((int(t), row) for t, row in report.get("accuracy_by_timesteps", {}).items())
     if converted:
         y = [row["accuracy"] for _, row in converted]
         below, above = ([abs(row["accuracy"] - row[end]) for _, row in converted] for end in ("low", "high"))
-        axes.errorbar([t for t, _ in converted], y, (below, above), color=VERMILION, linestyle="none", marker="D",
-                      markersize=6, capsize=3, label="converted for T")
+        axes.errorbar(
+            [t for t, _ in converted],
+            y,
+            (below, above),
+            color=VERMILION,
+            linestyle="none",
+            marker="D",
+            markersize=6,
+            capsize=3,
+            label="converted for T",
+        )
     axes.set_title(f"{report['model']}: accuracy with 95 % intervals, n = {report['samples']}", loc="left", fontsize=11)
     axes.set_xlabel("time steps")
     axes.set_ylabel("accuracy (%)")
@@ -234,8 +289,15 @@ def schedule_figure(network: Network) -> Figure:
     figure, panels = _panels(len(layers))
     largest = max(float(np.abs(schedule).max()) for schedule in schedules) or 1.0
     for axes, layer, schedule in zip(panels, layers, schedules, strict=True):
-        image = axes.imshow(schedule.T, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto",
-                            interpolation="nearest", extent=(0.5, len(schedule) + 0.5, schedule.shape[1] - 0.5, -0.5))
+        image = axes.imshow(
+            schedule.T,
+            cmap="RdBu_r",
+            vmin=-largest,
+            vmax=largest,
+            aspect="auto",
+            interpolation="nearest",
+            extent=(0.5, len(schedule) + 0.5, schedule.shape[1] - 0.5, -0.5),
+        )
         _title(axes, layer.name, rf"$\theta$ = {layer.threshold}")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -266,4 +328,4 @@ def _bar(figure: Figure, image: ScalarMappable, panels: list[Axes], label: str) 
 
 def _title(axes: Axes, name: str, value: str) -> None:
     """Head a panel with the layer's name, of which the end tells most, and one value."""
-    axes.set_title(f"{name if len(name) <= LONGEST else '…' + name[1 - LONGEST:]}\n{value}", fontsize=10)
+    axes.set_title(f"{name if len(name) <= LONGEST else '…' + name[1 - LONGEST :]}\n{value}", fontsize=10)

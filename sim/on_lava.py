@@ -501,7 +501,7 @@ def _encode(weight: np.ndarray, exponent: int) -> tuple[np.ndarray, int] | None:
 
 
 def _sparse(weight: np.ndarray, to: np.ndarray, of: np.ndarray, shape: Shape) -> Any:
-    from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
+    from scipy.sparse import csr_matrix
 
     return csr_matrix((weight.astype(np.int32), (to, of)), shape)
 

@@ -23,8 +23,11 @@ def digits() -> Digits:
 
 
 def parts(digits: Digits) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(digits.train_x, digits.train_y), (digits.calibration_x, digits.calibration_y),
-            (digits.test_x, digits.test_y)]
+    return [
+        (digits.train_x, digits.train_y),
+        (digits.calibration_x, digits.calibration_y),
+        (digits.test_x, digits.test_y),
+    ]
 
 
 def test_the_three_parts_are_disjoint_and_together_all_digits(digits: Digits) -> None:
@@ -37,8 +40,10 @@ def test_the_three_parts_are_disjoint_and_together_all_digits(digits: Digits) ->
 
 def test_every_image_keeps_its_label(digits: Digits) -> None:
     source = load_digits()
-    label = {(image[None] / 16).astype(np.float32).tobytes(): int(y)
-             for image, y in zip(source.images, source.target, strict=True)}
+    label = {
+        (image[None] / 16).astype(np.float32).tobytes(): int(y)
+        for image, y in zip(source.images, source.target, strict=True)
+    }
     for x, y in parts(digits):
         assert [label[image.tobytes()] for image in x.numpy()] == y.tolist()
 
@@ -81,12 +86,17 @@ def test_the_loaded_model_is_in_eval_mode_and_the_built_one_ready_to_train() -> 
 def test_training_writes_a_checkpoint_that_loads_without_pickled_code(
     tmp_path: Path, digits: Digits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train, "load", lambda: Digits(*(part[:100] for pair in parts(digits) for part in pair)))
+    small = Digits(*(part[:100] for pair in parts(digits) for part in pair))
+    monkeypatch.setattr(train, "load", lambda: small)
     train.main(tmp_path, epochs=1)
     state = torch.load(tmp_path / "digits_cnn.pt", weights_only=True)
     assert {key: value.shape for key, value in state.items()} == {
-        key: value.shape for key, value in load_model().state_dict().items()}
+        key: value.shape for key, value in load_model().state_dict().items()
+    }
+    model = digits_cnn().eval()
+    model.load_state_dict(state)
     provenance = json.loads((tmp_path / "digits_cnn.json").read_text())
+    assert provenance["test"]["correct"] == train.correct(model, small.test_x, small.test_y)
     assert provenance["sha256"] == hashlib.sha256((tmp_path / "digits_cnn.pt").read_bytes()).hexdigest()
     assert provenance["epochs"] == 1
     assert f"{provenance['test']['correct']} of 100 test digits correct" in capsys.readouterr().out
@@ -95,7 +105,9 @@ def test_training_writes_a_checkpoint_that_loads_without_pickled_code(
 def test_training_is_reproducible_whatever_the_number_of_threads_and_blind_to_other_parts(digits: Digits) -> None:
     few, threads = digits.train_x[:100], torch.get_num_threads()
     blind = Digits(few, digits.train_y[:100], *(torch.empty(0) for _ in range(4)))
-    first = train.train(blind, epochs=1).state_dict()
+    model = train.train(blind, epochs=1)
+    assert not model.training
+    first = model.state_dict()
     try:
         torch.set_num_threads(2)
         second = train.train(blind, epochs=1).state_dict()
@@ -122,6 +134,16 @@ def test_augmentation_rotates_by_up_to_ten_degrees_in_both_directions(monkeypatc
     rows = _centres(train.augment(_spot(4, 7)))[:, 0]  # three pixels right of the centre: ten degrees are half a pixel
     assert 0.4 < rows.max() < 0.6
     assert -0.4 > rows.min() > -0.6
+
+
+def test_augmentation_turns_a_digit_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "SHIFT", 0.0)
+    turned = []
+    for place in ((4, 7), (7, 4)):
+        torch.manual_seed(0)
+        turned.append(_centres(train.augment(_spot(*place))))
+    right, below = turned
+    assert (right[:, 0] + below[:, 1]).abs().max() < 1e-4  # the right goes down as far as the bottom goes left
 
 
 def _spot(row: int, column: int) -> torch.Tensor:

@@ -296,7 +296,7 @@ def test_a_matrix_beyond_the_limit_is_refused_with_its_size_and_the_way_out() ->
     model = nn.Sequential(conv(padding=1), nn.ReLU(), nn.AvgPool2d(2), conv(4, 3, padding=1))
     with pytest.raises(
         Refused,
-        match=r"^3: with what is folded into it, it takes a dense matrix of 27 x 196 = 5,292 "
+        match=r"^3 \(Conv2d\): with what is folded into it, it takes a dense matrix of 27 x 196 = 5,292 "
         r"weights, more than 5,000; raise dense_limit, or let pooling windows divide",
     ):
         import_model(model, (2, 7, 7), dense_limit=5000)
@@ -307,7 +307,7 @@ def test_the_limit_spares_the_models_own_matrices_and_counts_unpooled_ones() -> 
     model = nn.Sequential(nn.Flatten(), nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 2))
     agree(model, (2, 4, 4), dense_limit=1)
     pooled = nn.Sequential(conv(padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    with pytest.raises(Refused, match=r"^4: .*2 x 64 = 128 weights, more than 100"):
+    with pytest.raises(Refused, match=r"^4 \(Linear\): .*2 x 64 = 128 weights, more than 100"):
         import_model(pooled, (2, 4, 4), dense_limit=100)
 
 
@@ -518,14 +518,11 @@ def test_a_change_in_place_is_seen_by_every_later_use(change: Callable[[Any, Ten
 
 
 def test_a_change_in_place_of_a_clone_leaves_the_original() -> None:
-    agree(
-        Forward(
-            lambda self, x: self.head(self.first(x).clone().relu_() + self.first(x)),
-            first=conv(padding=1),
-            head=conv(4, 2),
-        ),
-        (2, 5, 5),
-    )
+    def changed(self: Any, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.head(x.clone().relu_() + x)
+
+    agree(Forward(changed, first=conv(padding=1), head=conv(4, 2)), (2, 5, 5))
 
     def forward(self: Any, x: Tensor) -> Tensor:
         spikes = self.first(x).relu()
@@ -557,6 +554,11 @@ def test_a_relu_of_the_input_becomes_a_layer_of_identities() -> None:
 def test_a_relu_after_a_relu_adds_nothing() -> None:
     model = nn.Sequential(conv(), nn.ReLU(), nn.Flatten(), nn.ReLU(), nn.Linear(64, 3))
     assert names(agree(model, (2, 6, 6))) == ["0", "4"]
+
+
+def test_a_relu_of_shifted_spikes_is_a_layer_of_its_own() -> None:
+    model = Forward(lambda self, x: self.head((self.first(x).relu() - 1).relu()), first=conv(), head=conv(4, 2))
+    assert len(agree(model, (2, 6, 6)).layers) == 3
 
 
 def test_a_readout_fed_by_the_input_alone() -> None:
@@ -608,7 +610,7 @@ class CheckedNorm(nn.BatchNorm2d):
 
 def test_a_forward_may_compute_with_sizes_and_branch_on_them() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
-        batch, channels, rows, columns = x.shape
+        batch, channels = x.shape[:2]
         if channels != 2 or x.dim() != 4 or len(x) != x.size(0):
             raise ValueError("never")
         x = self.norm(self.conv(x)).relu()
@@ -754,17 +756,20 @@ def test_all_findings_come_at_once_with_place_reason_and_way_out() -> None:
     rates = "integrate-and-fire neurons compute a ReLU and nothing else; replace it by nn.ReLU and fine-tune"
     assert found[:6] == [
         "6.bias: 1 of 3 values are NaN or infinite; train again from the last good checkpoint",
-        "0: has padding_mode 'reflect'; pad with zeros and fine-tune",
-        f"1: {rates}",
-        "2: a maximum over spike trains is not linear; use nn.AvgPool2d and fine-tune, or a convolution with a stride",
-        f"3.activation: {rates}",
+        "0 (Conv2d): has padding_mode 'reflect'; pad with zeros and fine-tune",
+        f"1 (SiLU): {rates}",
+        "2 (MaxPool2d): a maximum over spike trains is not linear; use nn.AvgPool2d and fine-tune, or a convolution "
+        "with a stride",
+        f"3.activation (LeakyReLU): {rates}",
         f"gelu in 3: {rates}",
     ]
     assert found[6].startswith(
-        "4: torch.fx cannot trace it: symbolically traced variables cannot be used as inputs to "
+        "4 (Branching): torch.fx cannot trace it: symbolically traced variables cannot be used as inputs to "
         "control flow (test_importer.py, line "
     )
-    assert found[7].startswith("7: it normalises over all classes; at the output leave it out, the largest logit stays")
+    assert found[7].startswith(
+        "7 (Softmax): it normalises over all classes; at the output leave it out, the largest logit stays"
+    )
     assert len(found) == 8
 
 
@@ -787,7 +792,7 @@ def test_all_findings_come_at_once_with_place_reason_and_way_out() -> None:
 )
 def test_every_unsupported_module_is_named_with_its_way_out(module: nn.Module, finding: str) -> None:
     (found,) = refusals(nn.Sequential(conv(), module, nn.ReLU(), conv(4, 2, 1)), (2, 6, 6))
-    assert found.startswith("1: ")
+    assert found.startswith(f"1 ({type(module).__name__}): ")
     assert finding in found
 
 
@@ -838,7 +843,7 @@ def test_a_recurrent_layer_is_refused_and_what_follows_is_still_examined() -> No
 
     model = Forward(forward, lstm=nn.LSTM(9, 4, batch_first=True), act=nn.Tanh(), fc=nn.Linear(8, 3))
     found = refusals(model, (2, 3, 3))
-    assert [line.split(":")[0] for line in found] == ["lstm", "act"]
+    assert [line.split(":")[0] for line in found] == ["lstm (LSTM)", "act (Tanh)"]
     assert "a recurrent layer carries state from step to step; use a feed-forward network" in found[0]
 
 
@@ -865,10 +870,13 @@ def test_data_dependent_control_flow_is_reported_in_one_line_with_its_place() ->
             nn.Sequential(conv(), nn.Flatten(2)),
             "output of Sequential: it has the shape (4, 16); return logits of shape",
         ),
-        (nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2)), "0: torch refuses it: Given groups=1, weight of size [4, 3"),
+        (
+            nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2)),
+            "0 (Conv2d): torch refuses it: Given groups=1, weight of size [4, 3",
+        ),
         (
             Forward(lambda self, x: self.a(x) + torch.arange(2.0).reshape(2, 1, 1, 1), a=conv()),
-            "a: its constant differs from sample to sample",
+            "a (Conv2d): its constant differs from sample to sample",
         ),
         (Forward(lambda self, x: functional.conv2d(x, x)), "conv2d in Forward: an activation stands where a param"),
         (
@@ -907,7 +915,9 @@ def test_an_input_shape_that_is_neither_a_vector_nor_an_image_is_refused(shape: 
 def test_weights_that_leave_float32_when_folded_are_refused() -> None:
     model = nn.Sequential(conv(), nn.BatchNorm2d(4, eps=0.0), nn.ReLU(), conv(4, 2))
     model[1].running_var.zero_()
-    assert refusals(model, (2, 6, 6))[0].startswith("0: its weights or bias leave float32 once batch normalisation is")
+    assert refusals(model, (2, 6, 6))[0].startswith(
+        "0 (Conv2d): its weights or bias leave float32 once batch normalisation is"
+    )
 
 
 def test_hooks_and_parametrisations_that_compute_weights_anew_are_refused() -> None:
@@ -919,7 +929,7 @@ def test_hooks_and_parametrisations_that_compute_weights_anew_are_refused() -> N
     ]
     parametrised = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)))
     assert refusals(parametrised, (4,)) == [
-        "0: its weights are computed anew at every call; call torch.nn.utils.parametrize.remove_parametrizations first"
+        "0 (ParametrizedLinear): its weights are computed anew at every call; call torch.nn.utils.parametrize.remove_parametrizations first"
     ]
 
 
@@ -943,22 +953,24 @@ def test_the_report_has_one_row_for_every_module_and_operation() -> None:
 
 
 def test_the_report_goes_on_after_a_refusal() -> None:
-    model = nn.Sequential(conv(), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    model = nn.Sequential(
+        conv(padding=1), nn.ReLU(), conv(4, 4), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+    )
     rows = inspect_model(model, (2, 6, 6))
-    assert [(row.path, row.kind, row.shape) for row in rows] == [
-        ("0", "Conv2d", (4, 4, 4)),
-        ("1", "MaxPool2d", (4, 2, 2)),
-        ("2", "ReLU", (4, 2, 2)),
-        ("3", "Flatten", (16,)),
-        ("4", "Linear", (3,)),
-    ]
-    assert [row.fate for row in rows] == [
-        "blocked by 1",
-        "refused: a maximum over spike trains is not linear; use nn.AvgPool2d and fine-tune, or a "
-        "convolution with a stride",
-        "spiking layer 2",
-        "folded into 4",
-        "readout",
+    assert [(row.path, row.kind, row.shape, row.fate) for row in rows] == [
+        ("0", "Conv2d", (4, 6, 6), "spiking layer 0"),
+        ("1", "ReLU", (4, 6, 6), "folded into 0"),
+        ("2", "Conv2d", (4, 4, 4), "blocked by 3 (MaxPool2d)"),
+        (
+            "3",
+            "MaxPool2d",
+            (4, 2, 2),
+            "refused: a maximum over spike trains is not linear; use nn.AvgPool2d and fine-tune, or a convolution with "
+            "a stride",
+        ),
+        ("4", "ReLU", (4, 2, 2), "spiking layer 4"),
+        ("5", "Flatten", (16,), "folded into 6"),
+        ("6", "Linear", (3,), "readout"),
     ]
 
 

@@ -141,6 +141,39 @@ def test_a_fully_connected_layer_swallows_the_flattening_and_the_pooling_before_
     assert torch.equal(dense(x), apply(chain, x).flatten(1))
 
 
+@pytest.mark.parametrize(
+    ("shape", "options", "merges"),
+    [
+        ((3, 2, 2), {"weight": (6, 3, 2, 2), "out": (6, 1, 1)}, True),
+        ((3, 2, 2), {"weight": (6, 1, 2, 2), "out": (6, 1, 1), "groups": 3}, False),
+        ((2, 6, 1), {"weight": (4, 1, 6, 1), "out": (4, 1, 1), "groups": 2}, True),
+        ((3, 2, 2), {"weight": (6, 3, 2, 2), "out": (6, 2, 1)}, False),
+        ((3, 2, 2), {"weight": (6, 3, 2, 1), "out": (6, 1, 1)}, False),
+        ((3, 2, 2), {"weight": (6, 3, 2, 2), "out": (6, 1, 1), "offset": (-1, 0)}, False),
+        ((3, 2, 2), {"weight": (6, 3, 2, 2), "out": (6, 1, 1), "dilation": (2, 1)}, False),
+    ],
+)
+def test_a_kernel_swallows_a_reshaping_only_if_it_covers_the_whole_map(
+    shape: Shape, options: dict[str, Any], merges: bool
+) -> None:
+    weight, out = integers(*options.pop("weight")), options.pop("out")
+    chain = (Reshape((2, 2, 3), shape), Convolution(weight, shape, out, **options))
+    reduced = reduce(chain, ANY)
+    x = integers(2, 2, 2, 3, seed=1)
+    assert len(reduced) == (1 if merges else 2)
+    assert torch.equal(apply(reduced, x), apply(chain, x))
+
+
+def test_convolutions_compose_whose_groups_do_not_divide_each_other() -> None:
+    first = Convolution(integers(12, 3, 1, 2), (12, 3, 4), (12, 3, 3), groups=4)
+    second = Convolution(integers(6, 2, 2, 1, seed=1), first.shape, (6, 2, 3), groups=6)
+    composed = first.then(second, ANY)
+    assert composed is not None
+    assert composed.groups == 2
+    x = integers(2, 12, 3, 4, seed=2)
+    assert torch.equal(composed(x), second(first(x)))
+
+
 def test_reshapings_that_undo_each_other_vanish() -> None:
     assert reduce((Reshape((2, 3, 4), (24, 1, 1)), Reshape((24, 1, 1), (2, 3, 4))), ANY) == ()
 

@@ -38,10 +38,15 @@ def chain(source: Input, timesteps: int, holdoff: int, *parts: tuple[Shape, Syna
 
 
 def convolutions(timesteps: int = 4, holdoff: int = 1) -> Network:
-    return chain(Input((2, 5, 4), bits=4), timesteps, holdoff,
-                 ((4, 3, 6), Conv2d(drawn(1, 4, 2, 3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2)), 1020),
-                 ((6, 2, 6), Conv2d(drawn(2, 6, 2, 2, 3), padding=(0, 1), groups=2), 151),
-                 ((7,), Dense(drawn(3, 7, 72)), 254), ((3,), Dense(drawn(4, 3, 7)), 0))
+    return chain(
+        Input((2, 5, 4), bits=4),
+        timesteps,
+        holdoff,
+        ((4, 3, 6), Conv2d(drawn(1, 4, 2, 3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2)), 1020),
+        ((6, 2, 6), Conv2d(drawn(2, 6, 2, 2, 3), padding=(0, 1), groups=2), 151),
+        ((7,), Dense(drawn(3, 7, 72)), 254),
+        ((3,), Dense(drawn(4, 3, 7)), 0),
+    )
 
 
 def flattened() -> Network:
@@ -49,12 +54,21 @@ def flattened() -> Network:
 
 
 def perceptron() -> Network:
-    return chain(Input((6,), bits=3, signed=False), 8, 2, ((5,), Dense(drawn(1, 5, 6)), 508),
-                 ((4,), Dense(drawn(2, 4, 5)), 99), ((2,), Dense(drawn(3, 2, 4)), 0))
+    return chain(
+        Input((6,), bits=3, signed=False),
+        8,
+        2,
+        ((5,), Dense(drawn(1, 5, 6)), 508),
+        ((4,), Dense(drawn(2, 4, 5)), 99),
+        ((2,), Dense(drawn(3, 2, 4)), 0),
+    )
 
 
-@pytest.mark.parametrize("network", [convolutions(), convolutions(1, 0), flattened(), perceptron()],
-                         ids=["convolutions", "T1-K0", "flattened", "perceptron"])
+@pytest.mark.parametrize(
+    "network",
+    [convolutions(), convolutions(1, 0), flattened(), perceptron()],
+    ids=["convolutions", "T1-K0", "flattened", "perceptron"],
+)
 def test_a_loaded_file_equals_the_reference(network: Network, tmp_path: Path, compared: Callable[[str], None]) -> None:
     netx.write(network, tmp_path / "a.net")
     payload = drawn(9, 3, *network.input.shape, low=network.input.limits[0], high=network.input.limits[1])
@@ -99,8 +113,15 @@ def test_sums_beyond_what_netx_can_hold_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_netx_cannot_build_is_refused(tmp_path: Path) -> None:
-    readout = Layer("last", (1,), (Edge(INPUT, Dense(np.ones((1, 2), int)), 1),), 0, np.zeros(1, int),
-                    np.zeros((1, 1), int), "readout")
+    readout = Layer(
+        "last",
+        (1,),
+        (Edge(INPUT, Dense(np.ones((1, 2), int)), 1),),
+        0,
+        np.zeros(1, int),
+        np.zeros((1, 1), int),
+        "readout",
+    )
     netx.write_graph(Network(Input((2,)), (readout,), 1), tmp_path / "a.net")
     with pytest.raises(Refused, match="weight exponent 1, netx reads none"):
         netx_loader.load(tmp_path / "a.net")
@@ -108,7 +129,8 @@ def test_a_file_that_netx_cannot_build_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("missing", "name"), [("lava", "Lava"), ("lava.lib.dl.netx", "lava-dl")])
 def test_without_lava_the_module_loads_and_a_file_is_refused_with_the_way_out(
-        missing: str, name: str, tmp_path: Path) -> None:
+    missing: str, name: str, tmp_path: Path
+) -> None:
     netx.write(flattened(), tmp_path / "a.net")
     code = f"""
 import sys

@@ -28,8 +28,9 @@ pytestmark = [
 both_forms = pytest.mark.parametrize("form", get_args(on_lava.Form))
 
 
-def layer(name: str, shape: Shape, *edges: Edge, theta: int = 0, seed: int = 0, timesteps: int = 4,
-          **more: Any) -> Layer:
+def layer(
+    name: str, shape: Shape, *edges: Edge, theta: int = 0, seed: int = 0, timesteps: int = 4, **more: Any
+) -> Layer:
     """Make a layer with drawn initial potentials and biases, a readout where no threshold is given."""
     rng = np.random.default_rng(seed)
     more.setdefault("v0", rng.integers(-3, theta // 2 + 4, shape[:1]))
@@ -43,8 +44,9 @@ def drawn(seed: int, *shape: int, low: int = -127, high: int = 127) -> np.ndarra
 
 def worked_example(holdoff: int) -> tuple[Network, np.ndarray]:
     first = Layer("first", (1,), (Edge(INPUT, Dense(np.array([[3]]))),), 10, np.array([5]), np.array([[0], [0], [1]]))
-    last = Layer("last", (1,), (Edge("first", Dense(np.array([[4]]))),), 0, np.array([-1]), np.array([[1], [0], [0]]),
-                 "readout")
+    last = Layer(
+        "last", (1,), (Edge("first", Dense(np.array([[4]]))),), 0, np.array([-1]), np.array([[1], [0], [0]]), "readout"
+    )
     return Network(Input((1,)), (first, last), timesteps=3, holdoff=holdoff), np.array([[2]])
 
 
@@ -85,43 +87,86 @@ def chain(timesteps: int, holdoff: int) -> Network:
     """Two convolutions of awkward geometry and a readout."""
     first = Conv2d(drawn(1, 4, 2, 3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2))
     second = Conv2d(drawn(2, 6, 2, 2, 3), padding=(0, 1), groups=2)
-    return Network(Input((2, 5, 4), bits=4), (
-        layer("first", (4, 3, 6), Edge(INPUT, first), theta=1020, seed=3, timesteps=timesteps),
-        layer("second", (6, 2, 6), Edge("first", second), theta=150, seed=4, timesteps=timesteps, holdoff=1,
-              bias=drawn(5, timesteps, 6, 2, 6, low=-20, high=60)),
-        layer("last", (3,), Edge("second", Dense(drawn(6, 3, 72))), seed=7, timesteps=timesteps),
-    ), timesteps, holdoff)
+    return Network(
+        Input((2, 5, 4), bits=4),
+        (
+            layer("first", (4, 3, 6), Edge(INPUT, first), theta=1020, seed=3, timesteps=timesteps),
+            layer(
+                "second",
+                (6, 2, 6),
+                Edge("first", second),
+                theta=150,
+                seed=4,
+                timesteps=timesteps,
+                holdoff=1,
+                bias=drawn(5, timesteps, 6, 2, 6, low=-20, high=60),
+            ),
+            layer("last", (3,), Edge("second", Dense(drawn(6, 3, 72))), seed=7, timesteps=timesteps),
+        ),
+        timesteps,
+        holdoff,
+    )
 
 
 def skips() -> Network:
     """Several edges into each layer, early arrivals, Dense from and into (C, H, W), exponents, one-sided weights."""
     image, hidden = (2, 3, 4), (3, 3, 4)
     same = {"padding": (1, 1)}
-    return Network(Input(image, bits=3), (
-        layer("a", hidden, Edge(INPUT, Conv2d(drawn(1, 3, 2, 3, 3), **same)), theta=302, seed=2),
-        layer("b", hidden, Edge("a", Conv2d(drawn(3, 3, 3, 3, 3), **same), -1), Edge("a", Dense(drawn(4, 36, 36)), -2),
-              theta=90, seed=5),
-        layer("c", hidden, Edge("b", Conv2d(drawn(6, 3, 1, 1, 1, low=0), groups=3), 1),
-              Edge("a", Conv2d(drawn(7, 3, 3, 1, 1, low=-128, high=-1))),
-              Edge(INPUT, Dense(drawn(8, 36, 24))), theta=200, seed=9),
-        layer("d", (5,), Edge("c", Dense(drawn(10, 5, 36, low=0, high=255))),
-              Edge("b", Dense(drawn(11, 5, 36, low=-255, high=0))), theta=508, seed=12),
-        layer("last", (2,), Edge("d", Dense(drawn(13, 2, 5)), 1), Edge("a", Dense(drawn(14, 2, 36))), seed=15),
-    ), timesteps=4, holdoff=1)
+    return Network(
+        Input(image, bits=3),
+        (
+            layer("a", hidden, Edge(INPUT, Conv2d(drawn(1, 3, 2, 3, 3), **same)), theta=302, seed=2),
+            layer(
+                "b",
+                hidden,
+                Edge("a", Conv2d(drawn(3, 3, 3, 3, 3), **same), -1),
+                Edge("a", Dense(drawn(4, 36, 36)), -2),
+                theta=90,
+                seed=5,
+            ),
+            layer(
+                "c",
+                hidden,
+                Edge("b", Conv2d(drawn(6, 3, 1, 1, 1, low=0), groups=3), 1),
+                Edge("a", Conv2d(drawn(7, 3, 3, 1, 1, low=-128, high=-1))),
+                Edge(INPUT, Dense(drawn(8, 36, 24))),
+                theta=200,
+                seed=9,
+            ),
+            layer(
+                "d",
+                (5,),
+                Edge("c", Dense(drawn(10, 5, 36, low=0, high=255))),
+                Edge("b", Dense(drawn(11, 5, 36, low=-255, high=0))),
+                theta=508,
+                seed=12,
+            ),
+            layer("last", (2,), Edge("d", Dense(drawn(13, 2, 5)), 1), Edge("a", Dense(drawn(14, 2, 36))), seed=15),
+        ),
+        timesteps=4,
+        holdoff=1,
+    )
 
 
 def depthwise() -> Network:
     """More channels than the 8 bits in which Lava's Conv keeps its groups."""
     kernel = Conv2d(drawn(1, 130, 1, 2, 1), groups=130)
-    return Network(Input((130, 2, 2), bits=3), (
-        layer("wide", (130, 1, 2), Edge(INPUT, kernel), theta=300, seed=2),
-        layer("last", (2,), Edge("wide", Dense(drawn(3, 2, 260))), seed=4),
-    ), timesteps=4)
+    return Network(
+        Input((130, 2, 2), bits=3),
+        (
+            layer("wide", (130, 1, 2), Edge(INPUT, kernel), theta=300, seed=2),
+            layer("last", (2,), Edge("wide", Dense(drawn(3, 2, 260))), seed=4),
+        ),
+        timesteps=4,
+    )
 
 
 @both_forms
-@pytest.mark.parametrize("network", [chain(1, 0), chain(3, 1), chain(8, 2), skips(), depthwise()],
-                         ids=["T1-K0", "T3-K1", "T8-K2", "skips", "depthwise"])
+@pytest.mark.parametrize(
+    "network",
+    [chain(1, 0), chain(3, 1), chain(8, 2), skips(), depthwise()],
+    ids=["T1-K0", "T3-K1", "T8-K2", "skips", "depthwise"],
+)
 def test_lava_equals_the_reference(form: on_lava.Form, network: Network, compared: Callable[[str], None]) -> None:
     low, high = network.input.limits
     trace = assert_equal(network, drawn(20, 2, *network.input.shape, low=low, high=high), form=form)
@@ -135,19 +180,21 @@ def test_samples_back_to_back_equal_samples_one_by_one(form: on_lava.Form, slack
     # Deeper than a period is long, so that samples overlap in the network, and eager to fire without any input.
     always = {"v0": np.array([7, 9]), "bias": np.full((2, 2), 9)}
     names = [f"layer{i}" for i in range(5)]
-    layers = [layer(name, (2,), Edge(source, Dense(drawn(i, 2, 2, low=-9, high=9))), theta=10, **always)
-              for i, (name, source) in enumerate(zip(names, [INPUT, *names], strict=False))]
+    layers = [
+        layer(name, (2,), Edge(source, Dense(drawn(i, 2, 2, low=-9, high=9))), theta=10, **always)
+        for i, (name, source) in enumerate(zip(names, [INPUT, *names], strict=False))
+    ]
     last = layer("last", (2,), Edge(names[-1], Dense(drawn(9, 2, 2))), timesteps=2)
     network = Network(Input((2,)), (*layers, last), timesteps=2)
     assert network.steps > network.period + 1
     payload = drawn(1, 5, 2)
     period = on_lava.legal_period(network, form) + slack
     stream = assert_equal(network, payload, form=form, period=period)
-    singles = [on_lava.run(network, payload[i:i + 1], form=form) for i in range(2)]
+    singles = [on_lava.run(network, payload[i : i + 1], form=form) for i in range(2)]
     for i, single in enumerate(singles):
         for name in stream.spikes:
-            assert np.array_equal(stream.spikes[name][i:i + 1], single.spikes[name])
-            assert np.array_equal(stream.potentials[name][i:i + 1], single.potentials[name])
+            assert np.array_equal(stream.spikes[name][i : i + 1], single.spikes[name])
+            assert np.array_equal(stream.potentials[name][i : i + 1], single.potentials[name])
 
 
 @both_forms
@@ -169,7 +216,7 @@ def integrator(timesteps: int) -> Network:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_leaving_the_register_raises_with_layer_channel_step_and_value(form: on_lava.Form, sign: int) -> None:
     # 127 * 127 a step passes 2**17 at t = 9.
-    with pytest.raises(RegisterOverflow, match=rf"layer last, channel 0, step 9: v = {sign * 9 * 127 ** 2} leaves"):
+    with pytest.raises(RegisterOverflow, match=rf"layer last, channel 0, step 9: v = {sign * 9 * 127**2} leaves"):
         on_lava.run(integrator(16), np.array([[3], [sign * 127]]), form=form)
     assert_equal(integrator(8), np.array([[3], [sign * 127]]), form=form)
 
@@ -225,18 +272,28 @@ def narrow(weight: int = 1, theta: int = 10, v0: int = 0, bits: int = 8, exponen
     shape = (1, 1, fan_in)
     edge = Edge(INPUT, Conv2d(np.full((1, 1, 1, fan_in), weight)), exponent)
     flat = layer("flat", (2,), Edge("image", Dense(np.array([[weight], [-1]]))), theta=theta, timesteps=1)
-    return Network(Input(shape, bits), (layer("image", (1, 1, 1), edge, theta=10, v0=np.array([v0]), timesteps=1), flat,
-                                        layer("last", (1,), Edge("flat", Dense(np.ones((1, 2), int))), timesteps=1)), 1)
+    return Network(
+        Input(shape, bits),
+        (
+            layer("image", (1, 1, 1), edge, theta=10, v0=np.array([v0]), timesteps=1),
+            flat,
+            layer("last", (1,), Edge("flat", Dense(np.ones((1, 2), int))), timesteps=1),
+        ),
+        1,
+    )
 
 
-@pytest.mark.parametrize(("network", "problem"), [
-    (narrow(weight=131), r"flat <- image: weights -1..131 lose bits in Lava's Dense and Sparse"),
-    (narrow(weight=-300, exponent=1), r"image <- input: weights -300..-300 lose bits"),
-    (narrow(theta=257), r"flat: threshold 257 is not a recurrent weight"),
-    (narrow(v0=40000), r"image: v0 \+ cumulative bias of 4\d+..4\d+ leaves the 16 bits"),
-    (narrow(weight=127, bits=20), r"image <- input: a sum of up to \d+ leaves the 24 bits of Lava's Conv"),
-    (narrow(weight=127, bits=20, exponent=3), r"image: currents of up to \d+ leave the 26 bits"),
-])
+@pytest.mark.parametrize(
+    ("network", "problem"),
+    [
+        (narrow(weight=131), r"flat <- image: weights -1..131 lose bits in Lava's Dense and Sparse"),
+        (narrow(weight=-300, exponent=1), r"image <- input: weights -300..-300 lose bits"),
+        (narrow(theta=257), r"flat: threshold 257 is not a recurrent weight"),
+        (narrow(v0=40000), r"image: v0 \+ cumulative bias of 4\d+..4\d+ leaves the 16 bits"),
+        (narrow(weight=127, bits=20), r"image <- input: a sum of up to \d+ leaves the 24 bits of Lava's Conv"),
+        (narrow(weight=127, bits=20, exponent=3), r"image: currents of up to \d+ leave the 26 bits"),
+    ],
+)
 def test_what_lava_would_compute_wrongly_is_refused(network: Network, problem: str) -> None:
     payload = np.full((1, *network.input.shape), network.input.limits[1])
     with pytest.raises(Refused, match=problem):
@@ -309,8 +366,9 @@ except Refused as error:
 
 def test_without_lava_the_module_loads_and_a_run_is_refused_with_the_way_out() -> None:
     answer = in_a_new_python("import sys; sys.modules['lava'] = None").stdout
-    assert answer == ("sim.on_lava: Lava is not installed: it exists for Python 3.10 only; way out: "
-                      "`uv sync --python 3.10`\n")
+    assert answer == (
+        "sim.on_lava: Lava is not installed: it exists for Python 3.10 only; way out: `uv sync --python 3.10`\n"
+    )
 
 
 def test_lava_runs_after_multiprocessing_has_been_used() -> None:

@@ -70,7 +70,7 @@ def layer_table(network: Network) -> list[dict[str, Any]]:
             "name": layer.name,
             "shape": list(layer.shape),
             "kind": layer.kind,
-            "edges": [_edge(edge.source, edge.synapse) for edge in layer.edges],
+            "synapses": [_edge(edge.source, edge.synapse) for edge in layer.edges],
             "weights": sum(edge.synapse.weight.size for edge in layer.edges),
             "theta": layer.threshold,
             "phase": network.phase[layer.name],

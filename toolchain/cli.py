@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -86,7 +87,7 @@ def _print_json(document: Any) -> None:
 
 def _table(title: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> Table:
     """Lay out the ``columns`` (key to heading) of rows; what was not measured is a dash."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=_plain(title), title_justify="left", box=box.SIMPLE_HEAD)
     for key, heading in columns.items():
         numeric = all(isinstance(row.get(key, 0), int | float) for row in rows)
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
@@ -95,33 +96,30 @@ def _table(title: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> T
     return table
 
 
+def _layers(title: str, rows: list[dict[str, Any]]) -> Table:
+    """Lay out a layer table so that it fits 80 columns."""
+    shown = [{**row, "theta": row["theta"] or None, "bias": f"{row['bias_min']}..{row['bias_max']}"} for row in rows]
+    return _table(title, shown, LAYERS)
+
+
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.2f}"
     if isinstance(value, list | tuple):
-        return ("; " if any(isinstance(v, str) for v in value) else " x ").join(map(str, value))
+        return ("; " if any(isinstance(v, str) for v in value) else "x").join(map(str, value))
     return str(value)
 
 
 LAYERS = {
     "name": "layer",
     "shape": "shape",
-    "edges": "synapses",
-    "weights": "weights",
-    "theta": "theta (su)",
+    "synapses": "weights",
+    "theta": "theta",
     "phase": "phase",
-    "bias_min": "bias min",
-    "bias_max": "bias max",
+    "bias": "bias (su)",
     "neurons": "neurons",
 }
 SCORE = {"accuracy": "accuracy %", "low": "95 % low", "high": "high", "n": "samples"}
-RUNGS = {
-    "ann": "ANN, PyTorch",
-    "folded": "folded float graph",
-    "wide": "spiking, wide integers",
-    "int8": "spiking, 8-bit weights",
-    "lava": "spiking, 8-bit weights, on Lava",
-}
 ENGINES = {
     "engine": "engine",
     "differences": "differences",
@@ -205,8 +203,10 @@ def convert(
 
 def _show(report: dict[str, Any]) -> None:
     """Print a report's layers and accuracies."""
+    from exporters.report import RUNGS
+
     recipe = f"T = {report['timesteps']}, K = {report['holdoff']}, {report['method']}"
-    out.print(_table(f"{report['model']}, {recipe}", report["layers"], LAYERS))
+    out.print(_layers(f"{report['model']}, {recipe}", report["layers"]))
     if "accuracy" in report:
         rows = [{"what": RUNGS[rung], **score} for rung, score in report["accuracy"].items()]
         out.print(_table(f"accuracy on {report['data']}", rows, {"what": "network", **SCORE}))
@@ -308,11 +308,12 @@ def inspect(
             }
         )
         return
-    out.print(_table(f"{path}", rows, LAYERS))
+    out.print(_layers(str(path), rows))
     out.print(
         f"T = {network.timesteps}, K = {network.holdoff}: logits after {network.steps} steps; input "
         f"{' x '.join(map(str, network.input.shape))}, {network.input.bits} bits, payload = x * "
         f"{network.input.scale:.6g}",
+        soft_wrap=True,
         highlight=False,
     )
 

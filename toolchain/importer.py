@@ -51,7 +51,7 @@ def import_model(model: nn.Module, input_shape: Shape, *, dense_limit: int = DEN
     """Reduce a trained model to spiking layers and the linear maps between them, in float64, stored as float32.
 
     ``input_shape`` is (C, H, W) or (N,), without the batch dimension. The model is not changed; the graph equals it in
-    eval mode. ``dense_limit`` bounds the weights of a matrix that folding creates where no convolution is exact.
+    eval mode. ``dense_limit`` bounds the weights of a matrix or kernel that folding creates.
     Raises :class:`sim.findings.Refused` with every finding at once.
     """
     run = _Import(model, input_shape, dense_limit)
@@ -156,7 +156,7 @@ def _conv2d(
     _need_image(input)
     constant = functional.conv2d(input.constant, weight, bias, stride, padding, dilation, groups)
     (dy, dx), (_, _, ky, kx) = _two(dilation), weight.shape
-    if padding == "same":  # where it is uneven, torch pads one more behind
+    if padding == "same":  # where the sides differ, torch pads one more behind
         padding = (dy * (ky - 1) // 2, dx * (kx - 1) // 2)
     top, left = _two(0 if padding == "valid" else padding)
     return input.then(
@@ -421,7 +421,7 @@ ADVICE = tuple(
         ),
         (r"(lstm|gru|rnn).*", "a recurrent layer carries state from step to step", "use a feed-forward network"),
         (
-            r"(layer|group|instance|rms|localresponse)norm.*|normalize|syncbatchnorm",
+            r"(layer|group|instance|rms|localresponse)norm.*|normalize",
             "it does not normalise by constants",
             "use nn.BatchNorm2d or nn.BatchNorm1d and fine-tune",
         ),
@@ -480,7 +480,7 @@ class _Proxy(fx.Proxy):
     sample: Any = None  #: the value for an input of zeros; None where torch could not compute it
 
     def __getattribute__(self, name: str) -> Any:
-        if name in ("size", "dim", "ndimension", "numel", "shape", "ndim", "dtype", "device", "__len__"):
+        if name in ("size", "dim", "ndimension", "numel", "shape", "ndim", "dtype", "device"):
             sample = object.__getattribute__(self, "sample")
             if isinstance(sample, Tensor):
                 return getattr(sample, name)
@@ -609,15 +609,14 @@ class _Import:
 
     def _trace(self) -> fx.Graph | None:
         """Trace; a module that cannot be traced is kept whole, to be refused, and the rest is traced again."""
-        defaults = {
-            name: p.default
-            for name, p in list(inspect.signature(self.model.forward).parameters.items())[1:]
-            if p.default is not p.empty
-        }
         while True:
             tracer = _Tracer(self.untraceable.keys(), torch.zeros(BATCH, *self.shapes[INPUT], dtype=torch.float64))
             self.owner = tracer.owner
             try:
+                arguments = list(inspect.signature(self.model.forward).parameters.values())[1:]
+                defaults = {
+                    argument.name: argument.default for argument in arguments if argument.default != argument.empty
+                }
                 return tracer.trace(self.model, defaults or None)
             except Exception as error:  # whatever the model's own Python code does when it meets symbolic values
                 path, problem = tracer.path[-1], f"torch.fx cannot trace it: {_one_line(error)}{_user_line(error)}"
@@ -686,7 +685,7 @@ class _Import:
         owner = self.owner[node]
         if node.op == "call_module":
             kind = type(self.model.get_submodule(str(node.target))).__name__
-            row = _Row(owner, kind, owner, owner)
+            row = _Row(owner, kind, owner, f"{owner} ({kind})")
         else:
             kind = _name(node)
             row = _Row(owner or self.root, kind, node.name, f"{kind} in {owner or self.root}")

@@ -6,6 +6,7 @@ fully connected layer is a 1x1 convolution. What can be composed exactly is comp
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -24,8 +25,8 @@ CHUNK = 1 << 22  #: values that :func:`matrix` pushes through a chain at a time
 class Convolution:
     """``out[z, i] = sum over c, k of weight[z, c, k] * x[c, i * stride + k * dilation + offset]`` along both axes.
 
-    ``x`` is zero outside its borders and ``shape`` says how many positions there are, so that any padding, also an
-    uneven one, any crop and any strided selection is a convolution.
+    ``x`` is zero outside its borders and ``shape`` says how many positions there are, so that any padding, equal on
+    both sides or not, any crop and any strided selection is a convolution.
     """
 
     weight: Tensor  #: float64 (C_out, C_in / groups, kH, kW)
@@ -60,7 +61,7 @@ class Convolution:
     def _spread(self, unit: Pair, groups: int) -> Tensor:
         """Write the weight with ``groups`` (a divisor of its own) and ``unit`` (divides the dilation) as dilation."""
         c_out, c_in, *kernel = self.weight.shape
-        steps = [d // u for d, u in zip(self.dilation, unit, strict=True)]
+        steps = [d // u if k > 1 else 1 for d, u, k in zip(self.dilation, unit, kernel, strict=True)]
         size = [(k - 1) * s + 1 for k, s in zip(kernel, steps, strict=True)]
         ratio = self.groups // groups
         member = torch.arange(c_out) // (c_out // self.groups) % ratio
@@ -81,31 +82,18 @@ class Convolution:
             if ((below >= 0) & (below < self.source[axis + 1])).any():
                 return None
         outer = [d * s for d, s in zip(second.dilation, self.stride, strict=True)]
-        steps = [
-            (outer[a] if second.weight.shape[a + 2] > 1 else 0, self.dilation[a] if self.weight.shape[a + 2] > 1 else 0)
-            for a in (0, 1)
-        ]
-        unit = [math.gcd(*pair) or 1 for pair in steps]
-        groups = math.gcd(self.groups, second.groups)
+        steps = zip(outer, second.weight.shape[2:], self.dilation, self.weight.shape[2:], strict=True)
+        unit = [math.gcd(o if k > 1 else 0, i if n > 1 else 0) or 1 for o, k, i, n in steps]
         kernel = [((second.weight.shape[a + 2] - 1) * outer[a] + self._span(a) - 1) // unit[a] + 1 for a in (0, 1)]
+        groups = math.gcd(self.groups, second.groups)
         count = second.shape[0] * (self.source[0] // groups) * math.prod(kernel)
         if count > max(limit, self.weight.numel(), second.weight.numel()):
             return None
-        return Convolution(
-            _convolve_kernels(
-                self,
-                second,
-                groups,
-                [o // u if o else 1 for (o, _), u in zip(steps, unit, strict=True)],
-                [i // u if i else 1 for (_, i), u in zip(steps, unit, strict=True)],
-            ),
-            self.source,
-            second.shape,
-            _pair(a * b for a, b in zip(self.stride, second.stride, strict=True)),
-            _pair(o * s + p for o, s, p in zip(second.offset, self.stride, self.offset, strict=True)),
-            _pair(unit),
-            groups,
-        )
+        spacing = _pair(o // u for o, u in zip(outer, unit, strict=True))
+        weight = _convolve_kernels(self._spread(_pair(unit), self.groups), self.groups, second, spacing, _pair(kernel))
+        stride = _pair(a * b for a, b in zip(self.stride, second.stride, strict=True))
+        offset = _pair(o * s + p for o, s, p in zip(second.offset, self.stride, self.offset, strict=True))
+        return Convolution(weight, self.source, second.shape, stride, offset, _pair(unit), groups)
 
     def plus(self, other: Convolution) -> Convolution | None:
         """Add into one convolution; None where strides differ or the sum has more weights than its two parts."""
@@ -123,9 +111,7 @@ class Convolution:
             return None
         weight = self.weight.new_zeros(kernel)
         for m in (self, other):
-            part = m._spread(
-                _pair(u if k > 1 else d for u, d, k in zip(unit, m.dilation, m.weight.shape[2:], strict=True)), groups
-            )
+            part = m._spread(_pair(unit), groups)
             y, x = ((m.offset[a] - start[a]) // unit[a] for a in (0, 1))
             weight[:, :, y : y + part.shape[2], x : x + part.shape[3]] += part
         return replace(self, weight=weight, offset=_pair(start), dilation=_pair(unit), groups=groups)
@@ -142,7 +128,7 @@ class Convolution:
         return FloatConv2d(weight, self.stride, padding, dilation, self.groups)
 
     def _fit(self, axis: int) -> tuple[int, int, int]:
-        """Dilation, and rows of zeros before and behind the kernel, that make the padding even and not negative."""
+        """Dilation, and zeros to add before and behind the kernel, for a padding equal on both sides and not negative."""
         n, n_out, stride, offset = self.source[axis + 1], self.shape[axis + 1], self.stride[axis], self.offset[axis]
         slack = n - 2 * offset - self._span(axis)
         for dilation in (self.dilation[axis], 1):
@@ -225,26 +211,26 @@ def _merge(first: Step, second: Step, limit: int) -> Step | None:
     return None
 
 
-def _convolve_kernels(
-    first: Convolution, second: Convolution, groups: int, outer: list[int], inner: list[int]
-) -> Tensor:
-    """Weights of ``second`` after ``first``: taps ``outer`` and ``inner`` apart, summed over the channels between.
+def _convolve_kernels(first: Tensor, first_groups: int, second: Convolution, spacing: Pair, size: Pair) -> Tensor:
+    """Weights of ``second`` after ``first``: a copy of ``first`` for every tap of ``second``, ``spacing`` apart.
 
-    A transposed convolution places a scaled copy of one kernel at every tap of another, which is just that. The
-    coarser grouped kernel is its input and the finer its weight, so that depthwise ones never mix channels.
+    Sums over the channels y between the two, only over those that the finer of the two groupings leaves connected.
     """
-    if first.groups % second.groups and second.groups % first.groups:
-        second = replace(second, weight=second._spread(second.dilation, groups), groups=groups)
-    channels = first.shape[0]
-    if first.groups % second.groups == 0:
-        x = second.weight.unflatten(0, (second.groups, -1)).transpose(0, 1).flatten(1, 2)
-        out = functional.conv_transpose2d(x, first.weight, None, outer, 0, 0, first.groups, inner)
-        return out.unflatten(1, (second.groups, -1)).transpose(0, 1).flatten(0, 1)
-    x = first.weight.transpose(0, 1)
-    weight = (
-        second.weight.unflatten(0, (second.groups, -1)).transpose(1, 2).reshape(channels, -1, *second.weight.shape[2:])
-    )
-    return functional.conv_transpose2d(x, weight, None, inner, 0, 0, second.groups, outer).transpose(0, 1)
+    channels, finest = len(first), max(first_groups, second.groups)
+    if finest % first_groups or finest % second.groups:
+        finest = first_groups
+        coarse = math.gcd(first_groups, second.groups)
+        second = replace(second, weight=second._spread(second.dilation, coarse), groups=coarse)
+    share = (second.groups, finest // second.groups, channels // finest)  # g coarse groups, r of the finest in each, y
+    inner = first.reshape(*share, -1, *first.shape[2:])
+    outer = second.weight.reshape(share[0], -1, *share[1:], *second.weight.shape[2:])
+    (height, width), c_out = first.shape[2:], second.shape[0]
+    weight = first.new_zeros(c_out, inner.shape[3] * share[1], *size)
+    for i, j in itertools.product(*map(range, second.weight.shape[2:])):
+        copies = torch.einsum("gzry,gryxhw->gzrxhw", outer[..., i, j], inner).reshape(c_out, -1, height, width)
+        top, left = i * spacing[0], j * spacing[1]
+        weight[:, :, top : top + height, left : left + width] += copies
+    return weight
 
 
 def matrix(chain: Chain, source: Shape, shape: Shape) -> Tensor:

@@ -1,0 +1,286 @@
+"""The command line as a user meets it: results, exit codes, and one clear line where the input cannot be used."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from exporters.engines import available_engines
+from toolchain import cli
+from toolchain.demo import data, load_model
+
+MODEL = f"{Path(load_model.__code__.co_filename).parent / 'model.py'}:digits_cnn"
+
+
+class Workplace:
+    """A folder with everything that a user would bring, and the one conversion that most tests look at."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        digits, model = data.load(), load_model()
+        self.weights, self.calibration, self.test = (folder / name for name in ("digits.pt", "cal.npz", "test.npz"))
+        torch.save(model.state_dict(), self.weights)
+        np.savez(self.calibration, x=digits.calibration_x.numpy(), y=digits.calibration_y.numpy())
+        np.savez(self.test, x=digits.test_x.numpy(), y=digits.test_y.numpy())
+        self.bundle = folder / "bundle"
+        self.converted = run("convert", *self.arguments(), "-o", self.bundle, "--json")
+
+    def arguments(self, **changes: Any) -> list[Any]:
+        options = {"model": MODEL, "weights": self.weights, "calibration": self.calibration, **changes}
+        return [part for key, value in options.items() for part in (f"--{key}", value)]
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    return Workplace(tmp_path_factory.mktemp("place"))
+
+
+def refused(result: Result) -> str:
+    """The one line of a refusal, with exit code 2 and without a traceback."""
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert lines
+    assert all(line.startswith("error: ") for line in lines), result.stderr
+    return "\n".join(lines)
+
+
+def test_convert_writes_a_bundle_and_reports_it(place: Workplace) -> None:
+    assert place.converted.exit_code == 0
+    report = json.loads(place.converted.stdout)
+    assert report["accuracy"]["int8"]["n"] == 256
+    assert report == json.loads((place.bundle / "report.json").read_text())
+    assert {p.name for p in place.bundle.iterdir()} == {
+        "network.net", "config.json", "provenance.json", "report.json", "report.md",
+        "accuracy.png", "rates.png", "bias_schedule.png",
+    }  # fmt: skip
+    assert json.loads((place.bundle / "config.json").read_text())["method"] == "exact"
+
+
+def test_options_reach_the_recipe(place: Workplace) -> None:
+    out = place.folder / "options"
+    options = ["--timesteps", 4, "--holdoff", 0, "--method", "ftbc", "--threshold", "max", "--initial", "zero"]
+    assert run("convert", *place.arguments(), *options, "-o", out).exit_code == 0
+    config = json.loads((out / "config.json").read_text())
+    assert [config[k] for k in ("timesteps", "holdoff", "method", "threshold", "initial")] == [
+        4,
+        0,
+        "ftbc",
+        "max",
+        "zero",
+    ]
+
+
+def test_evaluate_gives_accuracy_interval_and_count_at_every_step(place: Workplace) -> None:
+    result = json.loads(run("evaluate", place.bundle, "--data", place.test, "--json").stdout)
+    rows = result["accuracy_by_step"]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert all(row["n"] == 541 and row["low"] < row["accuracy"] < row["high"] for row in rows)
+    assert rows[-1]["accuracy"] > 98
+    table = run("evaluate", place.bundle, "--data", place.test, "--samples", 8, "--engine", "reference").stdout
+    assert re.search(r"engine reference[\s\S]*samples", table)
+    assert len(re.findall(r"^ +[1-8] .* 8 +$", table, re.MULTILINE)) == 8
+
+
+def test_verify_agrees_on_every_engine_that_can_run_here(place: Workplace) -> None:
+    result = run("verify", place.bundle, "--data", place.test, "--samples", 2, "--json")
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    assert document["difference"] is None
+    assert [engine["engine"] for engine in document["engines"]] == list(available_engines())
+    assert document["summary"].splitlines()[0].endswith("0 differences")
+
+
+def test_verify_ends_with_1_and_names_the_first_difference(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sim import fast
+
+    original = fast.fire
+
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        spikes, potentials = original(*arguments, **options)
+        potentials[0, 0].view(-1)[0] += 1
+        return spikes, potentials
+
+    monkeypatch.setattr(fast, "fire", wrong)
+    result = run("verify", place.bundle, "--data", place.test, "--samples", 1)
+    assert result.exit_code == 1
+    assert re.search(
+        r"differ: layer conv1, step 1, sample 0, neuron \(0, 0, 0\): potential \S+ on reference, \S+ on fast",
+        " ".join(result.stdout.split()),
+    )
+
+
+def test_inspect_shows_the_same_for_directory_and_file(place: Workplace) -> None:
+    documents = [
+        json.loads(run("inspect", path, "--json").stdout) for path in (place.bundle, place.bundle / "network.net")
+    ]
+    assert documents[0] == documents[1]
+    assert documents[0]["timesteps"] == 8
+    assert [layer["name"] for layer in documents[0]["layers"]] == ["conv1", "conv2", "conv3", "fc"]
+    table = run("inspect", place.bundle).stdout
+    for word in ("conv1", "16x8x8", "theta", "phase", "bias", "neurons", "1024"):
+        assert word in table
+
+
+def test_check_lists_layers_and_ends_with_1_when_something_is_refused(place: Workplace) -> None:
+    good = run("check", "--model", MODEL, "--input-shape", "1,8,8", "--json")
+    assert good.exit_code == 0
+    assert {"path": "conv1", "kind": "Conv2d", "shape": [16, 8, 8], "fate": "spiking layer conv1"} in json.loads(
+        good.stdout
+    )
+    bad = place.folder / "bad.py"
+    bad.write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.GELU(),"
+        " nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 2))\n"
+    )
+    result = run("check", "--model", f"{bad}:build", "--input-shape", "1,8,8", "--json")
+    assert result.exit_code == 1
+    fates = {row["kind"]: row["fate"] for row in json.loads(result.stdout)}
+    assert fates["GELU"].startswith("refused")
+    assert fates["MaxPool2d"].startswith("refused")
+
+
+def test_an_unsupported_model_is_refused_with_every_finding(place: Workplace) -> None:
+    bad = place.folder / "unsupported.py"
+    bad.write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.GELU(),"
+        " nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 2))\n"
+    )
+    out = place.folder / "never"
+    lines = refused(run("convert", "--model", f"{bad}:build", "--calibration", place.calibration, "-o", out))
+    assert len(lines.splitlines()) == 2
+    assert re.search(
+        r"error: 1 \(GELU\): integrate-and-fire neurons compute a ReLU and nothing else; replace it", lines
+    )
+    assert re.search(r"error: 2 \(MaxPool2d\): .*; use nn.AvgPool2d", lines)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"weights": "none.pt"}, [], "none.pt: no such file or directory"),
+        ({"calibration": "none.npz"}, [], "none.npz: no such file or directory"),
+        ({"model": "none.py:build"}, [], "none.py: no such file or directory"),
+        ({}, ["--timesteps", 0], "timesteps: T = 0; give at least 1 step"),
+        ({}, ["--holdoff", -1], "holdoff: K = -1; give 0 or more steps"),
+        ({}, ["--method", "magic"], "method: unknown value 'magic'"),
+    ],
+)
+def test_bad_arguments_get_one_line_and_leave_nothing_behind(
+    place: Workplace, changes: dict[str, Any], options: list[Any], message: str
+) -> None:
+    out = place.folder / "never"
+    assert message in refused(run("convert", *place.arguments(**changes), *options, "-o", out))
+    assert not out.exists()
+    assert not [path for path in place.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_calibration_data_of_another_shape_is_refused(place: Workplace) -> None:
+    np.savez(place.folder / "rgb.npz", x=np.zeros((4, 3, 8, 8), np.float32))
+    message = refused(
+        run("convert", *place.arguments(calibration=place.folder / "rgb.npz"), "-o", place.folder / "never")
+    )
+    assert re.search(r"error: conv1 \(Conv2d\): .* have 1 channels, but got 3 channels instead", message)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(place: Workplace) -> None:
+    state = load_model().state_dict()
+    state["conv2.weight"][0] = float("nan")
+    torch.save(state, place.folder / "nan.pt")
+    message = refused(run("convert", *place.arguments(weights=place.folder / "nan.pt"), "-o", place.folder / "never"))
+    assert "conv2.weight" in message
+
+
+def test_an_output_directory_with_other_files_is_left_alone(place: Workplace) -> None:
+    taken = place.folder / "taken"
+    taken.mkdir()
+    (taken / "thesis.tex").write_text("years of work")
+    assert "is no bundle: replacing it would destroy other files" in refused(
+        run("convert", *place.arguments(), "-o", taken)
+    )
+    assert (taken / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("cut", "cannot be read as HDF5"),
+        ("foreign", "another tool"),
+        ("newer", "format"),
+    ],
+)
+def test_a_net_file_that_is_not_ours_or_not_whole_is_refused(place: Workplace, content: str, message: str) -> None:
+    path = place.folder / f"{content}.net"
+    whole = (place.bundle / "network.net").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content == "cut" else whole)
+    if content == "foreign":
+        with h5py.File(path, "r+") as file:
+            del file.attrs["tool"]
+    if content == "newer":
+        with h5py.File(path, "r+") as file:
+            file.attrs["format_version"] = 99
+    assert message in refused(run("inspect", path))
+
+
+def test_data_that_does_not_fit_a_bundle_is_refused(place: Workplace) -> None:
+    np.savez(place.folder / "unlabelled.npz", x=np.zeros((2, 1, 8, 8), np.float32))
+    assert "has no array 'y'" in refused(run("evaluate", place.bundle, "--data", place.folder / "unlabelled.npz"))
+    assert "samples: 999 asked for" in refused(run("verify", place.bundle, "--data", place.test, "--samples", 999))
+    assert "'magic' not known; use reference, fast, lava, lava-stock, netx" in refused(
+        run("evaluate", place.bundle, "--data", place.test, "--engine", "magic")
+    )
+    assert "no such directory" in refused(run("evaluate", place.folder / "none", "--data", place.test))
+
+
+def test_lava_commands_say_which_environment_to_create_where_lava_is_absent(place: Workplace) -> None:
+    code = (
+        "import sys; sys.modules['lava'] = None; from toolchain.cli import main; "
+        f"sys.argv = ['ann2loihi', 'evaluate', {str(place.bundle)!r}, '--data', {str(place.test)!r}, "
+        "'--samples', '1', '--engine', 'lava']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Lava is not installed: it exists for Python 3.10 only" in done.stderr
+    assert "uv sync --python 3.10" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "convert", "evaluate", "verify", "inspect", "demo"])
+def test_every_command_has_an_example_in_its_help(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: ann2loihi {command}" in " ".join(result.output.split())
+
+
+@pytest.mark.lava
+def test_the_demo_meets_its_promises(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    result = run("demo", "-o", out)
+    assert result.exit_code == 0
+    assert "16 samples" in result.stdout
+    assert "0 differences" in result.stdout
+    report = json.loads((out / "report.json").read_text())
+    ann, int8 = (report["accuracy"][rung] for rung in ("ann", "int8"))
+    assert ann["n"] == int8["n"] >= 360
+    assert ann["accuracy"] >= 98
+    assert int8["accuracy"] >= ann["accuracy"] - 1
+    assert report["accuracy_by_timesteps"]["4"]["accuracy"] >= ann["accuracy"] - 3
+    assert report["accuracy"]["lava"]["n"] == 16
+    assert [e["differences"] for e in report["verification"]["engines"]] == [0] * 5
+    assert {"network.net", "report.json", "report.md", "accuracy.png", "rates.png", "bias_schedule.png"} <= {
+        p.name for p in out.iterdir()
+    }
