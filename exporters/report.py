@@ -159,9 +159,9 @@ def _layers(report: Report) -> str:
             _table(header, rows),
             "θ, bias and potentials are in synaptic units: a weight w adds w of them per spike. The phase is the first "
             "step of the firing window. Spikes are counted per sample. Rate error is the mean of "
-            "|spikes / T - clip(activation / θ, 0, 1)| over neurons and samples, correlation that between the two. Peak is "
-            "the largest magnitude in a register on the calibration inputs, worst case a bound over all possible inputs: "
-            "where it is below the register's limit, no input can overflow the layer.",
+            "|spikes / T - clip(activation / θ, 0, 1)| over neurons and samples, correlation that between the two. "
+            "Peak is the largest magnitude in a register on the calibration inputs, worst case a bound over all "
+            "possible inputs: where it is below the register's limit, no input can overflow the layer.",
         ]
     )
 

@@ -929,7 +929,8 @@ def test_hooks_and_parametrisations_that_compute_weights_anew_are_refused() -> N
     ]
     parametrised = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)))
     assert refusals(parametrised, (4,)) == [
-        "0 (ParametrizedLinear): its weights are computed anew at every call; call torch.nn.utils.parametrize.remove_parametrizations first"
+        "0 (ParametrizedLinear): its weights are computed anew at every call; call "
+        "torch.nn.utils.parametrize.remove_parametrizations first"
     ]
 
 

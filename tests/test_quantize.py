@@ -85,7 +85,7 @@ def graph(weight: torch.Tensor, bias: torch.Tensor, readout: torch.Tensor) -> Fl
     return FloatGraph((weight.shape[1],), (hidden, out))
 
 
-def quantised(net: FloatGraph, x: torch.Tensor, limits: chip.Chip):  # noqa: ANN202
+def quantised(net: FloatGraph, x: torch.Tensor, limits: chip.Chip):
     values = {INPUT: x, **net.run(x)}
     return quantize.quantise(net, values, 8, 1, "mse", 0.5, 8, limits, lambda *_: None)
 

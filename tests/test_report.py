@@ -133,9 +133,9 @@ def test_the_accuracy_ladder_prints_every_number_and_what_is_missing() -> None:
     table = rows(reports.markdown(REPORT))
     assert ["trained network, float", "98.50", "97.00 to 99.25", "200"] in table
     assert ["batch normalisation folded, float", "not measured", "", ""] in table
-    assert ["spiking, wide registers", "not measured", "", ""] in table
-    assert ["spiking, as deployed", "97.25", "95.75 to 98.00", "200"] in table
-    assert ["spiking, as deployed, on Lava", "93.75", "92.25 to 94.50", "16"] in table
+    assert ["spiking, wide integers", "not measured", "", ""] in table
+    assert ["spiking, 8-bit weights", "97.25", "95.75 to 98.00", "200"] in table
+    assert ["spiking, 8-bit weights, on Lava", "93.75", "92.25 to 94.50", "16"] in table
 
 
 def test_accuracy_by_step_and_by_timesteps_is_printed_in_numeric_order() -> None:

@@ -77,7 +77,7 @@ def test_an_engine_that_did_not_record_a_layer_agrees_with_nothing(install: Call
 
 def test_the_result_is_json_with_the_rows_of_the_report() -> None:
     found = json.loads(json.dumps(verify(network(), PAYLOAD, ["fast", "reference"]).as_dict()))
-    assert found.keys() == {"samples", "engines", "spikes", "difference", "skipped"}
+    assert found.keys() == {"samples", "engines", "spikes", "difference", "skipped", "summary"}
     assert [row.keys() for row in found["engines"]] == [{"engine", "differences", "neuron_steps", "seconds"}] * 2
     assert (found["engines"][0]["engine"], found["difference"], found["skipped"]) == ("fast", None, [])
 

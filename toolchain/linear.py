@@ -128,7 +128,7 @@ class Convolution:
         return FloatConv2d(weight, self.stride, padding, dilation, self.groups)
 
     def _fit(self, axis: int) -> tuple[int, int, int]:
-        """Dilation, and zeros to add before and behind the kernel, for a padding equal on both sides and not negative."""
+        """Dilation, and zeros before and behind the kernel, so that the padding is equal on both sides and >= 0."""
         n, n_out, stride, offset = self.source[axis + 1], self.shape[axis + 1], self.stride[axis], self.offset[axis]
         slack = n - 2 * offset - self._span(axis)
         for dilation in (self.dilation[axis], 1):
