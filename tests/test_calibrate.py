@@ -123,7 +123,7 @@ def test_the_readout_is_corrected_to_the_mean_logit_at_every_step() -> None:
 def test_an_unknown_rule_is_refused() -> None:
     network, _ = layer(np.zeros((1, 1), int))
     with pytest.raises(Refused, match="method: unknown bias rule 'magic'; use one of none, ftbc, exact"):
-        calibrate.calibrate(network, "magic", np.zeros((1, 1, 2, 2), int), {}, chip.LOIHI2, lambda *_: None)
+        calibrate.calibrate(network, "magic", np.zeros((1, 1, 2, 2), int), torch.zeros, chip.LOIHI2, lambda *_: None)
 
 
 def test_calibrating_data_that_overflows_is_refused_with_the_place() -> None:
@@ -131,4 +131,4 @@ def test_calibrating_data_that_overflows_is_refused_with_the_place() -> None:
     payload = np.full((1, 1, 2, 2), 2047)
     targets = {"a": torch.zeros(1, 1, 2, 2), "out": torch.zeros(1, 1)}
     with pytest.raises(Refused, match=r"calibration: layer a, channel 0, step 1: v = \d+ leaves the register"):
-        calibrate.calibrate(network, "none", payload, targets, chip.LOIHI2, lambda *_: None)
+        calibrate.calibrate(network, "none", payload, lambda layer: targets[layer.name], chip.LOIHI2, lambda *_: None)

@@ -986,7 +986,7 @@ def test_the_report_names_what_is_not_an_operation_and_what_was_not_reached() ->
         "refused: 1 of 12 values are NaN or infinite; train again from the last good checkpoint",
     )
     assert [row.fate for row in rows[1:3]] == ["spiking layer 0", "folded into 0"]
-    assert rows[3].fate.startswith("refused: torch refuses it: mat1 and mat2 shapes cannot be multiplied")
+    assert re.search("^refused: torch refuses it: .*mat1 and mat2 shapes cannot be multiplied", rows[3].fate)
     assert inspect_model(nn.Sequential(conv(3, 4), nn.ReLU()), (2, 6, 6))[1] == LayerReport(
         "1", "ReLU", None, "not reached: what it needs is refused"
     )

@@ -90,10 +90,12 @@ def test_code_in_a_pickle_is_refused_and_not_run(factory: str, tmp_path: Path) -
     trap = tmp_path / "trap"
     torch.save({"0.weight": Payload(trap)}, tmp_path / "zip.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Payload(trap)))
-    for name in ("zip.pt", "plain.pt"):
-        assert "holds objects or code beside tensors, which are never executed" in refusal(
-            loading.load_model, factory, tmp_path / name
-        )
+    code = "holds objects or code beside tensors, which are never executed"
+    assert code in refusal(loading.load_model, factory, tmp_path / "zip.pt")
+    # Recent torch does not open a bare pickle at all.
+    assert re.search(
+        f"{code}|cannot be read as a torch file", refusal(loading.load_model, factory, tmp_path / "plain.pt")
+    )
     np.savez(tmp_path / "data.npz", x=np.array([Payload(trap)], dtype=object))
     assert "is not a readable .npz file" in refusal(loading.load_arrays, tmp_path / "data.npz")
     assert not trap.exists()

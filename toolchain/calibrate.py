@@ -7,7 +7,7 @@ moves the potentials that step t + 1 starts from. All in integers, su.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -151,15 +151,15 @@ def calibrate(
     network: Network,
     rule: str,
     payload: np.ndarray,
-    targets: Mapping[str, Tensor],
+    target_of: Callable[[Layer], Tensor],
     chip: Chip,
     progress: Callable[[int, int], object],
 ) -> tuple[Network, dict[str, int]]:
     """Choose every layer's schedule; returns the network with them and each layer's largest register magnitude.
 
-    ``payload`` (B, *input.shape) integers; ``targets`` by layer (B, *shape): the wanted spikes per step of a spiking
-    layer, the wanted current per step of the readout in su. ``progress`` gets (layers done, layers in all). Raises
-    :class:`Refused` for an unknown rule and where a potential leaves the registers.
+    ``payload`` (B, *input.shape) integers; ``target_of`` gives a layer's (B, *shape): the wanted spikes per step of a
+    spiking layer, the wanted current per step of the readout in su. ``progress`` gets (layers done, layers in all).
+    Raises :class:`Refused` for an unknown rule and where a potential leaves the registers.
     """
     if rule not in RULES:
         raise refuse("method", f"unknown bias rule {rule!r}", f"use one of {', '.join(RULES)}")
@@ -168,7 +168,7 @@ def calibrate(
     layers = []
     for done, layer in enumerate(network.layers):
         progress(done, len(network.layers))
-        current, target = fast.currents(network, layer, outputs), targets[layer.name]
+        current, target = fast.currents(network, layer, outputs), target_of(layer)
         if layer.kind == "readout" and rule != "none":
             bias = readout_bias(layer, current, target, chip.bias_limit)
         else:

@@ -17,7 +17,7 @@ from sim import chip as chips
 from sim import fast
 from sim.findings import Finding, Refused, refuse
 from sim.fixedpoint import Policy
-from sim.network import INPUT, Network, Shape
+from sim.network import INPUT, Layer, Network, Shape
 from sim.trace import Trace
 from toolchain import calibrate, quantize, thresholds
 from toolchain.graph import FloatGraph
@@ -165,12 +165,13 @@ def _build(graph: FloatGraph, x: Tensor, recipe: Recipe, progress: Progress) -> 
         chip,
         lambda *p: progress("quantising", *p),
     )
-    targets = {}
-    for layer in network.layers:
+
+    def target(layer: Layer) -> Tensor:
         plan = plans[layer.name]
-        per_step = values[layer.name].double() * quantize.spatial(plan.su, layer.shape)
-        targets[layer.name] = per_step if layer.kind == "readout" else per_step / plan.threshold
+        per_step = values[layer.name] * quantize.spatial(plan.su, layer.shape).float()
+        return per_step if layer.kind == "readout" else per_step / plan.threshold
+
     network, peak = calibrate.calibrate(
-        network, recipe.method, network.input.encode(x.numpy()), targets, chip, lambda *p: progress("calibrating", *p)
+        network, recipe.method, network.input.encode(x.numpy()), target, chip, lambda *p: progress("calibrating", *p)
     )
     return Conversion(network, graph, recipe, plans, peak)

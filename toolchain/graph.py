@@ -57,13 +57,14 @@ class FloatEdge:
 
 @dataclass(frozen=True, eq=False)
 class FloatLayer:
-    """``relu(sum of edges + bias)``, or the same without the activation for the readout."""
+    """``clamp(sum of edges + bias, 0, upper)``, or the same without the activation for the readout."""
 
     name: str  #: qualified name of the torch module that the layer's current comes from
     shape: Shape
     edges: tuple[FloatEdge, ...]
     bias: Tensor  #: float32 (C,), or (*shape) where it differs over space
     kind: Literal["spiking", "readout"] = "spiking"
+    upper: float | None = None  #: where the activation ends, in its own unit; None for a ReLU, which does not
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,7 @@ class FloatGraph:
         current: Tensor = sum(
             (edge.map(values[edge.source]).reshape(-1, *layer.shape) for edge in layer.edges), start=bias[None]
         )
-        return current if layer.kind == "readout" else current.relu()
+        return current if layer.kind == "readout" else current.clamp(0, layer.upper)
 
     def logits(self, x: Tensor, batch: int = 512, progress: Callable[[int], object] | None = None) -> Tensor:
         """Logits of the readout, float32 (B, N), in batches; ``progress`` gets the number of samples just finished."""
