@@ -1,7 +1,7 @@
 """The artefact directory: a network with the recipe that made it, where it came from and how good it is.
 
 ====================  =============================================================================================
-``network.net``       the network for stock netx, or ``network.h5`` where netx cannot build it (:mod:`exporters.netx`)
+``network.net``       the network; the file says who can load it (:func:`exporters.netx.loader`)
 ``config.json``       the conversion's recipe
 ``provenance.json``   what :func:`provenance` collects
 ``report.json``       measurements, optional; ``report.md`` and pictures beside it are for people and never read
@@ -29,7 +29,7 @@ from exporters import netx
 from sim.findings import Finding, Refused, refuse
 from sim.network import Network
 
-NET, GRAPH = "network.net", "network.h5"
+NET = "network.net"
 CONFIG, PROVENANCE, REPORT = "config.json", "provenance.json", "report.json"
 JSON_LIMIT = 1 << 24  #: bytes of a JSON file that is read; a report holds thousands of numbers, not millions
 
@@ -45,7 +45,7 @@ class Bundle:
     config: dict[str, Any]
     provenance: dict[str, Any]
     report: dict[str, Any] | None  #: None where nothing was measured
-    net_path: Path | None  #: the file that stock netx loads; None where netx cannot build the network
+    net_path: Path  #: the file that the network was read from
 
 
 def provenance(*, seed: int | None, weights: Mapping[str, Any], calibration: Any) -> dict[str, Any]:
@@ -109,10 +109,7 @@ def save(
         if findings:
             raise Refused(findings)
         with _replacing(directory) as beside:
-            if netx.check(network):
-                netx.write_graph(network, beside / GRAPH)
-            else:
-                netx.write(network, beside / NET)
+            netx.save(network, beside / NET)
             for name, text in texts.items():
                 (beside / name).write_bytes(text)
             if add is not None:
@@ -126,24 +123,19 @@ def load(directory: str | Path) -> Bundle:
     directory = Path(directory)
     if not directory.is_dir():
         raise refuse(str(directory), "there is no such directory", "give one that `ann2loihi convert` has written")
-    held = [name for name in (NET, GRAPH) if (directory / name).is_file()]
-    if len(held) != 1:
-        raise refuse(
-            str(directory),
-            f"{'both' if held else 'neither'} of {NET} and {GRAPH} found",
-            "give a directory that `ann2loihi convert` has written",
-        )
+    if not (directory / NET).is_file():
+        raise refuse(str(directory), f"no {NET} found", "give a directory that `ann2loihi convert` has written")
     return Bundle(
-        netx.read(directory / held[0]),
+        netx.read(directory / NET),
         _read(directory / CONFIG),
         _read(directory / PROVENANCE),
         _read(directory / REPORT) if (directory / REPORT).exists() else None,
-        directory / NET if held == [NET] else None,
+        directory / NET,
     )
 
 
 def _is_bundle(directory: Path) -> bool:
-    return (directory / CONFIG).is_file() and any((directory / name).is_file() for name in (NET, GRAPH))
+    return (directory / CONFIG).is_file() and (directory / NET).is_file()
 
 
 def _occupied(directory: Path) -> list[Finding]:

@@ -13,7 +13,7 @@ connections, weight exponents). netx finds no ``/layer`` in such a file and stop
 
 Format 1, with ``@`` marking an attribute; integers are int64, and nothing else may stand in the file::
 
-    @tool @format_version @timesteps @holdoff @sha256                   the digest covers everything else
+    @tool @format_version @loader @timesteps @holdoff @sha256                   the digest covers everything else
     layer/0          type=input shape @bits @signed @scale              (graph/input, without type)
     layer/<i>        type=flatten                                       only where a Dense reads a (C, H, W) source
     layer/<i>        shape v0 bias_schedule @name @kind @threshold [@holdoff]           (graph/layer/<i>)
@@ -30,7 +30,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import h5py
@@ -41,7 +41,11 @@ from sim.chip import check as check_chip
 from sim.findings import Finding, Refused, refuse
 from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network
 
+if TYPE_CHECKING:
+    from exporters.netx_loader import LoadedNetwork
+
 TOOL = "ann2loihi"
+NETX, OURS = "lava-dl netx", "ann2loihi"  #: who can load a file: stock netx, or only :func:`load`
 FORMAT_VERSION = 1
 NEURON_LIMIT = 1_150_000_000  #: neurons of a network; Intel's largest Loihi 2 system, Hala Point, holds as many
 STEP_LIMIT = 1 << 16  #: steps from the input to the answer, so that no file can ask an engine for days
@@ -183,6 +187,23 @@ def write(network: Network, path: str | Path) -> None:
     _write(network, Path(path), check, _netx_content)
 
 
+def loader(network: Network) -> str:
+    """Say who can load ``network``'s file: ``NETX`` where stock netx can build it, else ``OURS``."""
+    return OURS if check(network) else NETX
+
+
+def save(network: Network, path: str | Path) -> None:
+    """Write any deployable network: for stock netx where it can build it, else in the form of :func:`write_graph`."""
+    (write if loader(network) == NETX else write_graph)(network, path)
+
+
+def load(path: str | Path, *, period: int | None = None) -> LoadedNetwork:
+    """Build the Lava process from a file; see :func:`exporters.netx_loader.load`. The only part that needs Lava."""
+    from exporters import netx_loader
+
+    return netx_loader.load(path, period=period)
+
+
 def write_graph(network: Network, path: str | Path) -> None:
     """Write any deployable network, in the form that only :func:`read` understands; otherwise as :func:`write`."""
     _write(network, Path(path), _check_storable, _graph_content)
@@ -232,10 +253,11 @@ def _netx_type(name: bytes) -> np.ndarray:
     return np.array([name], "S10")  # the form in which lava-dl's own exporter writes it
 
 
-def _header(network: Network) -> Content:
+def _header(network: Network, loader: str) -> Content:
     return {
         "@tool": np.array(TOOL.encode()),
         "@format_version": _integer(FORMAT_VERSION),
+        "@loader": np.array(loader.encode()),
         "@timesteps": _integer(network.timesteps),
         "@holdoff": _integer(network.holdoff),
     }
@@ -296,14 +318,14 @@ def _netx_content(network: Network) -> Content:
         if type(edge.synapse) is Dense and len(network.shape_of(edge.source)) == 3:
             blocks.append({"type": _netx_type(b"flatten")})
         blocks.append(_layer_content(layer) | _edge_content(edge) | _neuron_content(layer))
-    content = _header(network)
+    content = _header(network, NETX)
     for index, block in enumerate(blocks):
         content |= _under(f"layer/{index}", block)
     return _sealed(content)
 
 
 def _graph_content(network: Network) -> Content:
-    content = _header(network) | _under("graph/input", _input_content(network.input))
+    content = _header(network, OURS) | _under("graph/input", _input_content(network.input))
     for index, layer in enumerate(network.layers):
         content |= _under(f"graph/layer/{index}", _layer_content(layer))
         for number, edge in enumerate(layer.edges):

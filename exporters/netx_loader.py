@@ -26,7 +26,7 @@ class LoadedNetwork:
 
     path: Path
     network: Network  #: as :func:`exporters.netx.read` reads it
-    process: Any  #: as netx built it; ``run`` builds another one, since a Lava process runs one payload
+    process: Any  #: as netx built it, None where it cannot; ``run`` builds another, since one process runs one payload
     period: int  #: steps between samples
 
     def run(self, payload: np.ndarray, *, progress: Callable[[int], object] | None = None) -> Trace:
@@ -35,6 +35,8 @@ class LoadedNetwork:
         Raises :class:`sim.findings.Refused` also if the file has changed since it was loaded.
         """
         payload = self.network.payload(payload)
+        if self.process is None:
+            return on_lava.run(self.network, payload, form="stock", period=self.period, progress=progress)
         findings = on_lava.inexact(self.network, payload, "stock") + _wide_sums(self.network, payload)
         if netx.read(self.path) != self.network:
             findings.append(Finding(str(self.path), "the file has changed since it was loaded", "load it again"))
@@ -53,18 +55,17 @@ class LoadedNetwork:
 
 
 def load(path: str | Path, *, period: int | None = None) -> LoadedNetwork:
-    """Load a ``.net`` that :func:`exporters.netx.write` wrote, through lava-dl.
+    """Load a ``.net`` that :func:`exporters.netx.write` wrote, through lava-dl, or else build it from stock processes.
 
-    ``period`` is the distance between samples in steps, the smallest legal one by default. Raises :class:`Refused` for
-    a file that is not such a network, a period too small, and where Lava or lava-dl is missing.
+    What :func:`exporters.netx.write_graph` wrote, netx cannot build: its ``run`` is the stock form of
+    :func:`sim.on_lava.run`. ``period`` is the distance between samples in steps, the smallest legal one by default.
+    Raises :class:`Refused` for any other file, a period too small, and where Lava or lava-dl is missing.
     """
     network = netx.read(path)
-    findings = netx.check(network)
-    if findings:
-        raise Refused(findings)
     period = on_lava.legal_period(network, "stock", period)
     with on_lava.silenced():
-        return LoadedNetwork(Path(path), network, _build(Path(path), network, period), period)
+        process = _build(Path(path), network, period) if netx.loader(network) == netx.NETX else None
+    return LoadedNetwork(Path(path), network, process, period)
 
 
 def _build(path: Path, network: Network, period: int) -> Any:

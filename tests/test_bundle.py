@@ -53,8 +53,10 @@ def test_a_bundle_comes_back_as_it_was_saved(saved: Path) -> None:
 
 def test_a_network_that_netx_cannot_build_is_kept_as_a_graph(tmp_path: Path) -> None:
     save(tmp_path / "out", network=network(skip=True))
-    assert bundle.load(tmp_path / "out") == bundle.Bundle(network(skip=True), CONFIG, PROVENANCE, None, None)
-    assert sorted(contents(tmp_path / "out")) == ["config.json", "network.h5", "provenance.json"]
+    assert bundle.load(tmp_path / "out") == bundle.Bundle(
+        network(skip=True), CONFIG, PROVENANCE, None, tmp_path / "out" / "network.net"
+    )
+    assert sorted(contents(tmp_path / "out")) == ["config.json", "network.net", "provenance.json"]
 
 
 def test_a_network_that_no_chip_holds_is_refused(tmp_path: Path) -> None:
@@ -71,7 +73,7 @@ def test_directories_above_are_made_and_further_files_are_added(tmp_path: Path) 
 
 def test_saving_again_replaces_the_whole_bundle(saved: Path) -> None:
     save(saved, network=network(skip=True), config={"timesteps": 3})
-    assert sorted(contents(saved)) == ["config.json", "network.h5", "provenance.json"]
+    assert sorted(contents(saved)) == ["config.json", "network.net", "provenance.json"]
     assert bundle.load(saved).config == {"timesteps": 3}
     assert [path.name for path in saved.parent.iterdir()] == ["out"]
 
@@ -82,7 +84,9 @@ def test_an_empty_directory_is_filled(tmp_path: Path) -> None:
     assert bundle.load(tmp_path / "out").network == network()
 
 
-@pytest.mark.parametrize("names", [["thesis.tex"], ["config.json"], ["network.net"], ["provenance.json", "network.h5"]])
+@pytest.mark.parametrize(
+    "names", [["thesis.tex"], ["config.json"], ["network.net"], ["provenance.json", "network.net"]]
+)
 def test_other_directories_are_never_replaced(names: list[str], tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).write_text("mine")
@@ -172,8 +176,7 @@ def write(name: str, text: bytes) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
-        (lambda d: (d / "network.net").unlink(), "neither of network.net and network.h5 found"),
-        (write("network.h5", b""), "both of network.net and network.h5 found"),
+        (lambda d: (d / "network.net").unlink(), "no network.net found"),
         (write("network.net", b"x"), "network.net: it cannot be read as HDF5"),
         (lambda d: (d / "config.json").unlink(), "config.json: it is missing"),
         (lambda d: (d / "provenance.json").unlink(), "provenance.json: it is missing"),

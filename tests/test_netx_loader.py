@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -15,6 +16,8 @@ from sim import reference
 from sim.findings import Refused
 from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network, Shape, Synapse
 from sim.trace import first_difference
+
+FLAT = np.zeros((2, 2), int)
 
 pytestmark = [
     pytest.mark.lava,
@@ -112,19 +115,18 @@ def test_sums_beyond_what_netx_can_hold_are_refused(tmp_path: Path) -> None:
         netx_loader.load(tmp_path / "a.net").run(np.full((1, 600), 32767))
 
 
-def test_a_file_that_netx_cannot_build_is_refused(tmp_path: Path) -> None:
-    readout = Layer(
-        "last",
-        (1,),
-        (Edge(INPUT, Dense(np.ones((1, 2), int)), 1),),
-        0,
-        np.zeros(1, int),
-        np.zeros((1, 1), int),
-        "readout",
-    )
-    netx.write_graph(Network(Input((2,)), (readout,), 1), tmp_path / "a.net")
-    with pytest.raises(Refused, match="weight exponent 1, netx reads none"):
-        netx_loader.load(tmp_path / "a.net")
+def test_a_file_that_netx_cannot_build_runs_from_stock_processes(tmp_path: Path) -> None:
+    hidden = Layer("hidden", (2,), (Edge(INPUT, Dense(np.array([[5, 1], [2, 7]]))),), 8, np.zeros(2, int), FLAT)
+    edges = (Edge("hidden", Dense(np.array([[3, 4]]))), Edge(INPUT, Dense(np.array([[1, -1]])), 1))
+    readout = Layer("last", (1,), edges, 0, np.zeros(1, int), FLAT[:, :1], "readout")
+    network, payload = Network(Input((2,)), (hidden, readout), 2, 1), np.array([[3, 1], [2, 5]])
+    netx.save(network, tmp_path / "a.net")
+    assert netx.loader(network) == "ann2loihi"
+    with h5py.File(tmp_path / "a.net") as file:
+        assert file.attrs["loader"] == b"ann2loihi"
+    loaded = netx.load(tmp_path / "a.net")
+    assert loaded.process is None
+    assert first_difference(reference.run(network, payload), loaded.run(payload)) is None
 
 
 @pytest.mark.parametrize(("missing", "name"), [("lava", "Lava"), ("lava.lib.dl.netx", "lava-dl")])

@@ -303,6 +303,7 @@ def inspect(
                 "timesteps": network.timesteps,
                 "holdoff": network.holdoff,
                 "steps": network.steps,
+                "loader": netx.loader(network),
                 "input": {"shape": network.input.shape, "bits": network.input.bits, "scale": network.input.scale},
                 "layers": rows,
             }
@@ -312,7 +313,7 @@ def inspect(
     out.print(
         f"T = {network.timesteps}, K = {network.holdoff}: logits after {network.steps} steps; input "
         f"{' x '.join(map(str, network.input.shape))}, {network.input.bits} bits, payload = x * "
-        f"{network.input.scale:.6g}",
+        f"{network.input.scale:.6g}; loads with {netx.loader(network)}",
         soft_wrap=True,
         highlight=False,
     )

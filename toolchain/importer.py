@@ -30,7 +30,7 @@ from torch.nn import functional
 from sim.findings import Finding, Refused, refuse
 from sim.network import INPUT, Shape
 from toolchain.graph import FloatEdge, FloatGraph, FloatLayer
-from toolchain.linear import Chain, Convolution, OtherMap, Reshape, Step, as_maps, channelwise, reduce
+from toolchain.linear import Chain, Convolution, OtherMap, Reshape, Selection, Step, as_maps, channelwise, reduce
 
 BATCH = 2  #: samples in every constant: enough to notice an operation that mixes samples
 
@@ -105,6 +105,18 @@ class _Affine:
     def reshaped(self, constant: Tensor) -> _Affine:
         _keep_samples(constant)
         return self.then(Reshape(_image(self.shape), _image(tuple(constant.shape[1:]))), constant)
+
+    def positions(self) -> Tensor:
+        """Number all values of the batch from 1, float64 like the values themselves."""
+        return torch.arange(1, self.constant.numel() + 1, dtype=torch.float64).reshape(self.constant.shape)
+
+    def selected(self, positions: Tensor, constant: Tensor) -> _Affine:
+        """Select the values that a rearrangement of :meth:`positions` names, 0 for a zero."""
+        _keep_samples(constant)
+        index, second = positions.long() - 1  # of the two samples of a batch
+        if not torch.equal(torch.where(index < 0, index, index + self.constant[0].numel()), second):
+            raise _Unsupported("mixes the samples of a batch", _NEVER_MIX)
+        return self.then(Selection(index.reshape(_image(tuple(index.shape))), _image(self.shape)), constant)
 
 
 class _Unsupported(Exception):  # noqa: N818 - it becomes a finding as soon as the place is known
@@ -268,6 +280,35 @@ def _reshaping(operation: Callable[..., Tensor]) -> Callable[..., _Affine]:
     return handler
 
 
+def _selecting(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """Handle an operation that moves, repeats or leaves out values, and may return several tensors."""
+
+    def handler(input: _Affine, *args: Any, **kwargs: Any) -> Any:
+        positions = operation(input.positions(), *args, **kwargs)
+        constants = operation(input.constant, *args, **kwargs)
+        if isinstance(constants, Tensor):
+            return input.selected(positions, constants)
+        return tuple(map(input.selected, positions, constants))
+
+    return handler
+
+
+def _pad(input: _Affine, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> _Affine:
+    constant = functional.pad(input.constant, pad, mode, value)
+    return input.selected(functional.pad(input.positions(), pad, mode), constant)
+
+
+def _cat(tensors: Sequence[Any], dim: int = 0) -> _Affine:
+    constants = [value.constant if isinstance(value, _Affine) else value for value in tensors]
+    whole = _Affine(torch.cat(constants, dim), ())
+    for i, value in enumerate(tensors):
+        if isinstance(value, _Affine):
+            positions = [value.positions() if i == j else torch.zeros_like(c) for j, c in enumerate(constants)]
+            part = value.selected(torch.cat(positions, dim), whole.constant)
+            whole = replace(whole, terms=whole.terms + part.terms)
+    return whole
+
+
 def _same(input: _Affine, *args: Any, **kwargs: Any) -> _Affine:
     return input
 
@@ -349,6 +390,7 @@ MODULES: dict[type[nn.Module], tuple[_Handler, Callable[[Any], tuple[Any, ...]]]
     nn.Dropout: (_same, _no_args),
     nn.Dropout1d: (_same, _no_args),
     nn.Dropout2d: (_same, _no_args),
+    nn.ZeroPad2d: (_pad, lambda m: (m.padding,)),
 }
 
 FUNCTIONS: dict[Any, _Handler] = {
@@ -368,6 +410,10 @@ FUNCTIONS: dict[Any, _Handler] = {
     torch.unsqueeze: _reshaping(torch.unsqueeze),
     functional.dropout: _dropout,
     functional.dropout2d: _dropout,
+    functional.pad: _pad,
+    torch.cat: _cat,
+    torch.concat: _cat,
+    operator.getitem: _selecting(operator.getitem),
     torch.add: _add,
     operator.add: _add,
     operator.iadd: _add,

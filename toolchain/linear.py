@@ -50,6 +50,11 @@ class Convolution:
     def _span(self, axis: int) -> int:
         return self.dilation[axis] * (self.weight.shape[axis + 2] - 1) + 1
 
+    def _covers(self) -> bool:
+        """Whether the kernel is laid once over the whole source."""
+        whole = self.shape[1:] == (1, 1) and self.weight.shape[2:] == self.source[1:]
+        return whole and self.offset == (0, 0) and self.dilation == (1, 1)
+
     def _taps(self, axis: int) -> Tensor:
         return torch.arange(self.weight.shape[axis + 2]) * self.dilation[axis] + self.offset[axis]
 
@@ -162,6 +167,50 @@ class Reshape:
 
 
 @dataclass(frozen=True, eq=False)
+class Selection:
+    """Every value is one value of the source or zero: slicing, permuting, padding and concatenating are nothing else."""
+
+    index: Tensor  #: int64 (*shape), positions in the flattened source; -1 for zero
+    source: Shape
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the selected values."""
+        return tuple(self.index.shape)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (B, *source) to (B, *shape)."""
+        return functional.pad(x.flatten(1), (0, 1))[:, self.index]  # the last value, at -1, is zero
+
+    def convolution(self, limit: int) -> Convolution | None:
+        """Write a selection of whole channels and of evenly spaced rows and columns as a convolution of one tap.
+
+        None where it is none, or where mixing the channels takes more than ``limit`` weights.
+        """
+        if len(self.source) != 3 or len(self.shape) != 3:
+            return None
+        (c_in, height, width), c_out, used = self.source, self.shape[0], self.index >= 0
+        channel = torch.where(used, self.index // (height * width), -1).amax((1, 2))
+        row = torch.where(used, self.index // width % height, -1).amax((0, 2))
+        column = torch.where(used, self.index % width, -1).amax((0, 1))
+        depthwise = c_in == c_out and bool(((channel < 0) | (channel == torch.arange(c_in))).all())
+        if not depthwise and c_in * c_out > limit:
+            return None
+        taps = (channel >= 0)[:, None] if depthwise else functional.one_hot(channel + 1, c_in + 1)[:, 1:]
+        (stride_y, offset_y), (stride_x, offset_x) = _spacing(row, height), _spacing(column, width)
+        convolution = Convolution(
+            taps.double()[..., None, None],
+            self.source,
+            self.shape,
+            (stride_y, stride_x),
+            (offset_y, offset_x),
+            groups=c_in if depthwise else 1,
+        )
+        positions = torch.arange(1, math.prod(self.source) + 1, dtype=torch.float64).reshape(1, *self.source)
+        return convolution if torch.equal(convolution(positions)[0], (self.index + 1).double()) else None
+
+
+@dataclass(frozen=True, eq=False)
 class OtherMap:
     """Any other linear map, known only by what it does."""
 
@@ -174,8 +223,20 @@ class OtherMap:
         return self.function(x)
 
 
-Step = Convolution | Reshape | OtherMap
+Step = Convolution | Reshape | Selection | OtherMap
 Chain = tuple[Step, ...]  #: applied from left to right; empty for the identity
+
+
+def _spacing(taken: Tensor, size: int) -> Pair:
+    """Stride and offset with which the positions ``taken``, int64 (n,), -1 for none, pass over a source of ``size``."""
+    at = (taken >= 0).nonzero().flatten().tolist()
+    if not at:
+        return 1, 0
+    first, last = at[0], at[-1]
+    # A single hit in a longer output: every other position has to fall outside the source.
+    stride = int(taken[last] - taken[first]) // (last - first) if last > first else size if len(taken) > 1 else 1
+    stride = max(1, stride)
+    return stride, int(taken[first]) - first * stride
 
 
 def channelwise(factor: Tensor, shape: Shape) -> Convolution:
@@ -187,9 +248,14 @@ def reduce(chain: Chain, limit: int) -> Chain:
     """Compose all neighbours that can be composed exactly within ``limit`` weights."""
     done: list[Step] = []
     for step in chain:
-        while done and (merged := _merge(done[-1], step, limit)) is not None:
-            done.pop()
-            step = merged
+        while True:
+            if done and (merged := _merge(done[-1], step, limit)) is not None:
+                done.pop()
+                step = merged
+            elif type(step) is Selection and (convolution := step.convolution(limit)) is not None:
+                step = convolution
+            else:
+                break
         if not (type(step) is Reshape and step.source == step.shape):
             done.append(step)
     return tuple(done)
@@ -200,14 +266,23 @@ def _merge(first: Step, second: Step, limit: int) -> Step | None:
         return first.then(second, limit)
     if type(first) is Reshape and type(second) is Reshape:
         return Reshape(first.source, second.shape)
-    if type(first) is Reshape and type(second) is Convolution:
-        # A kernel that covers the whole reshaped map covers the whole map before it, in the same order.
-        covers = second.shape[1:] == (1, 1) and second.offset == (0, 0) and second.weight.shape[2:] == second.source[1:]
-        if covers and (second.groups == 1 or first.source[0] == second.source[0]) and second.dilation == (1, 1):
-            _, *kernel = first.source
-            return Convolution(
-                second.weight.reshape(second.shape[0], -1, *kernel), first.source, second.shape, groups=second.groups
-            )
+    if type(first) is Reshape and type(second) is Selection:
+        return replace(second, source=first.source)
+    if type(first) is Selection and type(second) is Reshape:
+        return replace(first, index=first.index.reshape(second.shape))
+    if type(first) is Selection and type(second) is Selection:
+        index = functional.pad(first.index.flatten(), (0, 1), value=-1)[second.index]
+        return Selection(index, first.source)
+    if type(second) is Convolution and second._covers() and len(first.source) == 3:
+        # A kernel over the whole of a rearranged map is one over the whole map before it.
+        if type(first) is Reshape and (second.groups == 1 or first.source[0] == second.source[0]):
+            kernel = second.weight.reshape(second.shape[0], -1, *first.source[1:])
+            return Convolution(kernel, first.source, second.shape, groups=second.groups)
+        n_out, n_in = second.shape[0], math.prod(first.source)
+        if type(first) is Selection and second.groups == 1 and n_out * n_in <= max(limit, second.weight.numel()):
+            weight = second.weight.new_zeros(n_out, n_in + 1)
+            weight.index_add_(1, first.index.flatten() % (n_in + 1), second.weight.flatten(1))
+            return Convolution(weight[:, :-1].reshape(n_out, *first.source), first.source, second.shape)
     return None
 
 
