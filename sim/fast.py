@@ -135,6 +135,6 @@ def fire(
         if t >= phase and layer.kind == "spiking":
             fires = v >= layer.threshold
             spikes[index] = fires
-            v = v - layer.threshold * fires
+            v = v - fires * layer.threshold
         potentials[index] = v
     return spikes, potentials

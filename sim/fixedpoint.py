@@ -33,13 +33,15 @@ class Registers:
 
     def watch(self, layer: Layer, step: int, v: Any, offset: Any) -> None:
         """Note the potentials ``v`` (B, *shape; NumPy or torch) of one step before the reset, and u = v - offset."""
-        limit = self._chip.state_limit
-        for register, value in (("v", v), ("u", v - offset)):
-            largest = max(int(value.max()), -int(value.min()))
+        limit, v, offset = self._chip.state_limit, np.asarray(v), np.asarray(offset)
+        high, low = v.max(axis=0), v.min(axis=0)
+        for register, value, above, below in (("v", v, high, low), ("u", None, high - offset, low - offset)):
+            largest = max(int(above.max()), -int(below.min()))
             self.peak[layer.name] = max(self.peak[layer.name], largest)
             if largest < limit:
                 continue
-            outside = np.abs(np.asarray(value)) >= limit
+            value = v - offset if value is None else value
+            outside = np.abs(value) >= limit
             if self._policy == "strict":
                 place = tuple(int(i) for i in np.argwhere(outside)[0])
                 raise RegisterOverflow(
@@ -59,7 +61,9 @@ def _extremes(synapse: Synapse, low: int, high: int) -> tuple[np.ndarray, np.nda
 
 def shift(current: Any, exponent: int) -> Any:
     """Apply an edge's binary exponent to accumulated integer sums: left, or right towards minus infinity."""
-    return current << exponent if exponent >= 0 else current >> -exponent
+    if exponent == 0:
+        return current
+    return current << exponent if exponent > 0 else current >> -exponent
 
 
 def largest_sum(network: Network, layer: Layer) -> int:

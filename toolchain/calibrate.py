@@ -7,6 +7,7 @@ moves the potentials that step t + 1 starts from. All in integers, su.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -116,19 +117,20 @@ def quantile_bias(v: Tensor, rho: Tensor, theta: int) -> Tensor:
 
     Of several such biases the one nearest to 0.
     """
-    channels, n = v.shape
-    ordered = v.sort(dim=1, descending=True).values.to(torch.int64)
-    # Firing the k largest is possible where the k-th and the next differ: b from theta - v_k to theta - v_(k+1) - 1.
-    far = 1 << 40
-    edge = torch.full((channels, 1), far, dtype=torch.int64)
-    lowest = theta - torch.cat([edge, ordered], dim=1)
-    highest = theta - torch.cat([ordered, -edge], dim=1) - 1
-    miss = (torch.arange(n + 1) - rho[:, None] * n).abs()
-    miss[lowest > highest] = torch.inf
-    candidates = torch.zeros_like(lowest).clamp(lowest, highest)
-    distance = candidates.abs()
-    distance[miss > miss.amin(1, keepdim=True)] = far
-    return candidates.gather(1, distance.argmin(1, keepdim=True))[:, 0]
+    n = v.shape[1]
+    found = []
+    # numpy sorts integers several times faster than torch.
+    for row, wanted in zip(np.sort(v.numpy(), axis=1), rho.numpy() * n, strict=True):
+        # Equal potentials fire together: what can fire are those above the wanted-th largest, or it and its equals too.
+        turn = row[n - 1 - min(int(wanted), n - 1)]
+        candidates = []
+        for count in (n - np.searchsorted(row, turn, "right"), n - np.searchsorted(row, turn, "left")):
+            lowest = theta - int(row[n - count]) if count else -math.inf  # the least bias that lets `count` fire
+            highest = theta - int(row[n - count - 1]) - 1 if count < n else math.inf  # the most that lets no other
+            bias = min(max(0, lowest), highest)
+            candidates.append((abs(count - wanted), abs(bias), bias))
+        found.append(min(candidates)[2])
+    return torch.tensor(found, dtype=torch.int64)
 
 
 RULES: dict[str, Rule] = {"none": nominal, "ftbc": ftbc, "exact": exact}

@@ -2,9 +2,9 @@
 
 The model is traced with ``torch.fx`` and interpreted symbolically. A value is an affine function of the spiking layers
 found so far: per source a chain of linear maps, plus a constant. The constant is what torch itself computes from the
-constant before, so that a bias ahead of a padded convolution comes out right at the borders too. A ReLU closes the
-region: the affine value becomes a layer and the rectified value a new source. To support an operation is to add an
-entry to a table.
+constant before, so that a bias ahead of a padded convolution comes out right at the borders too. A ReLU, bounded or
+not, closes the region: the affine value becomes a layer and the rectified value a new source. To support an operation
+is to add an entry to a table.
 """
 
 from __future__ import annotations
@@ -50,22 +50,46 @@ class LayerReport:
 def import_model(model: nn.Module, input_shape: Shape, *, dense_limit: int = DENSE_LIMIT) -> FloatGraph:
     """Reduce a trained model to spiking layers and the linear maps between them, in float64, stored as float32.
 
-    ``input_shape`` is (C, H, W) or (N,), without the batch dimension. The model is not changed; the graph equals it in
-    eval mode. ``dense_limit`` bounds the weights of a matrix or kernel that folding creates.
-    Raises :class:`sim.findings.Refused` with every finding at once.
+    ``input_shape`` is (C, H, W), (C, L) or (N,), without the batch dimension; the graph's input writes (C, L) as
+    (C, L, 1). The model is not changed; the graph equals it in eval mode. ``dense_limit`` bounds the weights of a
+    matrix or kernel that folding creates. Raises :class:`sim.findings.Refused` with every finding at once.
     """
     run = _Import(model, input_shape, dense_limit)
     if run.findings:
         raise Refused(dict.fromkeys(run.findings))
-    return FloatGraph(tuple(input_shape), tuple(run.layers))
+    return FloatGraph(run.shapes[INPUT], tuple(run.layers))
 
 
 def inspect_model(model: nn.Module, input_shape: Shape, *, dense_limit: int = DENSE_LIMIT) -> list[LayerReport]:
     """Report on every module and operation in the order of execution, without stopping at an unsupported one.
 
-    Raises :class:`sim.findings.Refused` only for an ``input_shape`` that is neither (C, H, W) nor (N,).
+    Raises :class:`sim.findings.Refused` only for an ``input_shape`` that is not (C, H, W), (C, L) or (N,).
     """
     return [row.report() for row in _Import(model, input_shape, dense_limit).rows]
+
+
+def replace_max_pooling(model: nn.Module) -> nn.Module:
+    """Return a copy in which every ``nn.MaxPool2d`` is an ``nn.AvgPool2d`` of the same kernel, stride and padding.
+
+    The copy computes something else than the model: fine-tune it before converting. Raises
+    :class:`sim.findings.Refused` for every pooling that is dilated or returns indices, which no average pooling is.
+    """
+    found = {path: module for path, module in model.named_modules() if type(module) is nn.MaxPool2d}
+    findings = [
+        Finding(path or type(model).__name__, problem, "use a convolution with a stride, and fine-tune")
+        for path, m in found.items()
+        for refused, problem in (
+            (_two(m.dilation) != (1, 1), f"has dilation {m.dilation}, average pooling has none"),
+            (m.return_indices, "returns indices, average pooling has none"),
+        )
+        if refused
+    ]
+    if findings:
+        raise Refused(findings)
+    copies: dict[int, Any] = {
+        id(m): nn.AvgPool2d(m.kernel_size, m.stride, m.padding, m.ceil_mode).train(m.training) for m in found.values()
+    }
+    return copy.deepcopy(model, copies)
 
 
 @dataclass(frozen=True)
@@ -107,7 +131,7 @@ class _Affine:
         return self.then(Reshape(_image(self.shape), _image(tuple(constant.shape[1:]))), constant)
 
     def positions(self) -> Tensor:
-        """Number all values of the batch from 1, float64 like the values themselves."""
+        """Return the number of every value of the batch, from 1, as float64 like the values themselves."""
         return torch.arange(1, self.constant.numel() + 1, dtype=torch.float64).reshape(self.constant.shape)
 
     def selected(self, positions: Tensor, constant: Tensor) -> _Affine:
@@ -117,6 +141,13 @@ class _Affine:
         if not torch.equal(torch.where(index < 0, index, index + self.constant[0].numel()), second):
             raise _Unsupported("mixes the samples of a batch", _NEVER_MIX)
         return self.then(Selection(index.reshape(_image(tuple(index.shape))), _image(self.shape)), constant)
+
+
+@dataclass(frozen=True, eq=False)
+class _Current(_Affine):
+    """A value on its way into an activation, clamp(value, 0, upper), that closes the region."""
+
+    upper: float | None = None  #: None for a ReLU
 
 
 class _Unsupported(Exception):  # noqa: N818 - it becomes a finding as soon as the place is known
@@ -205,6 +236,50 @@ def _batch_norm(
     return input.then(channelwise(scale if weight is None else scale * weight, _image(input.shape)), constant)
 
 
+def _as_image(handler: Callable[..., _Affine], input: _Affine, *args: Any) -> _Affine:
+    """Handle an operation on (C, L) as the one on (C, L, 1)."""
+    if len(input.shape) != 2:
+        raise _Unsupported(f"gets shape {input.shape} where it needs (C, L)", "check input_shape and what precedes")
+    result = handler(input.reshaped(input.constant.unsqueeze(-1)), *args)
+    return result.reshaped(result.constant.squeeze(-1))
+
+
+def _along(value: Any, across: int = 1) -> tuple[int, int]:
+    return _two(value)[0], across
+
+
+def _conv1d(
+    input: _Affine,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> _Affine:
+    padding = padding if isinstance(padding, str) else _along(padding, 0)
+    kernel = weight.unsqueeze(-1)
+    return _as_image(_conv2d, input, kernel, bias, _along(stride), padding, _along(dilation), groups)
+
+
+def _avg_pool1d(
+    input: _Affine,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> _Affine:
+    stride = _along(stride or kernel_size)
+    return _as_image(
+        _avg_pool2d, input, _along(kernel_size), stride, _along(padding, 0), ceil_mode, count_include_pad
+    )
+
+
+def _adaptive_avg_pool1d(input: _Affine, output_size: Any) -> _Affine:
+    return _as_image(_adaptive_avg_pool2d, input, _along(output_size))
+
+
 def _pool(
     input: _Affine,
     constant: Tensor,
@@ -251,6 +326,8 @@ def _adaptive_avg_pool2d(input: _Affine, output_size: Any) -> _Affine:
     _need_image(input)
     constant = functional.adaptive_avg_pool2d(input.constant, output_size)
     (h, w), (rows, columns) = input.shape[1:], constant.shape[2:]
+    if rows % h == columns % w == 0:  # every window holds one value
+        return input.selected(functional.adaptive_avg_pool2d(input.positions(), output_size), constant)
     if h % rows or w % columns:
         return input.then_other(lambda x: functional.adaptive_avg_pool2d(x, output_size), constant)
     kernel = (h // rows, w // columns)
@@ -269,6 +346,11 @@ def _mean(input: _Affine, dim: Any = None, keepdim: bool = False) -> _Affine:
     h, w = (n if axis in averaged else 1 for axis, n in enumerate(kept.shape[1:], 2))
     pooled = functional.avg_pool2d(kept.constant, (h, w))
     return _pool(kept, pooled, (h, w), (h, w), (0, 0), h * w).reshaped(constant)
+
+
+def _sum(input: _Affine, dim: Any = None, keepdim: bool = False) -> _Affine:
+    mean = _mean(input, dim, keepdim)
+    return _mul(mean, input.constant.numel() // mean.constant.numel())
 
 
 def _reshaping(operation: Callable[..., Tensor]) -> Callable[..., _Affine]:
@@ -319,6 +401,10 @@ def _dropout(input: _Affine, p: float = 0.5, training: bool = True, inplace: boo
     return input
 
 
+def _contiguous(input: _Affine, **kwargs: Any) -> _Affine:
+    return replace(input, constant=input.constant.contiguous())
+
+
 def _clone(input: _Affine, **kwargs: Any) -> _Affine:
     return replace(input, constant=input.constant.clone())
 
@@ -329,7 +415,7 @@ def _add(input: Any, other: Any, *, alpha: float = 1) -> _Affine:
     terms: tuple[_Term, ...] = ()
     for value, factor in ((input, 1), (other, alpha)):
         if isinstance(value, _Affine):
-            terms += _expanded(_scaled(value, factor), constant).terms
+            terms += _expanded(value if factor == 1 else _mul(value, factor), constant).terms
     return _Affine(constant, terms)
 
 
@@ -337,22 +423,64 @@ def _sub(input: Any, other: Any, *, alpha: float = 1) -> _Affine:
     return _add(input, other, alpha=-alpha)
 
 
-def _scaled(value: _Affine, factor: float) -> _Affine:
+def _mul(input: Any, other: Any) -> _Affine:
+    value, factor = (input, other) if isinstance(input, _Affine) else (other, input)
+    if isinstance(factor, _Affine):
+        raise _Unsupported("it multiplies activations by each other", "use layers that are linear")
+    constant = value.constant * factor
+    value = _expanded(value, constant)
+    factors = torch.as_tensor(factor, dtype=torch.float64).expand_as(constant)
+    if not torch.equal(factors[0], factors[1]):
+        raise _Unsupported("scales every sample by a factor of its own", _NEVER_MIX)
     shape = _image(value.shape)
-    factors = torch.full(shape[:1], factor, dtype=torch.float64)
-    return value if factor == 1 else value.then(channelwise(factors, shape), factor * value.constant)
+    scale = factors[0].reshape(shape)
+    if len(shape) == 3 and torch.equal(scale, scale[:, :1, :1].expand(shape)):
+        return value.then(channelwise(scale[:, 0, 0], shape), constant)
+    return value.then(OtherMap(lambda x: x * scale, shape, shape), constant)
+
+
+def _div(input: Any, other: Any, *, rounding_mode: str | None = None) -> _Affine:
+    if isinstance(other, _Affine):
+        raise _Unsupported("it divides by an activation", "use layers that are linear")
+    if rounding_mode is not None:
+        raise _Unsupported(f"rounds, with rounding_mode {rounding_mode!r}", "divide without rounding and fine-tune")
+    return _mul(input, 1 / torch.as_tensor(other, dtype=torch.float64))
+
+
+def _neg(input: _Affine) -> _Affine:
+    return _mul(input, -1)
 
 
 def _expanded(value: _Affine, constant: Tensor) -> _Affine:
     if value.constant.dim() != constant.dim() or len(constant) != BATCH:
         raise _Unsupported("mixes the samples of a batch", _NEVER_MIX)
     shape = tuple(constant.shape[1:])
-    return value if value.shape == shape else value.then_other(lambda x: x.expand(-1, *shape), constant)
+    return value if value.shape == shape else value.selected(value.positions().expand(-1, *shape), constant)
 
 
-def _relu(input: _Affine, inplace: bool = False) -> _Affine:
-    """Close the region: the interpreter turns ``input`` into a layer."""
-    return input
+def _relu(input: _Affine, inplace: bool = False) -> _Current:
+    return _clamp(input, 0)
+
+
+def _relu6(input: _Affine, inplace: bool = False) -> _Current:
+    return _clamp(input, 0, 6)
+
+
+def _hardtanh(input: _Affine, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> _Current:
+    return _clamp(input, min_val, max_val)
+
+
+def _clamp(input: _Affine, min: Any = None, max: Any = None) -> _Current:
+    if not all(bound is None or isinstance(bound, int | float) for bound in (min, max)):
+        raise _Unsupported("its bounds are tensors", "give numbers, the same for the whole layer")
+    if min != 0:
+        raise _Unsupported(
+            f"its lower bound is {min}, that of integrate-and-fire neurons is 0", "clamp at 0, or use nn.ReLU"
+        )
+    if max is not None and not max > 0:
+        raise _Unsupported(f"its upper bound {max} leaves no value but 0", "give a positive one")
+    upper = None if max in (None, math.inf) else float(max)
+    return _Current(input.constant, input.terms, input.rows, upper)
 
 
 def _conv_args(m: Any) -> tuple[Any, ...]:
@@ -376,24 +504,31 @@ _flatten = _reshaping(torch.flatten)
 #: By exact type, since a subclass may compute anything: the handler, and the arguments that the module holds.
 MODULES: dict[type[nn.Module], tuple[_Handler, Callable[[Any], tuple[Any, ...]]]] = {
     nn.Conv2d: (_conv2d, _conv_args),
+    nn.Conv1d: (_conv1d, _conv_args),
     nn.Linear: (_linear, lambda m: (m.weight, m.bias)),
     nn.BatchNorm1d: (_batch_norm, _norm_args),
     nn.BatchNorm2d: (_batch_norm, _norm_args),
     nn.ReLU: (_relu, lambda m: (m.inplace,)),
+    nn.ReLU6: (_relu6, lambda m: (m.inplace,)),
+    nn.Hardtanh: (_hardtanh, lambda m: (m.min_val, m.max_val, m.inplace)),
     nn.AvgPool2d: (
         _avg_pool2d,
         lambda m: (m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override),
     ),
+    nn.AvgPool1d: (_avg_pool1d, lambda m: (m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad)),
+    nn.AdaptiveAvgPool1d: (_adaptive_avg_pool1d, lambda m: (m.output_size,)),
     nn.AdaptiveAvgPool2d: (_adaptive_avg_pool2d, lambda m: (m.output_size,)),
     nn.Flatten: (_flatten, lambda m: (m.start_dim, m.end_dim)),
     nn.Identity: (_same, _no_args),
     nn.Dropout: (_same, _no_args),
     nn.Dropout1d: (_same, _no_args),
     nn.Dropout2d: (_same, _no_args),
+    nn.ZeroPad1d: (_pad, lambda m: (m.padding,)),
     nn.ZeroPad2d: (_pad, lambda m: (m.padding,)),
 }
 
 FUNCTIONS: dict[Any, _Handler] = {
+    functional.conv1d: _conv1d,
     functional.conv2d: _conv2d,
     functional.linear: _linear,
     functional.batch_norm: _batch_norm,
@@ -401,9 +536,18 @@ FUNCTIONS: dict[Any, _Handler] = {
     functional.relu_: _relu,
     torch.relu: _relu,
     torch.relu_: _relu,
+    functional.relu6: _relu6,
+    functional.hardtanh: _hardtanh,
+    functional.hardtanh_: _hardtanh,
+    torch.clamp: _clamp,
+    torch.clamp_: _clamp,
+    torch.clip: _clamp,
+    functional.avg_pool1d: _avg_pool1d,
     functional.avg_pool2d: _avg_pool2d,
+    functional.adaptive_avg_pool1d: _adaptive_avg_pool1d,
     functional.adaptive_avg_pool2d: _adaptive_avg_pool2d,
     torch.mean: _mean,
+    torch.sum: _sum,
     torch.flatten: _flatten,
     torch.reshape: _reshaping(torch.reshape),
     torch.squeeze: _reshaping(torch.squeeze),
@@ -414,24 +558,47 @@ FUNCTIONS: dict[Any, _Handler] = {
     torch.cat: _cat,
     torch.concat: _cat,
     operator.getitem: _selecting(operator.getitem),
+    torch.chunk: _selecting(torch.chunk),
+    torch.split: _selecting(torch.split),
+    torch.unbind: _selecting(torch.unbind),
+    torch.permute: _selecting(torch.permute),
+    torch.transpose: _selecting(torch.transpose),
     torch.add: _add,
     operator.add: _add,
     operator.iadd: _add,
     torch.sub: _sub,
     operator.sub: _sub,
     operator.isub: _sub,
+    torch.mul: _mul,
+    operator.mul: _mul,
+    operator.imul: _mul,
+    torch.div: _div,
+    operator.truediv: _div,
+    operator.itruediv: _div,
+    torch.neg: _neg,
+    operator.neg: _neg,
 }
 
 METHODS: dict[str, _Handler] = {
     "relu": _relu,
     "relu_": _relu,
+    "clamp": _clamp,
+    "clamp_": _clamp,
+    "clip": _clamp,
     "mean": _mean,
+    "sum": _sum,
     "flatten": _flatten,
     "view": _reshaping(Tensor.view),
     "reshape": _reshaping(Tensor.reshape),
     "squeeze": _reshaping(Tensor.squeeze),
     "unsqueeze": _reshaping(Tensor.unsqueeze),
-    "contiguous": _same,
+    "chunk": _selecting(Tensor.chunk),
+    "split": _selecting(Tensor.split),
+    "unbind": _selecting(Tensor.unbind),
+    "permute": _selecting(Tensor.permute),
+    "transpose": _selecting(Tensor.transpose),
+    "expand": _selecting(Tensor.expand),
+    "contiguous": _contiguous,
     "float": _same,
     "detach": _same,
     "clone": _clone,
@@ -439,7 +606,14 @@ METHODS: dict[str, _Handler] = {
     "add_": _add,
     "sub": _sub,
     "sub_": _sub,
+    "mul": _mul,
+    "mul_": _mul,
+    "div": _div,
+    "div_": _div,
+    "neg": _neg,
 }
+
+_SEVERAL = (_add, _sub, _mul, _div)  #: whose operands may be activations, beyond the first; they say what they can't do
 
 _RATES = "integrate-and-fire neurons compute a ReLU and nothing else"
 _RETRAIN = "replace it by nn.ReLU and fine-tune"
@@ -452,7 +626,7 @@ ADVICE = tuple(
         (
             r"(adaptive|fractional)?maxpool\dd.*",
             "a maximum over spike trains is not linear",
-            "use nn.AvgPool2d and fine-tune, or a convolution with a stride",
+            "use nn.AvgPool2d (toolchain.importer.replace_max_pooling) and fine-tune, or a convolution with a stride",
         ),
         (
             r"(log)?softmax.*|softmin",
@@ -587,14 +761,18 @@ class _Import:
     """One pass over one model: collects rows, findings and layers."""
 
     def __init__(self, model: nn.Module, input_shape: Shape, dense_limit: int) -> None:
-        if len(input_shape) not in (1, 3) or min(input_shape) < 1:
-            raise refuse("input_shape", f"{tuple(input_shape)}", "give (C, H, W) or (N,), without the batch dimension")
+        if len(input_shape) not in (1, 2, 3) or min(input_shape) < 1:
+            raise refuse(
+                "input_shape", f"{tuple(input_shape)}", "give (C, H, W), (C, L) or (N,), without the batch dimension"
+            )
         self.root = type(model).__name__
         self.limit = dense_limit
         self.rows: list[_Row] = []
         self.findings: list[Finding] = []
         self.layers: list[FloatLayer] = []
-        self.shapes: dict[str, Shape] = {INPUT: tuple(input_shape)}  # of every source, in topological order
+        self.input_shape = tuple(input_shape)
+        # Of every source, in topological order.
+        self.shapes = {INPUT: _image(self.input_shape) if len(input_shape) == 2 else self.input_shape}
         self.env: dict[fx.Node, Any] = {}  # what is still in use
         self.last_use: dict[fx.Node, fx.Node] = {}
         self.owner: dict[fx.Node, str] = {}  # path of the module whose forward made the node
@@ -656,7 +834,7 @@ class _Import:
     def _trace(self) -> fx.Graph | None:
         """Trace; a module that cannot be traced is kept whole, to be refused, and the rest is traced again."""
         while True:
-            tracer = _Tracer(self.untraceable.keys(), torch.zeros(BATCH, *self.shapes[INPUT], dtype=torch.float64))
+            tracer = _Tracer(self.untraceable.keys(), torch.zeros(BATCH, *self.input_shape, dtype=torch.float64))
             self.owner = tracer.owner
             try:
                 arguments = list(inspect.signature(self.model.forward).parameters.values())[1:]
@@ -714,7 +892,7 @@ class _Import:
 
     def _placeholder(self, node: fx.Node) -> Any:
         if node.prev.op == "root":
-            constant = torch.zeros(BATCH, *self.shapes[INPUT], dtype=torch.float64)
+            constant = torch.zeros(BATCH, *self.input_shape, dtype=torch.float64)
             return _Affine(constant, (_Term(INPUT),))
         star = str(node.target).count("*")
         if not node.args and not star:
@@ -738,27 +916,30 @@ class _Import:
         self.rows.append(row)
         return row
 
-    def _apply(self, node: fx.Node, row: _Row, args: Any, kwargs: Any, operands: list[_Affine]) -> _Affine:
+    def _apply(self, node: fx.Node, row: _Row, args: Any, kwargs: Any, operands: list[_Affine]) -> Any:
         handler, args = self._resolve(node, args)
         index = len(self.rows) - 1
         try:
             arguments = inspect.signature(handler).bind(*args, **kwargs).arguments
-            if handler not in (_add, _sub) and _collect(_Affine, tuple(arguments.values())[1:]):
+            if handler not in _SEVERAL and _collect(_Affine, tuple(arguments.values())[1:]):
                 raise _Unsupported("an activation stands where a parameter belongs", "use layers that are linear")
             value = handler(*args, **kwargs)
-            _keep_samples(value.constant)
+            for part in _collect(_Affine, value):
+                _keep_samples(part.constant)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise _Unsupported(
                 f"torch refuses it: {_one_line(error)}", "check input_shape and the sizes before it"
             ) from error
-        named = handler in (_conv2d, _linear)
-        value = replace(
-            value,
-            rows=frozenset({index}).union(*(operand.rows for operand in operands)),
-            terms=tuple(replace(t, origin=index) if named and t.origin is None else t for t in value.terms),
-        )
-        row.shape = value.shape
-        if handler is _relu:
+        rows = frozenset({index}).union(*(operand.rows for operand in operands))
+        named = handler in (_conv1d, _conv2d, _linear)
+
+        def traced(part: _Affine) -> _Affine:
+            terms = (replace(t, origin=index) if named and t.origin is None else t for t in part.terms)
+            return replace(part, rows=rows, terms=tuple(terms))
+
+        value = map_aggregate(value, traced)
+        row.shape = value.shape if isinstance(value, _Affine) else None
+        if isinstance(value, _Current):
             value = self._spike(value, row)
         if arguments.get("inplace") or _writes(node):
             self._overwrite(node, operands[0], value)
@@ -781,15 +962,19 @@ class _Import:
 
     def _overwrite(self, node: fx.Node, old: _Affine, new: _Affine) -> None:
         """Let every name of a value that is changed in place stand for the changed one."""
-        for other, value in self.env.items():
-            if not isinstance(value, _Affine) or _storage(value) != _storage(old):
-                continue
-            if value.shape == old.shape:
-                self.env[other] = new
-            elif self.last_use.get(other, node) is not node:
-                raise _Unsupported(
-                    "it changes a value in place that is used again in another shape", "write it without inplace"
-                )
+        for other, kept in self.env.items():
+            used_later = self.last_use.get(other, node) is not node
+
+            def renewed(value: Any, used_later: bool = used_later) -> Any:
+                if not isinstance(value, _Affine) or not _overlap(value.constant, old.constant):
+                    return value
+                if _view(value.constant) != _view(old.constant) and used_later:
+                    raise _Unsupported(
+                        "it changes a value in place that is used again in another shape", "write it without inplace"
+                    )
+                return new
+
+            self.env[other] = map_aggregate(kept, renewed)
 
     def _compute(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Let torch compute what does not depend on the input's values."""
@@ -823,12 +1008,13 @@ class _Import:
 
     # ---- closing a region -------------------------------------------------------------------------------------------
 
-    def _spike(self, value: _Affine, row: _Row) -> _Affine:
+    def _spike(self, value: _Current, row: _Row) -> _Affine:
         """Make the value a spiking layer and return what it emits."""
         constant = torch.zeros_like(value.constant)
-        if self._is_rectified(value):
-            row.fates[value.terms[0].source] = f"folded into {value.terms[0].source}"
-            return replace(value, constant=constant)
+        emitter = self._emitter(value)
+        if emitter and (value.upper is None or value.upper >= (emitter.upper or math.inf)):
+            row.fates[emitter.name] = f"folded into {emitter.name}"
+            return _Affine(constant, value.terms, value.rows)
         # A ReLU commutes with flattening: a layer keeps the (C, H, W) of the convolution that feeds it.
         chains = [reduce(term.chain, self.limit) for term in value.terms]
         shapes = {chain[-1].source for chain in chains if chain and type(chain[-1]) is Reshape}
@@ -838,19 +1024,19 @@ class _Import:
             chains = [chain[:-1] if chain and type(chain[-1]) is Reshape else chain for chain in chains]
         elif len(shape) == 2:
             shape = _image(shape)
-        name = self._close(value, chains, shape, "spiking", row)
+        name = self._close(value, chains, shape, "spiking", row, value.upper)
         self.shapes[name] = shape
         chain = () if _image(value.shape) == _image(shape) else (Reshape(_image(shape), _image(value.shape)),)
         return _Affine(constant, (_Term(name, chain),))
 
-    def _is_rectified(self, value: _Affine) -> bool:
-        """Whether the value is what a spiking layer emits, at most under another shape."""
-        return (
-            len(value.terms) == 1
-            and any(layer.name == value.terms[0].source for layer in self.layers)
-            and all(type(step) is Reshape for step in value.terms[0].chain)
-            and not value.constant.any()
-        )
+    def _emitter(self, value: _Affine) -> FloatLayer | None:
+        """Return the spiking layer whose output the value is, at most under another shape."""
+        if len(value.terms) != 1 or value.constant.any():
+            return None
+        (term,) = value.terms
+        if not all(type(step) is Reshape for step in term.chain):
+            return None
+        return next((layer for layer in self.layers if layer.name == term.source), None)
 
     def _read_out(self, value: Any) -> None:
         row = _Row(self.root, "output", "output", f"output of {self.root}")
@@ -861,10 +1047,10 @@ class _Import:
                     f"it is a {type(value).__name__} and not one tensor computed from the input",
                     "return the logits and nothing else",
                 )
-        elif self._is_rectified(value):
+        elif emitter := self._emitter(value):
             self._refuse_row(
                 row,
-                f"the network ends in the ReLU of {value.terms[0].source}, and a readout has none",
+                f"the network ends in the ReLU of {emitter.name}, and a readout has none",
                 "leave the last ReLU out: the largest logit stays the largest",
             )
         elif len(value.shape) not in (1, 3):
@@ -876,7 +1062,13 @@ class _Import:
                 self._drop_unused(readout)
 
     def _close(
-        self, value: _Affine, chains: list[Chain], shape: Shape, kind: Literal["spiking", "readout"], fallback: _Row
+        self,
+        value: _Affine,
+        chains: list[Chain],
+        shape: Shape,
+        kind: Literal["spiking", "readout"],
+        fallback: _Row,
+        upper: float | None = None,
     ) -> str:
         """Append the layer that ``chains``, one per term, and the constant of ``value`` feed, and return its name."""
         order = list(self.shapes)
@@ -899,7 +1091,7 @@ class _Import:
                 self._refuse_row(row, f"with what is folded into it, it takes {error}", _CONVOLVE)
                 continue
             edges += [FloatEdge(source, replace(m, weight=m.weight.float())) for m in maps]
-        layer = FloatLayer(name, shape, tuple(edges), _uniform(value.constant[0].reshape(shape)).float(), kind)
+        layer = FloatLayer(name, shape, tuple(edges), _uniform(value.constant[0].reshape(shape)).float(), kind, upper)
         if len(shape) > 3:
             self._refuse_row(row, f"its values have the shape {shape}", "give it (C, H, W) or (N,)")
         if not torch.allclose(value.constant[0], value.constant[1], rtol=1e-9, atol=1e-12, equal_nan=True):
@@ -953,12 +1145,21 @@ def _name(node: fx.Node) -> str:
 
 
 def _writes(node: fx.Node) -> bool:
-    return node.target in (operator.iadd, operator.isub) or (node.op != "call_module" and _name(node).endswith("_"))
+    in_place = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+    return node.target in in_place or (node.op != "call_module" and _name(node).endswith("_"))
 
 
-def _storage(value: _Affine) -> int:
-    """Identify the memory of a value: torch's own views tell which values share it."""
-    return value.constant.untyped_storage().data_ptr()
+def _view(constant: Tensor) -> tuple[Any, ...]:
+    return constant.shape, constant.stride(), constant.storage_offset()
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two constants share memory: torch's own views tell which values of the model do."""
+    storage = a.untyped_storage()
+    if storage.data_ptr() != b.untyped_storage().data_ptr() or _view(a) == _view(b):
+        return storage.data_ptr() == b.untyped_storage().data_ptr()
+    memory = torch.arange(storage.nbytes() // a.element_size())
+    return bool(torch.isin(memory.as_strided(*_view(a)), memory.as_strided(*_view(b))).any())
 
 
 def _uniform(bias: Tensor) -> Tensor:

@@ -168,7 +168,7 @@ class Reshape:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Every value is one value of the source or zero: slicing, permuting, padding and concatenating are nothing else."""
+    """Every value is one of the source's or zero: slicing, permuting, padding and concatenating are nothing else."""
 
     index: Tensor  #: int64 (*shape), positions in the flattened source; -1 for zero
     source: Shape
