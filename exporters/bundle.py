@@ -1,7 +1,7 @@
 """The artefact directory: a network with the recipe that made it, where it came from and how good it is.
 
 ====================  =============================================================================================
-``network.net``       the network; the file says who can load it (:func:`exporters.netx.loader`)
+``network.net``       the network; the file says who can load it (:func:`exporters.netx.loaded_by`)
 ``config.json``       the conversion's recipe
 ``provenance.json``   what :func:`provenance` collects
 ``report.json``       measurements, optional; ``report.md`` and pictures beside it are for people and never read

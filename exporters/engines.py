@@ -58,9 +58,7 @@ def _netx(network: Network, payload: np.ndarray, progress: Progress) -> Trace:
 
 
 def _netx_file(path: str | Path, payload: np.ndarray, progress: Progress) -> Trace:
-    from exporters import netx_loader
-
-    return netx_loader.load(path).run(payload, progress=progress)
+    return netx.load(path).run(payload, progress=progress)
 
 
 #: (network, payload (B, *input.shape), progress) -> trace. "netx" goes through a ``.net`` and lava-dl's own loader.

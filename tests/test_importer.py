@@ -4,6 +4,7 @@ import copy
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from torch.nn import functional
 from sim.findings import Refused
 from sim.network import INPUT, Shape
 from toolchain.graph import FloatConv2d, FloatDense, FloatGraph, FloatLayer
-from toolchain.importer import DENSE_LIMIT, LayerReport, import_model, inspect_model
+from toolchain.importer import DENSE_LIMIT, LayerReport, import_model, inspect_model, replace_max_pooling
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 
@@ -45,7 +46,7 @@ def in_double(graph: FloatGraph) -> FloatGraph:
 
     def layer(one: FloatLayer) -> FloatLayer:
         edges = tuple(replace_weight(edge) for edge in one.edges)
-        return FloatLayer(one.name, one.shape, edges, one.bias.double(), one.kind)
+        return replace(one, edges=edges, bias=one.bias.double())
 
     def replace_weight(edge: Any) -> Any:
         edge = copy.deepcopy(edge)
@@ -55,17 +56,21 @@ def in_double(graph: FloatGraph) -> FloatGraph:
     return FloatGraph(graph.input_shape, tuple(map(layer, graph.layers)))
 
 
+def relative_error(graph: FloatGraph, model: nn.Module, shape: Shape) -> float:
+    x = torch.randn(3, *shape, generator=generator(1), dtype=torch.float64)
+    with torch.no_grad():
+        expected = copy.deepcopy(model).double().eval()(x)
+        actual = in_double(graph).logits(x.reshape(3, *graph.input_shape))
+    assert actual.shape == expected.shape
+    assert float(expected.abs().max()) > 1e-3
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
 def agree(model: nn.Module, shape: Shape, **options: Any) -> FloatGraph:
     """Import a randomised model and compare it with torch."""
     randomise(model)
     graph = import_model(model, shape, **options)
-    x = torch.randn(3, *shape, generator=generator(1), dtype=torch.float64)
-    with torch.no_grad():
-        expected = copy.deepcopy(model).double().eval()(x)
-        actual = in_double(graph).logits(x)
-    assert actual.shape == expected.shape
-    assert float((actual - expected).abs().max()) < 1e-6 * float(expected.abs().max())
-    assert float(expected.abs().max()) > 1e-3
+    assert relative_error(graph, model, shape) < 1e-6
     assert all(
         t.dtype == torch.float32
         for layer in graph.layers
@@ -605,6 +610,171 @@ def test_a_subclass_is_traced_into_instead_of_taken_for_its_base() -> None:
     agree(nn.Sequential(Doubled(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)), (2, 6, 6))
 
 
+REARRANGED: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda x: x[:, :, ::2, ::2],
+    lambda x: x[:, 1:3],
+    lambda x: x[:, [2, 0, 2]],
+    lambda x: x[..., 1:-2, 3:],
+    lambda x: x[:, 1::2, :, 2:3],
+    lambda x: functional.pad(x, (0, 0, 1, 2, 2, 1)),
+    lambda x: functional.pad(x, (-1, 2, 1, -2)),
+    lambda x: functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2), "constant", 0),
+    lambda x: functional.pad(x, (1, 1), value=3.0),
+    lambda x: torch.cat([x, x[:, :1] * 2, functional.relu(x)], dim=1),
+    lambda x: torch.cat((torch.ones(len(x), 1, 6, 6), x), 1),
+    lambda x: x.chunk(2, dim=1)[1],
+    lambda x: torch.split(x, [1, 3], dim=1)[1] - torch.chunk(x, 4, 1)[0],
+    lambda x: x.unbind(1)[2].unsqueeze(1),
+    lambda x: x.view(-1, 2, 2, 6, 6).transpose(1, 2).reshape(-1, 4, 6, 6),
+    lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+    lambda x: x * 3 - x / 4,
+    lambda x: -x,
+    lambda x: 2 * x + torch.arange(4.0).reshape(4, 1, 1) * x,
+    lambda x: (x + 1).div_(2).mul(torch.tensor([1.0, -2.0, 3.0, 0.5])[:, None, None]),
+    lambda x: sum([x, 2 * x, x[:, [1, 0, 3, 2]]]),  # type: ignore[return-value]
+)
+
+
+@pytest.mark.parametrize("change", REARRANGED)
+@pytest.mark.parametrize("rectified", [True, False])
+def test_slices_padding_concatenation_and_scaling_are_convolutions(
+    change: Callable[[Tensor], Tensor], rectified: bool
+) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.first(x).relu() if rectified else self.first(x)
+        return self.head(self.second(change(x)).relu())
+
+    channels = change(torch.zeros(2, 4, 6, 6)).shape[1]
+    model = Forward(forward, first=conv(2, 4, 1), second=conv(channels, 3, 1), head=conv(3, 2, 1))
+    graph = agree(model, (2, 6, 6))
+    assert all(isinstance(edge.map, FloatConv2d) for layer in graph.layers for edge in layer.edges)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.permute(0, 2, 3, 1),
+        lambda x: x.transpose(2, 3),
+        lambda x: functional.pad(x, (1, 1, 1, 1), "reflect"),
+        lambda x: x * torch.arange(36.0).reshape(6, 6),
+        lambda x: x.flatten(1)[:, 5:30],
+        lambda x: torch.cat([x.flatten(1), x.mean((2, 3))], 1),
+        lambda x: x.mean((2, 3), keepdim=True).expand(-1, -1, 2, 3),
+        lambda x: functional.adaptive_avg_pool2d(x, 12),
+        lambda x: x.sum(1, keepdim=True) + x.sum((2, 3), keepdim=True),
+        lambda x: x[:, 0],
+        lambda x: x[:, :, None, 2],
+    ],
+)
+def test_every_rearrangement_before_a_linear_layer_is_folded_into_its_matrix(
+    change: Callable[[Tensor], Tensor],
+) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.fc(change(self.first(x).relu()).flatten(1))
+
+    size = change(torch.zeros(2, 4, 6, 6))[0].numel()
+    graph = agree(Forward(forward, first=conv(padding=1), fc=nn.Linear(size, 3)), (2, 6, 6), dense_limit=3 * 144)
+    assert tuple(only_map(graph.layers[1]).weight.shape) == (3, 144)
+
+
+def test_zero_padding_as_a_module() -> None:
+    graph = agree(nn.Sequential(conv(), nn.ZeroPad2d((1, 0, 2, -1)), nn.ReLU(), conv(4, 3, 1)), (2, 6, 6))
+    assert graph.layers[0].shape == (4, 5, 5)
+
+
+def test_a_rearrangement_that_takes_too_large_a_matrix_is_refused_with_its_size() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu().transpose(2, 3))
+
+    with pytest.raises(Refused, match=r"^second \(Conv2d\): .* dense matrix of 108 x 144 = 15,552 weights, more than"):
+        import_model(Forward(forward, first=conv(padding=1), second=conv(4, 3, 1)), (2, 6, 6), dense_limit=99)
+
+
+@pytest.mark.parametrize(
+    ("activation", "upper"),
+    [
+        (nn.ReLU6(), 6.0),
+        (nn.Hardtanh(0.0, 0.4), 0.4),
+        (nn.Hardtanh(0, math.inf), None),
+        (functional.relu6, 6.0),
+        (lambda x: functional.hardtanh(x, 0.0, 0.5, inplace=True), 0.5),
+        (lambda x: functional.hardtanh_(x, 0.0, 0.5), 0.5),
+        (lambda x: torch.clamp(x, min=0, max=0.3), 0.3),
+        (lambda x: x.clamp(0), None),
+        (lambda x: x.clamp_(0.0, 0.7).relu(), 0.7),
+        (lambda x: functional.relu6(functional.hardtanh(x, 0.0, 0.5)), 0.5),
+    ],
+)
+def test_a_bounded_activation_gives_its_bound_to_the_layer(activation: Any, upper: float | None) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.head((self.module if isinstance(activation, nn.Module) else activation)(self.first(x)))
+
+    module = activation if isinstance(activation, nn.Module) else nn.Identity()
+    graph = agree(Forward(forward, first=conv(), module=module, head=conv(4, 2)), (2, 6, 6))
+    assert [layer.upper for layer in graph.layers] == [upper, None]
+
+
+def test_a_lower_bound_after_a_bounded_activation_is_a_layer_of_its_own() -> None:
+    graph = agree(nn.Sequential(conv(), nn.ReLU6(), nn.Hardtanh(0, 0.5), conv(4, 2)), (2, 6, 6))
+    assert [layer.upper for layer in graph.layers] == [6.0, 0.5, None]
+
+
+def test_networks_over_sequences_are_networks_over_images_of_width_one() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = functional.relu(self.norm(self.first(x)))
+        x = self.pool(functional.relu(functional.conv1d(x, self.second.weight, None, 1, "same", 2)))
+        x = functional.avg_pool1d(functional.pad(x, (1, 1)), 2).relu() + functional.adaptive_avg_pool1d(x, 1)
+        return self.fc(x.mean(-1))
+
+    first, second = nn.Conv1d(3, 4, 3, stride=2, padding=1), nn.Conv1d(4, 6, 3)
+    model = Forward(
+        forward, first=first, norm=nn.BatchNorm1d(4), second=second, pool=nn.AvgPool1d(2), fc=nn.Linear(6, 2)
+    )
+    graph = agree(model, (3, 16))
+    assert graph.input_shape == (3, 16, 1)
+    assert [layer.shape for layer in graph.layers[:2]] == [(4, 8, 1), (6, 8, 1)]
+    assert isinstance(only_map(graph.layers[0]), FloatConv2d)
+
+
+def test_a_change_in_place_leaves_the_parts_of_a_value_that_it_does_not_touch() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        a, b = self.first(x).chunk(2, dim=1)
+        return self.head(torch.cat([a.relu_(), b], 1))
+
+    agree(Forward(forward, first=conv(), head=conv(4, 2)), (2, 6, 6))
+
+    def transposed(self: Any, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = x.transpose(2, 3)
+        return self.head(x.relu_() + y)
+
+    with pytest.raises(Refused, match="relu_ in Forward: it changes a value in place that is used again in another"):
+        import_model(Forward(transposed, first=conv(), head=conv(4, 2)), (2, 6, 6))
+
+
+def test_maximum_pooling_is_replaced_in_a_copy() -> None:
+    shared = nn.MaxPool2d(2, 1, 1, ceil_mode=True)
+    model = nn.Sequential(conv(), shared, nn.Sequential(shared, nn.ReLU()))
+    copied: Any = replace_max_pooling(model)
+    pool = copied[1]
+    assert type(pool) is nn.AvgPool2d
+    assert (pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode) == (2, 1, 1, True)
+    assert copied[2][0] is pool
+    assert model[1] is shared
+    assert copied[0].weight is not model[0].weight
+    assert type(replace_max_pooling(shared)) is nn.AvgPool2d
+
+
+def test_maximum_pooling_that_is_no_average_pooling_is_refused() -> None:
+    model = nn.Sequential(nn.MaxPool2d(2, dilation=2), nn.MaxPool2d(2, return_indices=True))
+    with pytest.raises(Refused) as caught:
+        replace_max_pooling(model)
+    assert str(caught.value).splitlines() == [
+        "0: has dilation 2, average pooling has none; use a convolution with a stride, and fine-tune",
+        "1: returns indices, average pooling has none; use a convolution with a stride, and fine-tune",
+    ]
+
+
 class CheckedNorm(nn.BatchNorm2d):
     """Its inherited forward branches on the number of dimensions."""
 
@@ -759,8 +929,8 @@ def test_all_findings_come_at_once_with_place_reason_and_way_out() -> None:
         "6.bias: 1 of 3 values are NaN or infinite; train again from the last good checkpoint",
         "0 (Conv2d): has padding_mode 'reflect'; pad with zeros and fine-tune",
         f"1 (SiLU): {rates}",
-        "2 (MaxPool2d): a maximum over spike trains is not linear; use nn.AvgPool2d and fine-tune, or a convolution "
-        "with a stride",
+        "2 (MaxPool2d): a maximum over spike trains is not linear; use nn.AvgPool2d "
+        "(toolchain.importer.replace_max_pooling) and fine-tune, or a convolution with a stride",
         f"3.activation (LeakyReLU): {rates}",
         f"gelu in 3: {rates}",
     ]
@@ -779,7 +949,9 @@ def test_all_findings_come_at_once_with_place_reason_and_way_out() -> None:
     [
         (nn.MaxPool2d(2), "a maximum over spike trains is not linear; use nn.AvgPool2d"),
         (nn.AdaptiveMaxPool2d(2), "a maximum over spike trains"),
-        (nn.ReLU6(), "integrate-and-fire neurons compute a ReLU and nothing else; replace it by nn.ReLU and fine-tune"),
+        (nn.SELU(), "integrate-and-fire neurons compute a ReLU and nothing else; replace it by nn.ReLU and fine-tune"),
+        (nn.Hardtanh(), "its lower bound is -1.0, that of integrate-and-fire neurons is 0; clamp at 0, or use nn.ReLU"),
+        (nn.ConstantPad2d(1, 2.0), "it is not known; use one of"),
         (nn.PReLU(), "integrate-and-fire neurons"),
         (nn.Hardswish(), "integrate-and-fire neurons"),
         (nn.Tanh(), "integrate-and-fire neurons"),
@@ -788,7 +960,7 @@ def test_all_findings_come_at_once_with_place_reason_and_way_out() -> None:
         (nn.GroupNorm(2, 4), "it does not normalise by constants; use nn.BatchNorm2d"),
         (nn.InstanceNorm2d(4), "it does not normalise by constants"),
         (nn.BatchNorm2d(4, track_running_stats=False), "normalises by the statistics of the batch"),
-        (nn.ConvTranspose2d(4, 4, 2), "it is not known; use one of AdaptiveAvgPool2d, AvgPool2d, BatchNorm1d"),
+        (nn.ConvTranspose2d(4, 4, 2), "it is not known; use one of AdaptiveAvgPool1d, AdaptiveAvgPool2d, AvgPool1d"),
     ],
 )
 def test_every_unsupported_module_is_named_with_its_way_out(module: nn.Module, finding: str) -> None:
@@ -810,8 +982,30 @@ def test_a_layer_without_weights_is_refused() -> None:
     [
         (lambda x: functional.max_pool2d(x, 2), "max_pool2d in Forward: a maximum over spike trains is not linear"),
         (lambda x: torch.sigmoid(x), "sigmoid in Forward: integrate-and-fire neurons"),
-        (lambda x: x.clamp(0, 1), "clamp in Forward: integrate-and-fire neurons"),
-        (lambda x: x * x, "mul in Forward: it is not known"),
+        (lambda x: x.clamp(-1, 1), "clamp in Forward: its lower bound is -1, that of integrate-and-fire neurons is 0;"),
+        (lambda x: x.clamp(max=1), "clamp in Forward: its lower bound is None"),
+        (lambda x: x.clamp(0, 0), "clamp in Forward: its upper bound 0 leaves no value but 0; give a positive one"),
+        (lambda x: torch.clamp(x, torch.zeros(4, 1, 1)), "clamp in Forward: its bounds are tensors; give numbers"),
+        (lambda x: functional.hardtanh(x), "hardtanh in Forward: its lower bound is -1.0"),
+        (lambda x: x * x, "mul in Forward: it multiplies activations by each other; use layers that are linear"),
+        (lambda x: x * torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1), "mul in Forward: scales every sample by a fac"),
+        (lambda x: x * torch.ones(1, 1, 1, 1, 1), "mul in Forward: mixes the samples of a batch"),
+        (lambda x: 1 / x, "truediv in Forward: it divides by an activation; use layers that are linear"),
+        (lambda x: torch.div(x, 2, rounding_mode="floor"), "div in Forward: rounds, with rounding_mode 'floor'"),
+        (lambda x: x[:1], "getitem in Forward: mixes the samples of a batch"),
+        (lambda x: x[[1, 0]], "getitem in Forward: mixes the samples of a batch; keep the batch as the first"),
+        (lambda x: x[x], "getitem in Forward: an activation stands where a parameter belongs"),
+        (lambda x: torch.cat([x, x]), "cat in Forward: mixes the samples of a batch"),
+        (lambda x: torch.cat([x, x.flatten(2)], 1), "cat in Forward: torch refuses it: "),
+        (lambda x: functional.pad(x, (0, 0, 0, 0, 0, 0, 1, 0)), "pad in Forward: mixes the samples of a batch"),
+        (lambda x: functional.pad(x, (-9, 0)), "pad in Forward: torch refuses it: "),
+        (lambda x: x.chunk(2)[0], "chunk in Forward: mixes the samples of a batch"),
+        (lambda x: x.permute(1, 0, 2, 3), "permute in Forward: mixes the samples of a batch"),
+        (lambda x: x.sum(), "sum in Forward: averages over the batch; name the dimensions"),
+        (
+            lambda x: functional.avg_pool1d(x.flatten(1), 1).view(-1, 4, 4, 4),
+            "avg_pool1d in Forward: gets shape (64,) where it needs (C, L)",
+        ),
         (lambda x: functional.dropout(x, 0.5), "dropout in Forward: is active in eval mode too; pass training="),
         (
             lambda x: functional.batch_norm(x, None, None, training=True),
@@ -906,10 +1100,10 @@ def test_a_second_argument_without_a_default_is_refused() -> None:
     ]
 
 
-@pytest.mark.parametrize("shape", [(), (2, 3), (0,), (1, 2, 3, 4)])
+@pytest.mark.parametrize("shape", [(), (2, 0), (0,), (1, 2, 3, 4)])
 def test_an_input_shape_that_is_neither_a_vector_nor_an_image_is_refused(shape: Shape) -> None:
     for function in (import_model, inspect_model):
-        with pytest.raises(Refused, match=r"^input_shape: .*; give \(C, H, W\) or \(N,\), without the batch dimension"):
+        with pytest.raises(Refused, match=r"^input_shape: .*; give \(C, H, W\), \(C, L\) or \(N,\), without"):
             function(nn.Linear(3, 3), shape)
 
 
@@ -967,8 +1161,8 @@ def test_the_report_goes_on_after_a_refusal() -> None:
             "3",
             "MaxPool2d",
             (4, 2, 2),
-            "refused: a maximum over spike trains is not linear; use nn.AvgPool2d and fine-tune, or a convolution with "
-            "a stride",
+            "refused: a maximum over spike trains is not linear; use nn.AvgPool2d "
+            "(toolchain.importer.replace_max_pooling) and fine-tune, or a convolution with a stride",
         ),
         ("4", "ReLU", (4, 2, 2), "spiking layer 4"),
         ("5", "Flatten", (16,), "folded into 6"),

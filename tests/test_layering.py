@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {"sim": set(), "exporters": {"sim"}, "toolchain": {"sim", "exporters"}}
 FILES = [path for package in FLOORS for path in sorted((ROOT / package).rglob("*.py"))]
 #: The only files that may import Lava at all; only process files in sim/lava may do so when they are imported.
-LAVA = {"sim/on_lava.py", "exporters/netx_loader.py"}
+LAVA = {"sim/on_lava.py", "exporters/netx/loader.py"}
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:

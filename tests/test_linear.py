@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from sim.network import Shape
 from toolchain.graph import FloatConv2d, FloatDense
-from toolchain.linear import Chain, Convolution, OtherMap, Reshape, as_maps, channelwise, matrix, reduce
+from toolchain.linear import Chain, Convolution, OtherMap, Reshape, Selection, as_maps, channelwise, matrix, reduce
 
 ANY = 1 << 30
 property_test = settings(max_examples=100, derandomize=True, deadline=None)
@@ -172,6 +172,67 @@ def test_convolutions_compose_whose_groups_do_not_divide_each_other() -> None:
     assert composed.groups == 2
     x = integers(2, 12, 3, 4, seed=2)
     assert torch.equal(composed(x), second(first(x)))
+
+
+@st.composite
+def selections(draw: Any) -> tuple[Selection, bool]:
+    """A crop, padding and striding of a map, or any choice of its values, with whether it is surely a convolution."""
+    source = (draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.integers(1, 5)))
+    n = source[0] * source[1] * source[2]
+    positions = torch.arange(1, n + 1).reshape(source)
+    regular = draw(st.booleans())
+    if regular:
+        borders = [draw(st.integers(0, 3)) for _ in range(6)]
+        steps = [slice(draw(st.integers(0, 2)), None, draw(st.integers(1, 3))) for _ in range(2)]
+        index = functional.pad(positions, borders)[:, steps[0], steps[1]] - 1
+        index = index[draw(st.permutations(range(len(index))))]
+    else:
+        values = draw(st.lists(st.integers(-1, n - 1), min_size=8, max_size=8))
+        index = torch.tensor(values).reshape(draw(st.sampled_from([(2, 2, 2), (8, 1, 1), (1, 2, 4)])))
+    return Selection(index, source), regular and index.numel() > 0
+
+
+@property_test
+@given(selections())
+def test_a_selection_that_is_a_convolution_selects_the_same_values(drawn: tuple[Selection, bool]) -> None:
+    selection, regular = drawn
+    x = integers(2, *selection.source) + 10
+    convolution = selection.convolution(ANY) if selection.index.numel() else None
+    assert convolution is not None or not regular
+    if convolution is not None:
+        assert torch.equal(convolution(x), selection(x))
+
+
+def test_a_selection_of_channels_respects_the_limit() -> None:
+    selection = Selection(torch.tensor([3, 1, -1]).reshape(3, 1, 1), (4, 1, 1))
+    assert selection.convolution(11) is None
+    assert selection.convolution(12) is not None
+    assert Selection(torch.arange(4).reshape(4, 1, 1), (4, 1, 1)).convolution(0) is not None
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_kernel_over_everything_swallows_a_selection_also_with_repeated_and_missing_values(groups: int) -> None:
+    selection = Selection(torch.tensor([5, 0, 5, -1, 2, 7]).reshape(3, 2, 1), (2, 2, 2))
+    full = Convolution(integers(3, 3 // groups, 2, 1), (3, 2, 1), (3, 1, 1), groups=groups)
+    reduced = reduce((selection, full), ANY)
+    x = integers(2, 2, 2, 2, seed=1)
+    assert len(reduced) == (1 if groups == 1 else 2)
+    assert torch.equal(apply(reduced, x), full(selection(x)))
+    assert len(reduce((selection, full), 17)) == 2
+
+
+def test_selections_and_reshapings_compose() -> None:
+    shuffle = torch.arange(24).reshape(2, 2, 3, 2).transpose(0, 1)
+    chain = (
+        Reshape((4, 3, 2), (2, 2, 3, 2)),
+        Selection(shuffle, (2, 2, 3, 2)),
+        Reshape((2, 2, 3, 2), (4, 3, 2)),
+        Selection(torch.arange(24).reshape(4, 3, 2)[1:, :, :1], (4, 3, 2)),
+    )
+    (only,) = reduce(chain, ANY)
+    x = integers(2, 4, 3, 2)
+    assert type(only) is Convolution
+    assert torch.equal(only(x), apply(chain, x))
 
 
 def test_reshapings_that_undo_each_other_vanish() -> None:

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from exporters import netx, netx_loader
+from exporters import netx
 from sim import reference
 from sim.findings import Refused
 from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network, Shape, Synapse
@@ -76,7 +76,7 @@ def test_a_loaded_file_equals_the_reference(network: Network, tmp_path: Path, co
     netx.write(network, tmp_path / "a.net")
     payload = drawn(9, 3, *network.input.shape, low=network.input.limits[0], high=network.input.limits[1])
     counted: list[int] = []
-    trace = netx_loader.load(tmp_path / "a.net").run(payload, progress=counted.append)
+    trace = netx.load(tmp_path / "a.net").run(payload, progress=counted.append)
     assert first_difference(reference.run(network, payload), trace) is None
     assert all(trace.spikes[layer.name].any() for layer in network.layers if layer.kind == "spiking")
     assert (trace.engine, counted) == ("netx", [1, 1, 1])
@@ -86,7 +86,7 @@ def test_a_loaded_file_equals_the_reference(network: Network, tmp_path: Path, co
 def test_a_loaded_network_runs_twice_and_at_a_longer_period(tmp_path: Path) -> None:
     network = flattened()
     netx.write(network, tmp_path / "a.net")
-    loaded = netx_loader.load(tmp_path / "a.net", period=16)
+    loaded = netx.load(tmp_path / "a.net", period=16)
     assert (loaded.network, loaded.period, len(loaded.process)) == (network, 16, 2)
     for seed in (1, 2):
         payload = drawn(seed, 2, 2, 3, 2, low=-3, high=3)
@@ -96,12 +96,12 @@ def test_a_loaded_network_runs_twice_and_at_a_longer_period(tmp_path: Path) -> N
 def test_a_period_in_which_samples_would_meet_is_refused(tmp_path: Path) -> None:
     netx.write(flattened(), tmp_path / "a.net")
     with pytest.raises(Refused, match=r"period: 3 steps are too few .*give at least 4"):
-        netx_loader.load(tmp_path / "a.net", period=3)
+        netx.load(tmp_path / "a.net", period=3)
 
 
 def test_a_file_can_be_written_again_after_loading_and_is_then_refused(tmp_path: Path) -> None:
     netx.write(flattened(), tmp_path / "a.net")
-    loaded = netx_loader.load(tmp_path / "a.net")
+    loaded = netx.load(tmp_path / "a.net")
     assert not loaded.process.net_config.f
     netx.write(perceptron(), tmp_path / "a.net")
     with pytest.raises(Refused, match="the file has changed since it was loaded; load it again"):
@@ -112,7 +112,7 @@ def test_sums_beyond_what_netx_can_hold_are_refused(tmp_path: Path) -> None:
     network = chain(Input((600,), bits=16), 1, 0, ((2,), Dense(np.tile([1, -1], (2, 300))), 0))
     netx.write(network, tmp_path / "a.net")
     with pytest.raises(Refused, match=r"part.0: sums of up to 5033011200 leave 32 bits in netx"):
-        netx_loader.load(tmp_path / "a.net").run(np.full((1, 600), 32767))
+        netx.load(tmp_path / "a.net").run(np.full((1, 600), 32767))
 
 
 def test_a_file_that_netx_cannot_build_runs_from_stock_processes(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_file_that_netx_cannot_build_runs_from_stock_processes(tmp_path: Path)
     readout = Layer("last", (1,), edges, 0, np.zeros(1, int), FLAT[:, :1], "readout")
     network, payload = Network(Input((2,)), (hidden, readout), 2, 1), np.array([[3, 1], [2, 5]])
     netx.save(network, tmp_path / "a.net")
-    assert netx.loader(network) == "ann2loihi"
+    assert netx.loaded_by(network) == "ann2loihi"
     with h5py.File(tmp_path / "a.net") as file:
         assert file.attrs["loader"] == b"ann2loihi"
     loaded = netx.load(tmp_path / "a.net")
@@ -137,9 +137,9 @@ def test_without_lava_the_module_loads_and_a_file_is_refused_with_the_way_out(
     code = f"""
 import sys
 sys.modules[{missing!r}] = None
-from exporters import netx_loader
+from exporters import netx
 try:
-    netx_loader.load({str(tmp_path / "a.net")!r})
+    netx.load({str(tmp_path / "a.net")!r})
 except ValueError as error:
     print(error)
 """

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from exporters.report import wilson
 from sim import chip as chips
 from sim.fixedpoint import worst_case
-from sim.network import Conv2d, Network
+from sim.network import Network
 from toolchain.convert import Conversion
 from toolchain.progress import Progress
 
@@ -70,7 +70,14 @@ def layer_table(network: Network) -> list[dict[str, Any]]:
             "name": layer.name,
             "shape": list(layer.shape),
             "kind": layer.kind,
-            "synapses": [_edge(edge.source, edge.synapse) for edge in layer.edges],
+            "edges": [
+                {
+                    "source": edge.source,
+                    "synapse": type(edge.synapse).__name__,
+                    "weight_shape": list(edge.synapse.weight.shape),
+                }
+                for edge in layer.edges
+            ],
             "weights": sum(edge.synapse.weight.size for edge in layer.edges),
             "theta": layer.threshold,
             "phase": network.phase[layer.name],
@@ -81,11 +88,6 @@ def layer_table(network: Network) -> list[dict[str, Any]]:
         }
         for layer in network.layers
     ]
-
-
-def _edge(source: str, synapse: Any) -> str:
-    kind = "conv" if isinstance(synapse, Conv2d) else "dense"
-    return f"{kind} {'x'.join(map(str, synapse.weight.shape))} from {source}"
 
 
 def measured_layers(conversion: Conversion, measured: Rates) -> list[dict[str, Any]]:

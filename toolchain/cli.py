@@ -98,7 +98,15 @@ def _table(title: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> T
 
 def _layers(title: str, rows: list[dict[str, Any]]) -> Table:
     """Lay out a layer table so that it fits 80 columns."""
-    shown = [{**row, "theta": row["theta"] or None, "bias": f"{row['bias_min']}..{row['bias_max']}"} for row in rows]
+    shown = [
+        {
+            **row,
+            "weights": " + ".join(_text(edge["weight_shape"]) for edge in row["edges"]),
+            "theta": row["theta"] or None,
+            "bias": f"{row['bias_min']}..{row['bias_max']}",
+        }
+        for row in rows
+    ]
     return _table(title, shown, LAYERS)
 
 
@@ -113,7 +121,7 @@ def _text(value: Any) -> str:
 LAYERS = {
     "name": "layer",
     "shape": "shape",
-    "synapses": "weights",
+    "weights": "weights",
     "theta": "theta",
     "phase": "phase",
     "bias": "bias (su)",
@@ -303,7 +311,7 @@ def inspect(
                 "timesteps": network.timesteps,
                 "holdoff": network.holdoff,
                 "steps": network.steps,
-                "loader": netx.loader(network),
+                "loader": netx.loaded_by(network),
                 "input": {"shape": network.input.shape, "bits": network.input.bits, "scale": network.input.scale},
                 "layers": rows,
             }
@@ -313,7 +321,7 @@ def inspect(
     out.print(
         f"T = {network.timesteps}, K = {network.holdoff}: logits after {network.steps} steps; input "
         f"{' x '.join(map(str, network.input.shape))}, {network.input.bits} bits, payload = x * "
-        f"{network.input.scale:.6g}; loads with {netx.loader(network)}",
+        f"{network.input.scale:.6g}; loads with {netx.loaded_by(network)}",
         soft_wrap=True,
         highlight=False,
     )

@@ -30,7 +30,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import h5py
@@ -41,11 +41,8 @@ from sim.chip import check as check_chip
 from sim.findings import Finding, Refused, refuse
 from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network
 
-if TYPE_CHECKING:
-    from exporters.netx_loader import LoadedNetwork
-
 TOOL = "ann2loihi"
-NETX, OURS = "lava-dl netx", "ann2loihi"  #: who can load a file: stock netx, or only :func:`load`
+NETX, OURS = "lava-dl netx", "ann2loihi"  #: who can load a file: stock netx, or only :func:`exporters.netx.load`
 FORMAT_VERSION = 1
 NEURON_LIMIT = 1_150_000_000  #: neurons of a network; Intel's largest Loihi 2 system, Hala Point, holds as many
 STEP_LIMIT = 1 << 16  #: steps from the input to the answer, so that no file can ask an engine for days
@@ -187,21 +184,14 @@ def write(network: Network, path: str | Path) -> None:
     _write(network, Path(path), check, _netx_content)
 
 
-def loader(network: Network) -> str:
+def loaded_by(network: Network) -> str:
     """Say who can load ``network``'s file: ``NETX`` where stock netx can build it, else ``OURS``."""
     return OURS if check(network) else NETX
 
 
 def save(network: Network, path: str | Path) -> None:
     """Write any deployable network: for stock netx where it can build it, else in the form of :func:`write_graph`."""
-    (write if loader(network) == NETX else write_graph)(network, path)
-
-
-def load(path: str | Path, *, period: int | None = None) -> LoadedNetwork:
-    """Build the Lava process from a file; see :func:`exporters.netx_loader.load`. The only part that needs Lava."""
-    from exporters import netx_loader
-
-    return netx_loader.load(path, period=period)
+    (write if loaded_by(network) == NETX else write_graph)(network, path)
 
 
 def write_graph(network: Network, path: str | Path) -> None:

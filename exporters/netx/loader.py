@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from exporters import netx
+from exporters.netx import file
 from sim import on_lava
 from sim.findings import Finding, Refused, refuse
 from sim.network import Dense, Network
@@ -38,7 +38,7 @@ class LoadedNetwork:
         if self.process is None:
             return on_lava.run(self.network, payload, form="stock", period=self.period, progress=progress)
         findings = on_lava.inexact(self.network, payload, "stock") + _wide_sums(self.network, payload)
-        if netx.read(self.path) != self.network:
+        if file.read(self.path) != self.network:
             findings.append(Finding(str(self.path), "the file has changed since it was loaded", "load it again"))
         if findings:
             raise Refused(findings)
@@ -61,10 +61,10 @@ def load(path: str | Path, *, period: int | None = None) -> LoadedNetwork:
     :func:`sim.on_lava.run`. ``period`` is the distance between samples in steps, the smallest legal one by default.
     Raises :class:`Refused` for any other file, a period too small, and where Lava or lava-dl is missing.
     """
-    network = netx.read(path)
+    network = file.read(path)
     period = on_lava.legal_period(network, "stock", period)
     with on_lava.silenced():
-        process = _build(Path(path), network, period) if netx.loader(network) == netx.NETX else None
+        process = _build(Path(path), network, period) if file.loaded_by(network) == file.NETX else None
     return LoadedNetwork(Path(path), network, process, period)
 
 
@@ -74,7 +74,7 @@ def _build(path: Path, network: Network, period: int) -> Any:
         from lava.lib.dl.netx import hdf5
     except ImportError as error:
         raise refuse(
-            "exporters.netx_loader",
+            "exporters.netx",
             "lava-dl is not installed: it exists for Python 3.10 only",
             "way out: `uv sync --python 3.10`",
         ) from error
