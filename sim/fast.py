@@ -129,12 +129,12 @@ def fire(
         v += current[index]
         if t >= phase:
             b = schedule(t - phase, v)
-            v, offset = v + b, offset + b
+            v += b
+            offset = offset + b
         if registers is not None and len(v):
             registers.watch(layer, t, v, offset)
         if t >= phase and layer.kind == "spiking":
-            fires = v >= layer.threshold
-            spikes[index] = fires
-            v = v - fires * layer.threshold
+            torch.ge(v, layer.threshold, out=spikes[index])
+            v.sub_(spikes[index], alpha=layer.threshold)
         potentials[index] = v
     return spikes, potentials

@@ -1188,4 +1188,4 @@ def test_the_report_names_what_is_not_an_operation_and_what_was_not_reached() ->
 
 
 def test_the_default_limit_is_the_documented_one() -> None:
-    assert DENSE_LIMIT == 2**24
+    assert DENSE_LIMIT == 2**25

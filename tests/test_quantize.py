@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -128,3 +130,12 @@ def test_a_layer_that_fits_no_register_is_refused_by_name() -> None:
     net = graph(torch.eye(1) * 1e6, torch.tensor([-999_999.0]), torch.eye(1))
     with pytest.raises(Refused, match="a: no integer threshold keeps potentials and biases inside Loihi 2's registers"):
         quantised(net, torch.ones(4, 1), LOIHI2)
+
+
+def test_the_end_of_a_bounded_activation_is_its_threshold() -> None:
+    # ReLU6 on inputs up to 1: the rule would choose about 1, the activation says 6.
+    x = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
+    net = graph(torch.eye(4), torch.zeros(4), torch.eye(4))
+    bounded = FloatGraph(net.input_shape, (replace(net.layers[0], upper=6.0), net.layers[1]))
+    assert quantised(bounded, x, WIDE)[1]["a"].theta.tolist() == [6.0] * 4
+    assert quantised(net, x, WIDE)[1]["a"].theta.max() < 1.1

@@ -114,7 +114,7 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.2f}"
     if isinstance(value, list | tuple):
-        return ("; " if any(isinstance(v, str) for v in value) else "x").join(map(str, value))
+        return "x".join(map(str, value))
     return str(value)
 
 

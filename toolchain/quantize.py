@@ -193,7 +193,10 @@ def quantise(
     for done, layer in enumerate(graph.layers):
         progress(done, len(graph.layers))
         if layer.kind == "spiking":
-            theta = thresholds.choose(rule, values[layer.name], timesteps)
+            if layer.upper is None:
+                theta = thresholds.choose(rule, values[layer.name], timesteps)
+            else:  # ReLU6 and its like say where a rate of one is
+                theta = torch.full(layer.shape[:1], layer.upper)
             plan_with = partial(plan_layer, graph, layer, theta, values=values, timesteps=timesteps, chip=chip)
         else:
             plan_with = partial(plan_readout, graph, layer, values=values, timesteps=timesteps, chip=chip)
