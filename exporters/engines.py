@@ -32,10 +32,10 @@ def _reference(network: Network, payload: np.ndarray, progress: Progress) -> Tra
     return trace
 
 
-def _fast(network: Network, payload: np.ndarray, progress: Progress) -> Trace:
+def _fast(network: Network, payload: np.ndarray, progress: Progress, record: bool = True) -> Trace:
     from sim import fast
 
-    return fast.run(network, payload, progress=progress)
+    return fast.run(network, payload, record=record, progress=progress)
 
 
 def _lava(network: Network, payload: np.ndarray, progress: Progress) -> Trace:
@@ -119,9 +119,14 @@ def available_engines() -> tuple[str, ...]:
     return tuple(engine for engine in ENGINES if engine not in _NEEDS or _NEEDS[engine] in installed)
 
 
-def run(engine: str, network: Network, payload: np.ndarray, *, progress: Progress = None) -> Trace:
-    """Run integer payloads ``(B, *input.shape)`` on the engine of that name; :class:`Refused` lists the known ones."""
+def run(engine: str, network: Network, payload: np.ndarray, *, record: bool = True, progress: Progress = None) -> Trace:
+    """Run integer payloads ``(B, *input.shape)`` on the engine of that name; :class:`Refused` lists the known ones.
+
+    ``record=False`` asks for the readout alone. Only ``fast`` then saves the memory that all other layers would take.
+    """
     _require_known([engine])
+    if engine == "fast":
+        return _fast(network, payload, progress, record)
     return ENGINES[engine](network, payload, progress)
 
 

@@ -166,3 +166,9 @@ def test_lava_agrees_in_both_forms() -> None:
     assert found.difference is None
     assert [run.differences for run in found.runs] == [0, 0, 0]
     assert found.spikes > 0
+
+
+def test_asking_for_the_readout_alone_keeps_nothing_else_on_the_fast_engine() -> None:
+    trace = engines.run("fast", network(), PAYLOAD, record=False)
+    assert list(trace.potentials) == ["readout"]
+    assert np.array_equal(trace.logits, engines.run("reference", network(), PAYLOAD, record=False).logits)

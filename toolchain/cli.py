@@ -254,7 +254,7 @@ def evaluate(
     assert y is not None  # load_arrays has refused data without labels
     with _progress() as tell:
         progress = partial(counted(tell, "running on {}", len(x)), engine)
-        trace = run(engine, network, network.input.encode(x), progress=progress)
+        trace = run(engine, network, network.input.encode(x), record=False, progress=progress)
     rows = by_step(trace.logits, y)
     if as_json:
         _print_json({"engine": engine, "samples": len(x), "accuracy_by_step": rows})
