@@ -200,8 +200,11 @@ def _obstacles(network: Network) -> list[Finding]:
         for name, need in _NEEDS.items()
         if name not in available_engines()
     ]
-    if all(finding.where != "netx" for finding in found):
-        found += [Finding("netx", f"{f.where}: {f.problem}", f.remedy) for f in netx.check(network)]
+    reasons = netx.check(network)
+    if reasons and all(finding.where != "netx" for finding in found):
+        more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+        problem = f"stock netx cannot build this network ({reasons[0].where}: {reasons[0].problem}{more})"
+        found.append(Finding("netx", problem, "its file loads with exporters.netx.load, from stock processes"))
     return found
 
 

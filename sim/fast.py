@@ -30,7 +30,7 @@ def run(
     chip: Chip = LOIHI2,
     overflow: Policy = "strict",
     record: bool = True,
-    batch: int = 256,
+    batch: int = 32,
     progress: Callable[[int], object] | None = None,
 ) -> Trace:
     """Run integer payloads ``(B, *input.shape)``; the result equals :func:`sim.reference.run` bit for bit.

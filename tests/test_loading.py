@@ -171,5 +171,5 @@ def test_asking_for_samples_that_are_not_there_is_refused() -> None:
 
 
 def test_inputs_of_wrong_rank_are_refused() -> None:
-    assert "shape (3,); it needs (N, C, H, W) or (N, features)" in refusal(as_inputs, np.zeros(3))
+    assert "shape (3,); it needs (N, C, H, W), (N, C, L) or (N, features)" in refusal(as_inputs, np.zeros(3))
     assert "calibration: type list" in refusal(as_inputs, [["a"]])

@@ -136,7 +136,7 @@ def test_netx_is_left_out_where_it_cannot_build_the_network(
     assert len(verify(network(), PAYLOAD).runs) == 5
     found = verify(network(skip=True), PAYLOAD)
     assert [run.engine for run in found.runs] == ["reference", "fast", "lava", "lava-stock"]
-    assert "netx: readout: 2 edges feed it, netx builds one synapse a layer" in found.as_dict()["skipped"][0]
+    assert "(readout: 2 edges feed it, netx builds one synapse a layer and 1 more)" in found.as_dict()["skipped"][0]
 
 
 def test_the_netx_engine_loads_the_given_file_which_must_hold_the_network(

@@ -13,7 +13,7 @@ from exporters.report import wilson
 from sim import chip as chips
 from sim.fixedpoint import worst_case
 from sim.network import Network
-from toolchain.convert import Conversion
+from toolchain.convert import Conversion, as_inputs
 from toolchain.progress import Progress
 
 Rates = dict[str, tuple[np.ndarray, np.ndarray]]  #: by spiking layer: wanted and measured rates, float32 (n,) both
@@ -48,7 +48,7 @@ def by_step(logits: np.ndarray, y: Tensor) -> list[dict[str, Any]]:
 
 def rates(conversion: Conversion, x: Tensor) -> Rates:
     """Wanted rates, ``clip(activation / theta, 0, 1)``, and measured ones of each spiking layer; float32 (n,) both."""
-    x = x[:RATE_SAMPLES]
+    x = as_inputs(x[:RATE_SAMPLES], conversion.network.input.shape)
     trace, values = conversion.run(x, overflow="count"), conversion.graph.run(x)
     return {
         layer.name: (
@@ -143,7 +143,7 @@ def report(
 
     rungs: dict[str, Callable[[], Any]] = {
         "ann": lambda: model_logits(model, x),
-        "folded": lambda: conversion.graph.logits(x),
+        "folded": lambda: conversion.graph.logits(as_inputs(x, conversion.network.input.shape)),
     }
     if wide is not None:
         rungs["wide"] = lambda: spiking(wide)[:, -1]

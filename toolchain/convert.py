@@ -102,14 +102,17 @@ class Conversion:
 def as_inputs(x: Any, shape: Shape | None = None, where: str = "calibration") -> Tensor:
     """Turn user data into the model's inputs, float32 (B, *shape).
 
-    uint8 is scaled by 1/255, as torchvision's ToTensor does; floats are taken as they are. Raises :class:`Refused`
-    for an empty array, a wrong shape, another type, NaN or infinity.
+    uint8 is scaled by 1/255, as torchvision's ToTensor does; floats are taken as they are. Sequences (B, C, L) fit a
+    ``shape`` of (C, L, 1), as the float graph has it. Raises :class:`Refused` for an empty array, a wrong shape,
+    another type, NaN or infinity.
     """
     tensor = x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.array(x)) if _is_numeric(x) else None
     if tensor is None or not (tensor.is_floating_point() or tensor.dtype == torch.uint8):
         raise refuse(where, f"type {getattr(x, 'dtype', type(x).__name__)}", "give uint8 or floating-point numbers")
-    if tensor.ndim not in (2, 4) or (shape is not None and tuple(tensor.shape[1:]) != shape):
-        wanted = "(N, C, H, W) or (N, features)" if shape is None else f"(N, {', '.join(map(str, shape))})"
+    if tensor.ndim == 3 and shape == (*tensor.shape[1:], 1):
+        tensor = tensor[..., None]
+    if tensor.ndim not in (2, 3, 4) or (shape is not None and tuple(tensor.shape[1:]) != shape):
+        wanted = "(N, C, H, W), (N, C, L) or (N, features)" if shape is None else f"(N, {', '.join(map(str, shape))})"
         raise refuse(where, f"shape {tuple(tensor.shape)}", f"it needs {wanted}")
     if not tensor.numel():
         raise refuse(where, f"empty: shape {tuple(tensor.shape)}", "give at least one sample")
@@ -134,14 +137,15 @@ def convert(
 ) -> Conversion:
     """Convert a trained model, which is left as it is, with a few hundred calibration inputs.
 
-    ``calibration`` is ``(N, C, H, W)`` or ``(N, features)``, uint8 or float (see :func:`as_inputs`); labels are never
-    needed. ``options`` are the fields of :class:`Recipe`. Deterministic: the same arguments give an equal network.
+    ``calibration`` is ``(N, C, H, W)``, ``(N, C, L)`` or ``(N, features)``, uint8 or float (see :func:`as_inputs`);
+    labels are never needed. ``options`` are the fields of :class:`Recipe`. Deterministic: the same arguments give an
+    equal network.
     Raises :class:`Refused` with every finding at once when something cannot be converted or does not fit the chip.
     """
     recipe = Recipe(timesteps=timesteps, **options)
     x = as_inputs(calibration)
     graph = model if isinstance(model, FloatGraph) else import_model(model, tuple(x.shape[1:]))
-    as_inputs(x, graph.input_shape)
+    x = as_inputs(x, graph.input_shape)
     chip = chips.CHIPS[recipe.chip]
     with torch.no_grad():
         conversion = _build(graph, x, recipe, progress or (lambda *_: None))
