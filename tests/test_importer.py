@@ -1189,3 +1189,12 @@ def test_the_report_names_what_is_not_an_operation_and_what_was_not_reached() ->
 
 def test_the_default_limit_is_the_documented_one() -> None:
     assert DENSE_LIMIT == 2**25
+
+
+def test_a_layer_behind_many_refusals_names_the_first_and_counts_the_rest() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.head(x.tanh() + x.sigmoid() + functional.gelu(x))
+
+    rows = inspect_model(Forward(forward, first=conv(), head=conv(4, 2)), (2, 5, 5))
+    assert rows[0].fate == "blocked by tanh in Forward and 2 more"

@@ -676,7 +676,11 @@ class _Row:
     refused: Finding | None = None
 
     def report(self) -> LayerReport:
-        fate = ", ".join(self.fates.values()) or "unused"
+        blocked = [fate for fate in self.fates.values() if fate.startswith("blocked by")]
+        others = [fate for fate in self.fates.values() if fate not in blocked]
+        if len(blocked) > 1:
+            blocked = [f"{blocked[0]} and {len(blocked) - 1} more"]
+        fate = ", ".join(others + blocked) or "unused"
         if self.refused is not None:
             fate = f"refused: {self.refused.problem}; {self.refused.remedy}"
         return LayerReport(self.path, self.kind, self.shape, fate)
