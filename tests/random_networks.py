@@ -38,8 +38,7 @@ def networks(draw: st.DrawFn, sequential: bool = False, max_layers: int = 4) -> 
         if not sequential:
             others = draw(st.lists(st.sampled_from(list(shapes)), max_size=2))
             edges += [Edge(other, weights(rng, (math.prod(size), math.prod(shapes[other])))) for other in others]
-        kind = "spiking"
-        layers.append(_layer(draw, rng, name, size, tuple(edges), timesteps, kind, source))
+        layers.append(_layer(draw, rng, name, size, tuple(edges), timesteps, "spiking", source))
         shapes[name] = size
     main = list(shapes)[-1]
     readout = _layer(draw, rng, "readout", (draw(st.integers(1, 5)),), (), timesteps, "readout", source)

@@ -11,9 +11,7 @@ import torch
 from torch import nn
 
 from sim import chip, fast, reference
-from sim.chip import LOIHI2
 from sim.findings import Refused
-from sim.fixedpoint import Registers
 from sim.network import INPUT
 from sim.trace import first_difference
 from toolchain.convert import Conversion, convert
@@ -96,7 +94,7 @@ def test_calibration_brings_every_layers_mean_output_nearer_to_the_ann(
             miss.append((mean - rho).abs())
         before, after = miss
         assert after.mean() < before.mean() / (2 if method == "exact" else 1.2)
-        if method == "exact":  # never worse, at any channel and step, than the nearest count that ties allow
+        if method == "exact":  # nine in ten at least: where potentials are equal, no bias may meet the count
             assert (after <= before + 1e-12).float().mean() > 0.9
 
 
@@ -118,10 +116,9 @@ def test_exact_meets_the_mean_to_within_one_sample_where_no_two_potentials_are_e
 
 
 def test_peaks_are_what_the_calibration_data_reached(conversion: Conversion, digits: Digits) -> None:
-    registers = Registers(conversion.network, LOIHI2, "strict")
     trace = conversion.run(digits.calibration_x)
     assert trace.peak == conversion.peak
-    assert registers.overflows == trace.overflows == 0
+    assert trace.overflows == 0
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from exporters import engines, netx
 from toolchain import assess
-from toolchain.convert import convert
+from toolchain.convert import as_inputs, convert
 from toolchain.loading import load_model
 
 ROOT = Path(__file__).parents[1]
@@ -99,8 +99,8 @@ def test_a_converted_network_runs_the_same_on_every_engine(
     model, x = trained(build), torch.randn(64, *shape, generator=torch.Generator().manual_seed(1))
     conversion = convert(model, x, 4, holdoff=holdoff)
     assert netx.loaded_by(conversion.network) == loader
-    payload = conversion.run(x[:3]).network.input.encode(x[:3].reshape(3, *conversion.network.input.shape))
-    result = engines.verify(conversion.network, payload)
+    network = conversion.network
+    result = engines.verify(network, network.input.encode(as_inputs(x[:3], network.input.shape)))
     assert result.difference is None
     assert result.spikes > 50
     for run in result.runs[1:]:

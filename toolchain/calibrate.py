@@ -20,16 +20,12 @@ from sim.chip import Chip
 from sim.findings import refuse
 from sim.fixedpoint import RegisterOverflow, Registers
 from sim.network import INPUT, Layer, Network
+from toolchain.thresholds import by_channel
 
 #: Table 6 of the FTBC paper (Wu et al., ECCV 2024), ResNet-20 and VGG-16 on CIFAR-10.
 FTBC_ALPHA, FTBC_ITERATIONS, FTBC_BATCH = 0.2, 10, 128
 
 Rule = Callable[[Network, Layer, Tensor, Tensor, int], np.ndarray]
-
-
-def _channels(values: Tensor) -> Tensor:
-    """(B, C, ...) as (C, samples)."""
-    return values.transpose(0, 1).flatten(1)
 
 
 def _spread(per_channel: Tensor, row: Tensor) -> Tensor:
@@ -41,7 +37,7 @@ class _Schedule:
     """A schedule being built row by row, with ``v0 + cumulative bias`` held inside the chip's bias register."""
 
     def __init__(self, layer: Layer, limit: int) -> None:
-        self._layer, self._limit = layer, limit
+        self._limit = limit
         self.rows: list[Tensor] = []
         self.trained = torch.from_numpy(layer.bias.astype(np.int64))
         v0 = torch.from_numpy(layer.v0.astype(np.int64))
@@ -84,9 +80,6 @@ def ftbc(network: Network, layer: Layer, current: Tensor, target: Tensor, limit:
                 return schedule.add(rows[tau].round(), v)
 
             fast.fire(network, layer, part, bias=update)
-    schedule = _Schedule(layer, limit)
-    for row in rows:
-        schedule.add(row.round(), row)
     return schedule.array()
 
 
@@ -100,7 +93,7 @@ def exact(network: Network, layer: Layer, current: Tensor, target: Tensor, limit
 
     def solve(tau: int, v: Tensor) -> Tensor:
         trained = schedule.trained[tau]
-        correction = quantile_bias(_channels(v + schedule.broadcast(trained, v)), rho, layer.threshold)
+        correction = quantile_bias(by_channel(v + schedule.broadcast(trained, v)), rho, layer.threshold)
         return schedule.add(trained + _spread(correction, trained), v)
 
     fast.fire(network, layer, current, bias=solve)
@@ -109,7 +102,7 @@ def exact(network: Network, layer: Layer, current: Tensor, target: Tensor, limit
 
 def _rates(spikes: Tensor) -> Tensor:
     """Mean spikes per step of each channel, or the mean wanted ones, float64 (C,) in 0..1."""
-    return _channels(spikes).double().mean(1).clamp(0, 1)
+    return by_channel(spikes).double().mean(1).clamp(0, 1)
 
 
 def quantile_bias(v: Tensor, rho: Tensor, theta: int) -> Tensor:
@@ -143,9 +136,9 @@ def readout_bias(layer: Layer, current: Tensor, target: Tensor, limit: int) -> n
     ``current`` (busy steps, B, *shape) and ``target`` (B, *shape), both su per step.
     """
     timesteps = len(layer.bias)
-    arrived = torch.stack([_channels(c).double().mean(1) for c in current]).cumsum(0)[-timesteps:]
+    arrived = torch.stack([by_channel(c).double().mean(1) for c in current]).cumsum(0)[-timesteps:]
     steps = torch.arange(1, timesteps + 1, dtype=torch.float64)[:, None]
-    offset = (steps * _channels(target).double().mean(1) - arrived).round().clamp(-limit, limit)
+    offset = (steps * by_channel(target).double().mean(1) - arrived).round().clamp(-limit, limit)
     return np.diff(offset.numpy(), axis=0, prepend=layer.v0[None]).astype(np.int64)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -143,9 +143,7 @@ def plan_layer(
             squares = (edge.map.weight.double() ** 2).reshape(len(theta), -1).sum(1) * units[INPUT] ** 2
             rounding += squares * ((exact.round() - exact) ** 2).mean()
     a = sampled(by_channel(values[layer.name]))
-    current = by_channel(
-        graph.forward(FloatLayer(layer.name, layer.shape, layer.edges, layer.bias, "readout"), dict(values))
-    ).double()
+    current = by_channel(graph.forward(replace(layer, kind="readout"), values)).double()
     low, high, beta = current.amin(1), current.amax(1), layer.bias.reshape(len(theta), -1).double().abs().amax(1)
 
     best: Plan | None = None

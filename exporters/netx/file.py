@@ -40,6 +40,7 @@ from sim.chip import LOIHI2
 from sim.chip import check as check_chip
 from sim.findings import Finding, Refused, refuse
 from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network
+from sim.on_lava import SUPPRESSED
 
 TOOL = "ann2loihi"
 NETX, OURS = "lava-dl netx", "ann2loihi"  #: who can load a file: stock netx, or only :func:`exporters.netx.load`
@@ -47,7 +48,6 @@ FORMAT_VERSION = 1
 NEURON_LIMIT = 1_150_000_000  #: neurons of a network; Intel's largest Loihi 2 system, Hala Point, holds as many
 STEP_LIMIT = 1 << 16  #: steps from the input to the answer, so that no file can ask an engine for days
 CONV_LIMIT = 127  #: lava-nc's Conv keeps kernel, stride, padding, dilation and groups as int8 and wraps beyond
-SUPPRESSION = -(1 << 15)  #: offset outside the firing window, su: the lowest int16, which bias_mant is in lava-nc's LIF
 NEVER = (1 << LOIHI2.threshold_bits) - 1  #: vth of a readout: no potential inside the register exceeds it
 
 Content = dict[str, np.ndarray]  #: what a file holds: "group/dataset" or "group/@attribute" to its value
@@ -291,7 +291,7 @@ def _neuron_content(layer: Layer) -> Content:
     """Describe the stock neuron: netx makes du = iDecay - 1 of it (u never decays), dv = 4096 (v forgets at once)."""
     readout = layer.kind == "readout"
     return {
-        "bias": _integer(layer.v0 if readout else np.full(layer.shape[0], SUPPRESSION)),
+        "bias": _integer(layer.v0 if readout else np.full(layer.shape[0], SUPPRESSED)),
         "neuron/type": _netx_type(b"CUBA"),
         "neuron/iDecay": _integer(0),
         "neuron/vDecay": _integer(4096),
