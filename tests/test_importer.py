@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from sim.findings import Refused
 from sim.network import INPUT, Shape
+from toolchain.activations import QCFS, TReLU
 from toolchain.graph import FloatConv2d, FloatDense, FloatGraph, FloatLayer
 from toolchain.importer import DENSE_LIMIT, LayerReport, import_model, inspect_model, replace_max_pooling
 
@@ -32,7 +33,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point():
             spread = 1 / math.sqrt(max(1, tensor[0].numel())) if tensor.dim() > 1 else 1.0
-            positive = name.endswith("running_var")
+            positive = name.endswith(("running_var", "threshold"))
             tensor.data.copy_(
                 torch.rand(tensor.shape, generator=g) + 0.5
                 if positive
@@ -717,6 +718,52 @@ def test_a_bounded_activation_gives_its_bound_to_the_layer(activation: Any, uppe
 def test_a_lower_bound_after_a_bounded_activation_is_a_layer_of_its_own() -> None:
     graph = agree(nn.Sequential(conv(), nn.ReLU6(), nn.Hardtanh(0, 0.5), conv(4, 2)), (2, 6, 6))
     assert [layer.upper for layer in graph.layers] == [6.0, 0.5, None]
+
+
+def kept(layer: FloatLayer) -> tuple[float | None, int | None, str | None]:
+    return layer.upper, layer.levels, layer.initial
+
+
+def test_the_activations_of_the_papers_are_layers_with_threshold_levels_and_initial_potential() -> None:
+    model = nn.Sequential(conv(), QCFS(4), conv(4, 4), nn.BatchNorm2d(4), TReLU(1.0), nn.Flatten(), nn.Linear(16, 3))
+    graph = agree(model, (2, 6, 6))
+    lambda_, theta = float(model[1].threshold), float(model[4].threshold)
+    assert [kept(layer) for layer in graph.layers] == [
+        (lambda_, 4, "half"), (theta, None, "shift"), (None, None, None),
+    ]  # fmt: skip
+    rows = {row.path: row.fate for row in inspect_model(model, (2, 6, 6))}
+    assert (rows["1"], rows["4"]) == ("folded into 0", "folded into 2")
+
+
+@pytest.mark.parametrize(
+    ("modules", "layers"),
+    [
+        ((QCFS(4, 1.0), QCFS(4, 1.0)), [(1.0, 4, "half")]),
+        ((QCFS(4, 1.0), nn.ReLU()), [(1.0, 4, "half")]),
+        ((QCFS(4, 1.0), nn.Flatten(), TReLU(1.5)), [(1.0, 4, "half")]),
+        ((TReLU(1.0), nn.ReLU6()), [(1.0, None, "shift")]),
+        ((nn.ReLU(), QCFS(4, 1.0)), [(None, None, None), (1.0, 4, "half")]),
+        ((TReLU(1.0), QCFS(4, 1.0)), [(1.0, None, "shift"), (1.0, 4, "half")]),
+        ((QCFS(4, 1.0), QCFS(3, 1.0)), [(1.0, 4, "half"), (1.0, 3, "half")]),
+        ((QCFS(4, 1.0), QCFS(4, 2.0)), [(1.0, 4, "half"), (2.0, 4, "half")]),
+        ((QCFS(4, 1.0), TReLU(0.8)), [(1.0, 4, "half"), (0.800000011920929, None, "shift")]),
+    ],
+)
+def test_an_activation_of_an_activation_folds_only_where_it_changes_nothing(
+    modules: tuple[nn.Module, ...], layers: list[Any]
+) -> None:
+    first, head = nn.Conv2d(2, 4, 3), nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    randomise(first), randomise(head)
+    model = nn.Sequential(first, *modules, head)
+    graph = import_model(model, (2, 6, 6))
+    assert [kept(layer) for layer in graph.layers[:-1]] == layers
+    assert relative_error(graph, model, (2, 6, 6)) < 1e-6
+
+
+def test_a_threshold_that_training_has_driven_below_zero_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), QCFS(4), nn.Linear(4, 2))
+    model[1].threshold.data.fill_(-0.5)
+    assert refusals(model, (3,)) == ["1 (QCFS): its upper bound -0.5 leaves no value but 0; give a positive one"]
 
 
 def test_networks_over_sequences_are_networks_over_images_of_width_one() -> None:

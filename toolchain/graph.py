@@ -57,7 +57,11 @@ class FloatEdge:
 
 @dataclass(frozen=True, eq=False)
 class FloatLayer:
-    """``clamp(sum of edges + bias, 0, upper)``, or the same without the activation for the readout."""
+    """``clamp(sum of edges + bias, 0, upper)``, or the same without the activation for the readout.
+
+    Where ``levels`` is given, the activation rounds to the nearest of its steps, halves up (see
+    :class:`toolchain.activations.QCFS`).
+    """
 
     name: str  #: qualified name of the torch module that the layer's current comes from
     shape: Shape
@@ -65,6 +69,10 @@ class FloatLayer:
     bias: Tensor  #: float32 (C,), or (*shape) where it differs over space
     kind: Literal["spiking", "readout"] = "spiking"
     upper: float | None = None  #: where the activation ends, in its own unit; None for a ReLU, which does not
+    levels: int | None = None  #: steps from 0 to ``upper`` that a quantised activation takes; None for a continuous one
+    #: Initial potential that the activation was trained for: "half" a threshold, or that half as a "shift", 1/T of it
+    #: at every step; None leaves it to the recipe.
+    initial: Literal["half", "shift"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +103,12 @@ class FloatGraph:
         current: Tensor = sum(
             (edge.map(values[edge.source]).reshape(-1, *layer.shape) for edge in layer.edges), start=bias[None]
         )
-        return current if layer.kind == "readout" else current.clamp(0, layer.upper)
+        if layer.kind == "readout":
+            return current
+        if layer.upper is None or layer.levels is None:
+            return current.clamp(0, layer.upper)
+        steps = (current / layer.upper).clamp(0, 1) * layer.levels
+        return layer.upper * ((steps + 0.5).floor() / layer.levels)
 
     def logits(self, x: Tensor, batch: int = 512, progress: Callable[[int], object] | None = None) -> Tensor:
         """Logits of the readout, float32 (B, N), in batches; ``progress`` gets the number of samples just finished."""

@@ -29,6 +29,7 @@ from torch.nn import functional
 
 from sim.findings import Finding, Refused, refuse
 from sim.network import INPUT, Shape
+from toolchain.activations import QCFS, TReLU
 from toolchain.graph import FloatEdge, FloatGraph, FloatLayer
 from toolchain.linear import Chain, Convolution, OtherMap, Reshape, Selection, Step, as_maps, channelwise, reduce
 
@@ -145,9 +146,17 @@ class _Affine:
 
 @dataclass(frozen=True, eq=False)
 class _Current(_Affine):
-    """A value on its way into an activation, clamp(value, 0, upper), that closes the region."""
+    """A value on its way into an activation that closes the region; the fields are those of ``FloatLayer``."""
 
-    upper: float | None = None  #: None for a ReLU
+    upper: float | None = None
+    levels: int | None = None
+    initial: Literal["half", "shift"] | None = None
+
+    def keeps(self, layer: FloatLayer) -> bool:
+        """Whether the activation leaves what ``layer`` emits as it is."""
+        if self.levels is None:
+            return self.upper is None or self.upper >= (layer.upper or math.inf)
+        return (self.upper, self.levels) == (layer.upper, layer.levels)
 
 
 class _Unsupported(Exception):  # noqa: N818 - it becomes a finding as soon as the place is known
@@ -481,6 +490,14 @@ def _clamp(input: _Affine, min: Any = None, max: Any = None) -> _Current:
     return _Current(input.constant, input.terms, input.rows, upper)
 
 
+def _qcfs(input: _Affine, threshold: Tensor, levels: int) -> _Current:
+    return replace(_trelu(input, threshold), levels=levels, initial="half")
+
+
+def _trelu(input: _Affine, threshold: Tensor) -> _Current:
+    return replace(_clamp(input, 0, float(threshold)), initial="shift")
+
+
 def _conv_args(m: Any) -> tuple[Any, ...]:
     if m.padding_mode != "zeros":
         raise _Unsupported(f"has padding_mode {m.padding_mode!r}", "pad with zeros and fine-tune")
@@ -509,6 +526,8 @@ MODULES: dict[type[nn.Module], tuple[_Handler, Callable[[Any], tuple[Any, ...]]]
     nn.ReLU: (_relu, lambda m: (m.inplace,)),
     nn.ReLU6: (_relu6, lambda m: (m.inplace,)),
     nn.Hardtanh: (_hardtanh, lambda m: (m.min_val, m.max_val, m.inplace)),
+    QCFS: (_qcfs, lambda m: (m.threshold, m.levels)),
+    TReLU: (_trelu, lambda m: (m.threshold,)),
     nn.AvgPool2d: (
         _avg_pool2d,
         lambda m: (m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override),
@@ -725,7 +744,11 @@ class _Tracer(fx.Tracer):
         self.alive: WeakValueDictionary[fx.Node, _Proxy] = WeakValueDictionary()  # a sample lives as long as its proxy
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name in self.opaque or super().is_leaf_module(m, module_qualified_name)
+        return (
+            module_qualified_name in self.opaque
+            or type(m) in MODULES
+            or super().is_leaf_module(m, module_qualified_name)
+        )
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -1014,7 +1037,7 @@ class _Import:
         """Make the value a spiking layer and return what it emits."""
         constant = torch.zeros_like(value.constant)
         emitter = self._emitter(value)
-        if emitter and (value.upper is None or value.upper >= (emitter.upper or math.inf)):
+        if emitter and value.keeps(emitter):
             row.fates[emitter.name] = f"folded into {emitter.name}"
             return _Affine(constant, value.terms, value.rows)
         # A ReLU commutes with flattening: a layer keeps the (C, H, W) of the convolution that feeds it.
@@ -1026,7 +1049,7 @@ class _Import:
             chains = [chain[:-1] if chain and type(chain[-1]) is Reshape else chain for chain in chains]
         elif len(shape) == 2:
             shape = _image(shape)
-        name = self._close(value, chains, shape, "spiking", row, value.upper)
+        name = self._close(value, chains, shape, "spiking", row)
         self.shapes[name] = shape
         chain = () if _image(value.shape) == _image(shape) else (Reshape(_image(shape), _image(value.shape)),)
         return _Affine(constant, (_Term(name, chain),))
@@ -1070,7 +1093,6 @@ class _Import:
         shape: Shape,
         kind: Literal["spiking", "readout"],
         fallback: _Row,
-        upper: float | None = None,
     ) -> str:
         """Append the layer that ``chains``, one per term, and the constant of ``value`` feed, and return its name."""
         order = list(self.shapes)
@@ -1093,7 +1115,10 @@ class _Import:
                 self._refuse_row(row, f"with what is folded into it, it takes {error}", _CONVOLVE)
                 continue
             edges += [FloatEdge(source, replace(m, weight=m.weight.float())) for m in maps]
-        layer = FloatLayer(name, shape, tuple(edges), _uniform(value.constant[0].reshape(shape)).float(), kind, upper)
+        bias = _uniform(value.constant[0].reshape(shape)).float()
+        layer = FloatLayer(name, shape, tuple(edges), bias, kind)
+        if isinstance(value, _Current):
+            layer = replace(layer, upper=value.upper, levels=value.levels, initial=value.initial)
         if len(shape) > 3:
             self._refuse_row(row, f"its values have the shape {shape}", "give it (C, H, W) or (N,)")
         if not torch.allclose(value.constant[0], value.constant[1], rtol=1e-9, atol=1e-12, equal_nan=True):
