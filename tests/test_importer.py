@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import Forward
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -87,19 +88,6 @@ def names(graph: FloatGraph) -> list[str]:
 def only_map(layer: FloatLayer) -> FloatDense | FloatConv2d:
     (edge,) = layer.edges
     return edge.map
-
-
-class Forward(nn.Module):
-    """Modules by name and a forward that uses them."""
-
-    def __init__(self, forward: Callable[..., Tensor], **modules: nn.Module) -> None:
-        super().__init__()
-        self.function = forward
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
 
 
 def conv(c_in: int = 2, c_out: int = 4, kernel: Any = 3, **options: Any) -> nn.Conv2d:
