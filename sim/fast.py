@@ -7,7 +7,7 @@ only its sources' outputs inside their firing windows, never the network from th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -41,13 +41,15 @@ def run(
     """
     payload = network.payload(payload)
     registers = Registers(network, chip, overflow)
+    arriving = {layer.name: Currents(network, layer) for layer in network.layers}
     kept = network.layers if record else (network.readout,)
     spikes: dict[str, list[Tensor]] = {layer.name: [] for layer in kept}
     potentials: dict[str, list[Tensor]] = {layer.name: [] for layer in kept}
     for start in range(0, len(payload), batch):
         outputs: dict[str, Tensor] = {INPUT: torch.from_numpy(payload[start : start + batch])}
         for layer in network.layers:
-            fired, v = fire(network, layer, currents(network, layer, outputs), registers)
+            current = arriving[layer.name](outputs)
+            fired, v = fire(network, layer, current, registers, record=layer.name in spikes)
             outputs[layer.name] = fired[-network.timesteps :]
             if layer.name in spikes:
                 spikes[layer.name].append(fired.transpose(0, 1))
@@ -68,65 +70,81 @@ def run(
     )
 
 
-def currents(network: Network, layer: Layer, outputs: Mapping[str, Tensor]) -> Tensor:
-    """Sum the currents into ``layer`` over its busy steps: integers (steps, B, *shape).
+class Currents:
+    """Everything that arrives at one layer, with its synapses prepared once."""
 
-    ``outputs`` holds each source's spikes in its firing window, uint8 (T, B, *shape), and the payload (B, *shape)
-    under ``INPUT``.
-    """
-    steps = network.busy(layer)
-    bound = largest_sum(network, layer)
-    if bound >= 1 << 53:
-        raise refuse(layer.name, f"currents of up to {bound} cannot be summed exactly", "use smaller weights")
-    exact = torch.float32 if bound < 1 << 24 else torch.float64
-    state = torch.int32 if worst_case(network, layer) < 1 << 31 else torch.int64
-    total = torch.zeros(
-        (
-            len(steps),
-            outputs[layer.edges[0].source].shape[-1 - len(network.shape_of(layer.edges[0].source))],
-            *layer.shape,
-        ),
-        dtype=state,
-    )
-    for edge in layer.edges:
-        source = outputs[edge.source]
-        frames = source.reshape(-1, *network.shape_of(edge.source)).to(exact)
-        weight = torch.from_numpy(edge.synapse.weight.copy()).to(exact)
-        if type(edge.synapse) is Dense:
-            current = functional.linear(frames.flatten(1), weight)
-        elif type(edge.synapse) is Conv2d:
-            s = edge.synapse
-            current = functional.conv2d(frames, weight, None, s.stride, s.padding, s.dilation, s.groups)
-        else:
-            raise TypeError(f"{type(edge.synapse).__name__} is not a synapse; known: Dense, Conv2d")
-        begin = network.phase[edge.source] + 1 - steps.start
-        # The payload is constant: one frame, its current added at each of the T steps.
-        total[begin : begin + network.timesteps] += shift(current.to(state), edge.exponent).reshape(
-            -1, total.shape[1], *layer.shape
-        )
-    return total
+    def __init__(self, network: Network, layer: Layer) -> None:
+        """Raise :class:`Refused` where sums beyond 2**53 could not be exact."""
+        bound = largest_sum(network, layer)
+        if bound >= 1 << 53:
+            raise refuse(layer.name, f"currents of up to {bound} cannot be summed exactly", "use smaller weights")
+        self._network, self._layer = network, layer
+        exact = torch.float32 if bound < 1 << 24 else torch.float64
+        self._state = torch.int32 if worst_case(network, layer) < 1 << 31 else torch.int64
+        self._weights = [torch.from_numpy(edge.synapse.weight.copy()).to(exact) for edge in layer.edges]
+
+    def __call__(self, outputs: Mapping[str, Tensor], steps: range | None = None) -> Tensor:
+        """Sum the currents over the layer's busy steps, or some of them: integers (steps, B, *shape).
+
+        ``outputs`` holds each source's spikes in its firing window, uint8 (T, B, *shape), and the payload (B, *shape)
+        under ``INPUT``.
+        """
+        network, layer = self._network, self._layer
+        steps = network.busy(layer) if steps is None else steps
+        first = layer.edges[0].source
+        samples = outputs[first].shape[0 if first == INPUT else 1]
+        total = torch.zeros((len(steps), samples, *layer.shape), dtype=self._state)
+        for edge, weight in zip(layer.edges, self._weights, strict=True):
+            begin = network.phase[edge.source] + 1
+            here = range(max(begin, steps.start), min(begin + network.timesteps, steps.stop))
+            if not here:
+                continue
+            # The payload is constant: one frame, its current added at each step.
+            source = outputs[edge.source]
+            sent = source if edge.source == INPUT else source[here.start - begin : here.stop - begin]
+            frames = sent.reshape(-1, *network.shape_of(edge.source)).to(weight.dtype)
+            if type(edge.synapse) is Dense:
+                current = functional.linear(frames.flatten(1), weight)
+            elif type(edge.synapse) is Conv2d:
+                s = edge.synapse
+                current = functional.conv2d(frames, weight, None, s.stride, s.padding, s.dilation, s.groups)
+            else:
+                raise TypeError(f"{type(edge.synapse).__name__} is not a synapse; known: Dense, Conv2d")
+            total[here.start - steps.start : here.stop - steps.start] += shift(
+                current.to(self._state), edge.exponent
+            ).reshape(-1, samples, *layer.shape)
+        return total
 
 
 def fire(
-    network: Network, layer: Layer, current: Tensor, registers: Registers | None = None, bias: Bias | None = None
+    network: Network,
+    layer: Layer,
+    current: Iterable[Tensor],
+    registers: Registers | None = None,
+    bias: Bias | None = None,
+    record: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Integrate and fire: spikes uint8 and potentials after the reset, each (busy steps, B, *shape).
 
-    ``bias`` replaces the layer's schedule: calibration chooses each b[tau] there, seeing the very potentials that it
-    will be added to. Registers are watched only where they are given.
+    ``current`` gives what arrives at each busy step, (B, *shape). ``bias`` replaces the layer's schedule: calibration
+    chooses each b[tau] there, seeing the very potentials that it will be added to. Registers are watched only where
+    they are given. ``record=False`` returns the last potentials alone, (1, B, *shape).
     """
     phase, steps = network.phase[layer.name], network.busy(layer)
+    spikes = potentials = v = offset = torch.empty(0)
 
     def tensor(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(layer.per_neuron(values).copy()).to(current.dtype)
+        return torch.from_numpy(layer.per_neuron(values).copy()).to(v.dtype)
 
     schedule = bias or (lambda tau, _: tensor(layer.bias[tau]))
-    spikes = torch.zeros(current.shape, dtype=torch.uint8)
-    potentials = torch.empty_like(current)
-    v = tensor(layer.v0).expand(current.shape[1:]).clone()
-    offset = tensor(layer.v0)
-    for index, t in enumerate(steps):
-        v += current[index]
+    for index, (t, arriving) in enumerate(zip(steps, current, strict=True)):
+        if index == 0:
+            v = torch.empty_like(arriving)
+            offset = tensor(layer.v0)
+            v.copy_(offset)
+            spikes = torch.zeros((len(steps), *v.shape), dtype=torch.uint8)
+            potentials = torch.empty((len(steps) if record else 0, *v.shape), dtype=v.dtype)
+        v += arriving
         if t >= phase:
             b = schedule(t - phase, v)
             v += b
@@ -136,5 +154,6 @@ def fire(
         if t >= phase and layer.kind == "spiking":
             torch.ge(v, layer.threshold, out=spikes[index])
             v.sub_(spikes[index], alpha=layer.threshold)
-        potentials[index] = v
-    return spikes, potentials
+        if record:
+            potentials[index] = v
+    return spikes, potentials if record else v[None]

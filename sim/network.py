@@ -217,6 +217,11 @@ class Network(_Record):
         return next(layer for layer in self.layers if layer.kind == "readout")
 
     @cached_property
+    def last_reader(self) -> dict[str, str]:
+        """The last layer that an edge leads to, by the name of its source: there its output may be forgotten."""
+        return {edge.source: layer.name for layer in self.layers for edge in layer.edges}
+
+    @cached_property
     def phase(self) -> dict[str, int]:
         """First step of every firing window, by layer name; the input's is 0."""
         phase = {INPUT: 0}

@@ -86,7 +86,7 @@ def test_calibration_brings_every_layers_mean_output_nearer_to_the_ann(
     for layer in network.layers[:-1]:
         rho = (values[layer.name] / conversion.plans[layer.name].theta.reshape(-1, 1, 1)).transpose(0, 1)
         rho = rho.flatten(1).double().mean(1).clamp(0, 1)
-        current = fast.currents(network, layer, outputs)
+        current = fast.Currents(network, layer)(outputs)
         miss = []
         for schedule in (plain[layer.name], layer):
             spikes, _ = fast.fire(network, schedule, current)

@@ -3,13 +3,17 @@
 Layers are calibrated in topological order, each on the spikes of the already calibrated layers below it, which are
 kept: no layer is ever computed from the input again. Within a layer the steps follow one another, because b[t]
 moves the potentials that step t + 1 starts from. All in integers, su.
+
+A rule sees a :class:`Batch`, one layer with everything that arrives at it, and returns the layer with its schedule
+and the spikes that it then emits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,17 +24,79 @@ from sim.chip import Chip
 from sim.findings import refuse
 from sim.fixedpoint import RegisterOverflow, Registers
 from sim.network import INPUT, Layer, Network
-from toolchain.thresholds import by_channel
+from toolchain import fit
+from toolchain.graph import FloatGraph
+from toolchain.quantize import Plan, bias_schedule, spatial, su_weights
+from toolchain.thresholds import positions
 
 #: Table 6 of the FTBC paper (Wu et al., ECCV 2024), ResNet-20 and VGG-16 on CIFAR-10.
-FTBC_ALPHA, FTBC_ITERATIONS, FTBC_BATCH = 0.2, 10, 128
+FTBC_ALPHA, FTBC_ITERATIONS, FTBC_BATCH, FTBC_BATCHES = 0.2, 10, 128, 2
 
-Rule = Callable[[Network, Layer, Tensor, Tensor, int], np.ndarray]
+CHUNK = 1 << 21  #: neuron potentials whose currents are computed at a time
+
+Cost = Callable[[int, Tensor, Tensor], Tensor]
 
 
-def _spread(per_channel: Tensor, row: Tensor) -> Tensor:
-    """Reshape (C,) so that it adds to a schedule's row, (C,) or (C, H, W)."""
-    return per_channel.reshape(-1, *(1,) * (row.ndim - 1))
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One layer on the calibration data."""
+
+    network: Network
+    layer: Layer  #: with the trained bias as its schedule
+    outputs: Mapping[str, Tensor]  #: by source: spikes uint8 (T, B, *shape), and the payload (B, *shape)
+    target: Tensor  #: what the ANN wants, float32 (B, *shape): spikes per step in 0..1, or su per step of a readout
+    limit: int  #: of v0 + cumulative bias, su
+    per_neuron: bool = False  #: whether every neuron gets a bias of its own; else the channel's neurons share one
+    registers: Registers | None = None  #: watches the final run
+
+    @cached_property
+    def arriving(self) -> fast.Currents:
+        """The layer's synapses."""
+        return fast.Currents(self.network, self.layer)
+
+    def part(self, samples: slice) -> Batch:
+        """Take some of the samples; nothing watches their registers."""
+        outputs = {
+            source: spikes[samples] if source == INPUT else spikes[:, samples]
+            for source, spikes in self.outputs.items()
+        }
+        return replace(self, outputs=outputs, target=self.target[samples], registers=None)
+
+    def currents(self) -> Iterator[Tensor]:
+        """Yield what arrives at each busy step, (B, *shape), computed in chunks of samples."""
+        step = max(1, CHUNK // self.layer.size)
+        parts = [self.part(slice(start, start + step)).outputs for start in range(0, len(self.target), step)]
+        for t in self.network.busy(self.layer):
+            yield torch.cat([self.arriving(part, range(t, t + 1))[0] for part in parts])
+
+    def fire(self, layer: Layer, bias: fast.Bias | None = None) -> Tensor:
+        """Run the layer with another schedule: its spikes in the firing window, uint8 (T, B, *shape)."""
+        spikes, _ = fast.fire(self.network, layer, self.currents(), self.registers, bias, record=False)
+        return spikes[-self.network.timesteps :]
+
+    def finish(self, layer: Layer) -> tuple[Layer, Tensor]:
+        """Return the layer and its spikes, as a rule does."""
+        return layer, self.fire(layer)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Average (B, *shape) over the neurons that share a bias: float64 (C,), or (*shape) for one each."""
+        return values.mean([0] if self.per_neuron else [0, *range(2, values.ndim)], dtype=torch.float64)
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor]:
+        return positions(self.target.shape)
+
+    def grouped(self, values: Tensor) -> Tensor:
+        """Line up (B, *shape) by who shares a bias: (channels or neurons, n), thinned out where n would be large."""
+        if self.per_neuron:
+            return values.flatten(1).T
+        samples, places = self._places
+        return values.flatten(2)[samples, :, places].T if values.ndim > 2 else values[samples].T
+
+    def row(self, correction: Tensor) -> Tensor:
+        """Shape a correction per channel or neuron so that it adds to a row of the schedule."""
+        shape = self.layer.bias.shape[1:]
+        return correction.reshape(shape if self.per_neuron else (-1, *(1,) * (len(shape) - 1)))
 
 
 class _Schedule:
@@ -38,141 +104,237 @@ class _Schedule:
 
     def __init__(self, layer: Layer, limit: int) -> None:
         self._limit = limit
-        self.rows: list[Tensor] = []
-        self.trained = torch.from_numpy(layer.bias.astype(np.int64))
-        v0 = torch.from_numpy(layer.v0.astype(np.int64))
-        self._offset = _spread(v0, self.trained[0]).expand(self.trained[0].shape)
+        self._rows: list[Tensor] = []
+        self._offset = torch.from_numpy(layer.offsets[0] - layer.bias[0])
 
     def add(self, row: Tensor, v: Tensor) -> Tensor:
         """Clip and keep the next row; return it in the shape and type that adds to ``v`` (B, *shape)."""
         before = self._offset
         self._offset = (before + row.to(torch.int64)).clamp(-self._limit, self._limit)
-        self.rows.append(self._offset - before)
-        return self.broadcast(self.rows[-1], v)
-
-    def broadcast(self, row: Tensor, v: Tensor) -> Tensor:
-        return row.to(v.dtype).reshape(*row.shape, *(1,) * (v.ndim - 1 - row.ndim))
+        self._rows.append(self._offset - before)
+        return broadcast(self._rows[-1], v)
 
     def array(self) -> np.ndarray:
-        return torch.stack(self.rows).numpy()
+        return torch.stack(self._rows).numpy()
 
 
-def nominal(network: Network, layer: Layer, current: Tensor, target: Tensor, limit: int) -> np.ndarray:
+def broadcast(row: Tensor, v: Tensor) -> Tensor:
+    """Shape a row of a schedule, (C,) or (*shape), so that it adds to potentials (B, *shape)."""
+    return row.to(v.dtype).reshape(*row.shape, *(1,) * (v.ndim - 1 - row.ndim))
+
+
+# ---- rules ----------------------------------------------------------------------------------------------------------
+
+
+def none(batch: Batch) -> tuple[Layer, Tensor]:
     """Leave the schedule as it is: the trained bias, the same at every step."""
-    return layer.bias
+    return batch.finish(batch.layer)
 
 
-def ftbc(network: Network, layer: Layer, current: Tensor, target: Tensor, limit: int) -> np.ndarray:
+def _shortfall(batch: Batch) -> Tensor:
+    """Mean spikes per step that are missing with the trained bias, per channel or neuron."""
+    fired = batch.fire(batch.layer).sum(0, dtype=torch.float32) / batch.network.timesteps
+    return batch.mean(batch.target.clamp(0, 1)) - batch.mean(fired)
+
+
+def static(batch: Batch) -> tuple[Layer, Tensor]:
+    """Bias correction of SNN Calibration, light pipeline: ``b[c] += theta * mean(a - s)``, the mean over all T too.
+
+    Li et al., ICML 2021: the same correction at every step.
+    """
+    layer, timesteps = batch.layer, batch.network.timesteps
+    constant = bias_schedule(batch.row(_shortfall(batch)) * layer.threshold, timesteps)
+    return batch.finish(_clipped(batch, layer.bias + constant))
+
+
+def potential(batch: Batch) -> tuple[Layer, Tensor]:
+    """Initial potential of SNN Calibration, advanced pipeline: ``v0[c] += T * theta * mean(a - s)``.
+
+    Li et al., ICML 2021. Written into the first row of the schedule, which nothing tells from v0.
+    """
+    layer = batch.layer
+    schedule = torch.from_numpy(layer.bias.astype(np.int64))
+    schedule[0] += (batch.row(_shortfall(batch)) * layer.threshold * batch.network.timesteps).round().long()
+    return batch.finish(_clipped(batch, schedule.numpy()))
+
+
+def _clipped(batch: Batch, bias: np.ndarray) -> Layer:
+    schedule = _Schedule(batch.layer, batch.limit)
+    for row in torch.from_numpy(bias.astype(np.int64)):
+        schedule.add(row, row[None])
+    return replace(batch.layer, bias=schedule.array())
+
+
+def ftbc(batch: Batch) -> tuple[Layer, Tensor]:
     """FTBC's heuristic: ``b[t, c] -= alpha * mean(theta * s[t] - a)``, the mean over batch and space.
 
-    Algorithm 1 of Wu et al. with the sign of its section 4.2 (target minus estimate), batch after batch, for
-    ``FTBC_ITERATIONS`` rounds. The schedule moves in fractions of a su and is rounded where it is applied.
+    Algorithm 1 of Wu et al. with the sign of its section 4.2 (target minus estimate), over ``FTBC_BATCHES`` batches,
+    for ``FTBC_ITERATIONS`` rounds. The schedule moves in fractions of a su and is rounded where it is applied.
     """
-    rows = torch.from_numpy(layer.bias.astype(np.float64))
+    layer, rows = batch.layer, torch.from_numpy(batch.layer.bias.astype(np.float64))
+    starts = range(0, min(len(batch.target), FTBC_BATCH * FTBC_BATCHES), FTBC_BATCH)
+    parts = [batch.part(slice(start, start + FTBC_BATCH)) for start in starts]
+    arrived = [list(part.currents()) for part in parts]
     for _ in range(FTBC_ITERATIONS):
-        for part, a in zip(current.split(FTBC_BATCH, dim=1), target.split(FTBC_BATCH), strict=True):
-            schedule, rho = _Schedule(layer, limit), _rates(a)
+        for part, currents in zip(parts, arrived, strict=True):
+            schedule, rho = _Schedule(layer, batch.limit), part.mean(part.target.clamp(0, 1))
 
             def update(tau: int, v: Tensor, schedule: _Schedule = schedule, rho: Tensor = rho) -> Tensor:
-                fires = v + schedule.broadcast(rows[tau].round(), v) >= layer.threshold
-                error = layer.threshold * (_rates(fires) - rho)
-                rows[tau] -= FTBC_ALPHA * _spread(error, rows[tau])
+                fires = v + broadcast(rows[tau].round(), v) >= layer.threshold
+                rows[tau] -= FTBC_ALPHA * layer.threshold * batch.row(batch.mean(fires.float()) - rho)
                 return schedule.add(rows[tau].round(), v)
 
-            fast.fire(network, layer, part, bias=update)
-    return schedule.array()
+            fast.fire(batch.network, layer, currents, bias=update, record=False)
+    return batch.finish(_clipped(batch, rows.round().numpy()))
 
 
-def exact(network: Network, layer: Layer, current: Tensor, target: Tensor, limit: int) -> np.ndarray:
+def exact(batch: Batch) -> tuple[Layer, Tensor]:
     """Proposition 1 of the FTBC paper, solved: ``E[H(v + b - theta)] = rho`` makes b a quantile of v.
 
     Of all integers b the one whose number of spikes is nearest to ``rho * samples``; where several are equally near,
     the one nearest to the trained bias, so that a silent channel keeps it.
     """
-    schedule, rho = _Schedule(layer, limit), _rates(target)
+    rho = batch.grouped(batch.target).double().clamp(0, 1).mean(1, keepdim=True)
+
+    def cost(tau: int, fired: Tensor, order: Tensor) -> Tensor:
+        n = fired.shape[1]
+        return (torch.arange(n + 1) - rho * n).abs()
+
+    return _solve(batch, cost)
+
+
+def mse(batch: Batch) -> tuple[Layer, Tensor]:
+    """Minimise ``E (S[t-1] + s[t] - (t+1) * a)^2``, the squared error of the running sum of spikes, at every step.
+
+    To fire costs ``1 + 2 * (S[t-1] - (t+1) * a)``; the neurons with the highest potentials fire first, so prefix sums
+    over them tell how many should. In thresholds, a clipped to 0..1.
+    """
+    a = batch.grouped(batch.target).double().clamp(0, 1)
+
+    def cost(tau: int, fired: Tensor, order: Tensor) -> Tensor:
+        firing = (1 + 2 * (fired - (tau + 1) * a)).gather(1, order)
+        return torch.cat([firing.new_zeros(len(firing), 1), firing.cumsum(1)], 1)
+
+    return _solve(batch, cost)
+
+
+def _solve(batch: Batch, cost: Cost) -> tuple[Layer, Tensor]:
+    """Choose every b[tau] where ``cost`` is least, (groups, n + 1): of the k highest potentials firing, k = 0..n.
+
+    It gets tau, how often each neuron has fired, (groups, n), and the neurons in the order of falling potentials.
+    """
+    layer, schedule = batch.layer, _Schedule(batch.layer, batch.limit)
+    trained = torch.from_numpy(layer.bias.astype(np.int64))
+    fired = torch.zeros(batch.grouped(batch.target).shape, dtype=torch.float64)
 
     def solve(tau: int, v: Tensor) -> Tensor:
-        trained = schedule.trained[tau]
-        correction = quantile_bias(by_channel(v + schedule.broadcast(trained, v)), rho, layer.threshold)
-        return schedule.add(trained + _spread(correction, trained), v)
+        # A bias that differs over space is no reason to look at other neurons than those that are sampled.
+        row = batch.grouped(broadcast(trained[tau], v).expand(v.shape)).long()
+        potentials = batch.grouped(v).long() + row
+        # Sorting is NumPy's strength, several times faster than torch on integers.
+        order = torch.from_numpy(np.argsort(-potentials.numpy(), axis=1, kind="stable"))
+        falling = potentials.gather(1, order)
+        correction = cheapest_bias(falling, cost(tau, fired, order), layer.threshold)
+        before = schedule.add(trained[tau] + batch.row(correction), v)
+        fired.add_(batch.grouped(v) + batch.grouped(before.expand(v.shape)) >= layer.threshold)
+        return before
 
-    fast.fire(network, layer, current, bias=solve)
-    return schedule.array()
+    spikes = batch.fire(layer, solve)
+    return replace(layer, bias=schedule.array()), spikes
 
 
-def _rates(spikes: Tensor) -> Tensor:
-    """Mean spikes per step of each channel, or the mean wanted ones, float64 (C,) in 0..1."""
-    return by_channel(spikes).double().mean(1).clamp(0, 1)
+def cheapest_bias(v: Tensor, cost: Tensor, theta: int) -> Tensor:
+    """Integer biases, int64 (groups,), with which the number of ``v + b >= theta`` has the least cost.
 
-
-def quantile_bias(v: Tensor, rho: Tensor, theta: int) -> Tensor:
-    """Integer biases (C,) with which the fraction of ``v`` (C, n) that reaches ``theta`` is nearest to ``rho`` (C,).
-
-    Of several such biases the one nearest to 0.
+    ``v`` int64 (groups, n) falls along each row; ``cost`` (groups, n + 1) is that of 0..n of them firing. Equal
+    potentials fire together. Of several such biases the one nearest to 0.
     """
-    n = v.shape[1]
-    found = []
-    # numpy sorts integers several times faster than torch.
-    for row, wanted in zip(np.sort(v.numpy(), axis=1), rho.numpy() * n, strict=True):
-        # Equal potentials fire together: what can fire are those above the wanted-th largest, or it and its equals too.
-        turn = row[n - 1 - min(int(wanted), n - 1)]
-        candidates = []
-        for count in (n - np.searchsorted(row, turn, "right"), n - np.searchsorted(row, turn, "left")):
-            lowest = theta - int(row[n - count]) if count else -math.inf  # the least bias that lets `count` fire
-            highest = theta - int(row[n - count - 1]) - 1 if count < n else math.inf  # the most that lets no other
-            bias = min(max(0, lowest), highest)
-            candidates.append((abs(count - wanted), abs(bias), bias))
-        found.append(min(candidates)[2])
-    return torch.tensor(found, dtype=torch.int64)
+    groups, n = v.shape
+    far = torch.full((groups, 1), 1 << 40)
+    lowest = theta - torch.cat([far, v], 1)  # the least bias that lets k fire
+    highest = theta - 1 - torch.cat([v, -far], 1)  # the most that lets no other
+    bias = torch.zeros_like(lowest).clamp(lowest, highest)
+    cost = torch.where(lowest <= highest, cost, torch.inf)
+    cheapest = cost == cost.amin(1, keepdim=True)
+    nearest = torch.where(cheapest, bias.abs(), far).argmin(1, keepdim=True)
+    return bias.gather(1, nearest)[:, 0]
 
 
-RULES: dict[str, Rule] = {"none": nominal, "ftbc": ftbc, "exact": exact}
-
-
-def readout_bias(layer: Layer, current: Tensor, target: Tensor, limit: int) -> np.ndarray:
+def readout(batch: Batch) -> tuple[Layer, Tensor]:
     """Make the readout's mean potential after each window step the mean logit times the number of steps.
 
-    The readout has no threshold, so the bias that Proposition 1 asks for is the mean missing current itself;
-    ``current`` (busy steps, B, *shape) and ``target`` (B, *shape), both su per step.
+    The readout has no threshold, so the bias that Proposition 1 asks for is the mean missing current itself.
     """
-    timesteps = len(layer.bias)
-    arrived = torch.stack([by_channel(c).double().mean(1) for c in current]).cumsum(0)[-timesteps:]
-    steps = torch.arange(1, timesteps + 1, dtype=torch.float64)[:, None]
-    offset = (steps * by_channel(target).double().mean(1) - arrived).round().clamp(-limit, limit)
-    return np.diff(offset.numpy(), axis=0, prepend=layer.v0[None]).astype(np.int64)
+    schedule, mean = _Schedule(batch.layer, batch.limit), batch.mean(batch.target)
+
+    def correct(tau: int, v: Tensor) -> Tensor:
+        return schedule.add(((tau + 1) * mean - batch.mean(v)).round(), v)
+
+    spikes = batch.fire(batch.layer, correct)
+    return replace(batch.layer, bias=schedule.array()), spikes
+
+
+Rule = Callable[[Batch], tuple[Layer, Tensor]]
+
+RULES: dict[str, Rule] = {
+    "none": none,
+    "static": static,
+    "potential": potential,
+    "ftbc": ftbc,
+    "exact": exact,
+    "mse": mse,
+}
+WEIGHTS = ("nearest", "fitted")  #: how weights become integers: each to the nearest one, or see :mod:`toolchain.fit`
 
 
 def calibrate(
     network: Network,
+    graph: FloatGraph,
+    plans: Mapping[str, Plan],
+    x: Tensor,
+    *,
     rule: str,
-    payload: np.ndarray,
-    target_of: Callable[[Layer], Tensor],
+    weights: str = "nearest",
+    per_neuron: bool = False,
     chip: Chip,
     progress: Callable[[int, int], object],
 ) -> tuple[Network, dict[str, int]]:
     """Choose every layer's schedule; returns the network with them and each layer's largest register magnitude.
 
-    ``payload`` (B, *input.shape) integers; ``target_of`` gives a layer's (B, *shape): the wanted spikes per step of a
-    spiking layer, the wanted current per step of the readout in su. ``progress`` gets (layers done, layers in all).
-    Raises :class:`Refused` for an unknown rule and where a potential leaves the registers.
+    ``network`` and ``plans`` come from :func:`toolchain.quantize.quantise` of ``graph``, ``x`` are model inputs
+    (B, *input_shape). ``weights`` is one of ``WEIGHTS``. ``progress`` gets (layers done, layers in all). Raises
+    :class:`Refused` where a potential leaves the registers.
     """
-    if rule not in RULES:
-        raise refuse("method", f"unknown bias rule {rule!r}", f"use one of {', '.join(RULES)}")
     registers = Registers(network, chip, "strict")
-    outputs = {INPUT: torch.from_numpy(network.payload(payload))}
+    outputs = {INPUT: torch.from_numpy(network.payload(network.input.encode(x.numpy())))}
+    units = {name: plan.theta for name, plan in plans.items()} | {INPUT: torch.tensor(1 / network.input.scale)}
     layers = []
-    for done, layer in enumerate(network.layers):
+    for done, (floating, values, activation) in enumerate(graph.walk(x)):
         progress(done, len(network.layers))
-        current, target = fast.currents(network, layer, outputs), target_of(layer)
-        if layer.kind == "readout" and rule != "none":
-            bias = readout_bias(layer, current, target, chip.bias_limit)
-        else:
-            bias = RULES[rule](network, layer, current, target, chip.bias_limit)
-        layers.append(replace(layer, bias=bias))
+        layer, plan = network.layers[done], plans[floating.name]
+        if weights == "fitted":
+            nominal = [
+                su_weights(edge, units[edge.source], plan.su, graph.shapes[edge.source], layer.shape)
+                for edge in floating.edges
+            ]
+            wanted = graph.current(floating, values) * spatial(plan.su, layer.shape).float()
+            layer = fit.fit(network, layer, nominal, outputs, wanted, chip)
+            del wanted
+        per_step = spatial(plan.su, layer.shape) / (plan.threshold or 1)
+        target = activation.clone() if layer.kind == "readout" else activation
+        target = target * per_step.float()
+        apart = per_neuron and layer.kind == "spiking"
+        if apart:
+            layer = replace(layer, bias=layer.per_neuron(layer.bias))
+        choose = readout if layer.kind == "readout" and rule != "none" else RULES[rule]
+        batch = Batch(network, layer, outputs, target, chip.bias_limit, apart, registers)
         try:
-            spikes, _ = fast.fire(network, layers[-1], current, registers)
+            layer, outputs[layer.name] = choose(batch)
         except RegisterOverflow as error:
             raise refuse("calibration", str(error), "or give calibration data without outliers") from error
-        outputs[layer.name] = spikes[-network.timesteps :]
+        layers.append(layer)
+        for edge in layer.edges:
+            if network.last_reader[edge.source] == layer.name:
+                outputs.pop(edge.source, None)
     progress(len(layers), len(layers))
     return replace(network, layers=tuple(layers)), registers.peak

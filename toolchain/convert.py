@@ -17,14 +17,13 @@ from sim import chip as chips
 from sim import fast
 from sim.findings import Finding, Refused, refuse
 from sim.fixedpoint import Policy
-from sim.network import INPUT, Layer, Network, Shape
+from sim.network import Network, Shape
 from sim.trace import Trace
 from toolchain import calibrate, quantize, thresholds
 from toolchain.graph import FloatGraph
 from toolchain.importer import import_model
 from toolchain.progress import Progress
 
-INITIAL = {"zero": 0.0, "half": 0.5}  #: v0 in thresholds; one half rounds rates (OPI, QCFS) instead of flooring them
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,11 @@ class Recipe:
 
     timesteps: int = 8  #: T, the length of every firing window
     holdoff: int = 1  #: K, steps by which a layer integrates before it may fire
-    method: str = "exact"  #: bias rule: none, ftbc, exact
-    threshold: str = "mse"  #: threshold rule: max, percentile, mse
-    initial: str = "half"  #: initial potential: zero, half
+    method: str = "mse"  #: bias rule: none, static, potential, ftbc, exact, mse
+    weights: str = "fitted"  #: integer weights: nearest, or fitted to the spikes that arrive
+    per_neuron: bool = False  #: whether every neuron gets a bias schedule of its own; else a channel shares one
+    threshold: str = "mse"  #: threshold rule: given (by the activation), max, percentile, mse
+    initial: str = "auto"  #: initial potential: zero, half, shift, or auto: what the activation was trained for
     chip: str = "loihi2"  #: limits to respect: loihi2, wide
     input_bits: int = 8  #: payload of the graded input, signed
 
@@ -54,8 +55,9 @@ class Recipe:
         if not 2 <= self.input_bits <= 24:
             found.append(Finding("input_bits", f"{self.input_bits} bits", "give 2 to 24"))
         one_of("method", calibrate.RULES)
-        one_of("threshold", thresholds.RULES)
-        one_of("initial", INITIAL)
+        one_of("weights", calibrate.WEIGHTS)
+        one_of("threshold", ["given", *thresholds.RULES])
+        one_of("initial", ["auto", *quantize.INITIAL])
         one_of("chip", chips.CHIPS)
         if found:
             raise Refused(found)
@@ -157,25 +159,26 @@ def convert(
 
 def _build(graph: FloatGraph, x: Tensor, recipe: Recipe, progress: Progress) -> Conversion:
     chip = chips.CHIPS[recipe.chip]
-    values = {INPUT: x, **graph.run(x)}
     network, plans = quantize.quantise(
         graph,
-        values,
+        x,
         recipe.timesteps,
         recipe.holdoff,
         recipe.threshold,
-        INITIAL[recipe.initial],
+        recipe.initial,
         recipe.input_bits,
         chip,
         lambda *p: progress("quantising", *p),
     )
-
-    def target(layer: Layer) -> Tensor:
-        plan = plans[layer.name]
-        per_step = values[layer.name] * quantize.spatial(plan.su, layer.shape).float()
-        return per_step if layer.kind == "readout" else per_step / plan.threshold
-
     network, peak = calibrate.calibrate(
-        network, recipe.method, network.input.encode(x.numpy()), target, chip, lambda *p: progress("calibrating", *p)
+        network,
+        graph,
+        plans,
+        x,
+        rule=recipe.method,
+        weights=recipe.weights,
+        per_neuron=recipe.per_neuron,
+        chip=chip,
+        progress=lambda *p: progress("calibrating", *p),
     )
     return Conversion(network, graph, recipe, plans, peak)

@@ -7,7 +7,7 @@ thresholds, quantisation and calibration start from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,6 +74,15 @@ class FloatLayer:
     #: at every step; None leaves it to the recipe.
     initial: Literal["half", "shift"] | None = None
 
+    def activate(self, current: Tensor) -> Tensor:
+        """Apply the activation to (B, *shape)."""
+        if self.kind == "readout":
+            return current
+        if self.upper is None or self.levels is None:
+            return current.clamp(0, self.upper)
+        steps = (current / self.upper).clamp(0, 1) * self.levels
+        return self.upper * ((steps + 0.5).floor() / self.levels)
+
 
 @dataclass(frozen=True, eq=False)
 class FloatGraph:
@@ -90,25 +99,34 @@ class FloatGraph:
     @torch.no_grad()
     def run(self, x: Tensor) -> dict[str, Tensor]:
         """Activations of every layer (the readout's are the logits) for model inputs float32 (B, *input_shape)."""
+        return {layer.name: activation for layer, _, activation in self.walk(x)}
+
+    @torch.no_grad()
+    def walk(self, x: Tensor) -> Iterator[tuple[FloatLayer, dict[str, Tensor], Tensor]]:
+        """Go through the layers in order: each with its sources' values and its activation, (B, *shape).
+
+        A value is forgotten after the last layer that reads it.
+        """
+        last_reader = {edge.source: layer.name for layer in self.layers for edge in layer.edges}
         values = {INPUT: x}
         for layer in self.layers:
-            values[layer.name] = self.forward(layer, values)
-        del values[INPUT]
-        return values
+            sources = {edge.source: values[edge.source] for edge in layer.edges}
+            values[layer.name] = self.forward(layer, sources)
+            yield layer, sources, values[layer.name]
+            for source in sources:
+                if last_reader[source] == layer.name:
+                    del values[source]
 
     @torch.no_grad()
     def forward(self, layer: FloatLayer, values: Mapping[str, Tensor]) -> Tensor:
         """Compute one layer's activation from its sources' (B, *shape)."""
+        return layer.activate(self.current(layer, values))
+
+    @torch.no_grad()
+    def current(self, layer: FloatLayer, values: Mapping[str, Tensor]) -> Tensor:
+        """Compute what one layer's activation is applied to from its sources' (B, *shape)."""
         bias = layer.bias if layer.bias.shape == layer.shape else layer.bias.reshape(-1, *(1,) * (len(layer.shape) - 1))
-        current: Tensor = sum(
-            (edge.map(values[edge.source]).reshape(-1, *layer.shape) for edge in layer.edges), start=bias[None]
-        )
-        if layer.kind == "readout":
-            return current
-        if layer.upper is None or layer.levels is None:
-            return current.clamp(0, layer.upper)
-        steps = (current / layer.upper).clamp(0, 1) * layer.levels
-        return layer.upper * ((steps + 0.5).floor() / layer.levels)
+        return sum((edge.map(values[edge.source]).reshape(-1, *layer.shape) for edge in layer.edges), start=bias[None])
 
     def logits(self, x: Tensor, batch: int = 512, progress: Callable[[int], object] | None = None) -> Tensor:
         """Logits of the readout, float32 (B, N), in batches; ``progress`` gets the number of samples just finished."""

@@ -25,6 +25,13 @@ from toolchain.thresholds import by_channel, quantisation_error, sampled
 
 MARGIN = 1.5  #: registers keep this factor above the largest potential that the calibration data can cause
 HALVINGS = 6  #: payload scales that are tried, each half as fine as the one before
+SAMPLES = 256  #: inputs that the scales are chosen on; more would change thresholds by less than their grid
+
+#: Initial potentials: what v0 is, and what is added over the window's T steps, in thresholds. Half a threshold rounds
+#: rates instead of flooring them (OPI, Bu et al., AAAI 2022; QCFS, ICLR 2022), all at once or, as the shift of
+#: theta / (2T) a step of RTS (Deng & Gu, ICLR 2021), bit by bit. "auto" is what the activation was trained for, else
+#: half.
+INITIAL = {"zero": (0.0, 0.0), "half": (0.5, 0.0), "shift": (0.0, 0.5)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +54,16 @@ def scaled(map_: FloatMap, unit: Tensor, source: Shape) -> Tensor:
     return weight * per_output[:, :, None, None]
 
 
-def integer_edge(edge: FloatEdge, unit: Tensor, su: Tensor, source: Shape, chip: Chip, neurons: Shape) -> Edge:
-    """Quantise one edge: ``round(w * unit * su)``, clipped to the chip's weights."""
+def su_weights(edge: FloatEdge, unit: Tensor, su: Tensor, source: Shape, neurons: Shape) -> Tensor:
+    """Weights of one edge in su, ``w * unit * su`` before rounding: float64 in the shape of the map's weight."""
     weight = scaled(edge.map, unit, source)
     per_row = su if len(su) == len(weight) else spatial(su, neurons).expand(neurons).flatten()
-    integers = (weight * per_row.reshape(-1, *(1,) * (weight.ndim - 1))).round()
+    return weight * per_row.reshape(-1, *(1,) * (weight.ndim - 1))
+
+
+def integer_edge(edge: FloatEdge, unit: Tensor, su: Tensor, source: Shape, chip: Chip, neurons: Shape) -> Edge:
+    """Quantise one edge: ``round(w * unit * su)``, clipped to the chip's weights."""
+    integers = su_weights(edge, unit, su, source, neurons).round()
     array = integers.clamp(-chip.weight_limit, chip.weight_limit).to(torch.int32).numpy()
     m = edge.map
     synapse = Conv2d(array, m.stride, m.padding, m.dilation, m.groups) if isinstance(m, FloatConv2d) else Dense(array)
@@ -102,7 +114,7 @@ def plan_readout(
 ) -> Plan:
     """Choose the readout's one scale: as fine as weights, biases and potentials allow (argmax needs one for all)."""
     largest = float(largest_weights(graph, layer, units).max())
-    logits, beta = float(values[layer.name].abs().max()), float(layer.bias.abs().max())
+    logits, beta = float(graph.current(layer, values).abs().max()), float(layer.bias.abs().max())
     su = min(
         chip.weight_limit / max(largest, 1e-30),
         chip.bias_limit / (MARGIN * timesteps * max(beta, 1e-30)),
@@ -124,7 +136,7 @@ def plan_layer(
     """Choose THETA and final thresholds of one spiking layer.
 
     ``theta`` (C,) are the thresholds that the rule wants, ``units`` the value of one spike of each source channel,
-    ``values`` the float activations of every layer on calibration samples. For each legal THETA a channel's threshold
+    ``values`` the float activations of its sources on calibration samples. For each legal THETA a channel's threshold
     is raised until its weights fit 8 bits, ``theta_c >= max|w_c * unit| * THETA / 127``. The THETA taken minimises the
     expected squared error of the activations: staircase, weight rounding (a uniform error of 1/12 su^2 per synapse
     and source unit) and, from the graded input, the payload's own rounding as measured. Potentials and biases must
@@ -142,9 +154,10 @@ def plan_layer(
             exact = values[INPUT].double() / units[INPUT]
             squares = (edge.map.weight.double() ** 2).reshape(len(theta), -1).sum(1) * units[INPUT] ** 2
             rounding += squares * ((exact.round() - exact) ** 2).mean()
-    a = sampled(by_channel(values[layer.name]))
-    current = by_channel(graph.forward(replace(layer, kind="readout"), values)).double()
-    low, high, beta = current.amin(1), current.amax(1), layer.bias.reshape(len(theta), -1).double().abs().amax(1)
+    current = graph.current(layer, values)
+    a = sampled(layer.activate(current))
+    low, high = (by_channel(c).double() for c in (current.amin(0)[None], current.amax(0)[None]))
+    low, high, beta = low.amin(1), high.amax(1), layer.bias.reshape(len(theta), -1).double().abs().amax(1)
 
     best: Plan | None = None
     for threshold in legal_thresholds(chip, min(chip.threshold_limit, 1 << 24)):
@@ -171,45 +184,49 @@ def plan_layer(
 
 def quantise(
     graph: FloatGraph,
-    values: Mapping[str, Tensor],
+    x: Tensor,
     timesteps: int,
     holdoff: int,
     rule: str,
-    initial: float,
+    initial: str,
     input_bits: int,
     chip: Chip,
     progress: Callable[[int, int], object],
 ) -> tuple[Network, dict[str, Plan]]:
     """Build the integer network with the trained biases as its schedule, and each layer's scale.
 
-    ``values`` holds the float activations of every layer and the inputs, (B, *shape); ``rule`` names the threshold
-    rule, ``initial`` is v0 as a fraction of the threshold. ``progress`` gets (layers done, layers in all).
+    Scales look at the first ``SAMPLES`` of the inputs ``x`` (B, *input_shape). ``rule`` names the threshold rule; an
+    activation that ends somewhere, as ReLU6 does, says itself where a rate of one is. ``initial`` is one of
+    ``INITIAL``. ``progress`` gets (layers done, layers in all).
     """
     units: dict[str, Tensor] = {}
     plans: dict[str, Plan] = {}
     layers = []
-    for done, layer in enumerate(graph.layers):
+    for done, (layer, values, activation) in enumerate(graph.walk(x[:SAMPLES])):
         progress(done, len(graph.layers))
         if layer.kind == "spiking":
-            if layer.upper is None:
-                theta = thresholds.choose(rule, values[layer.name], timesteps)
-            else:  # ReLU6 and its like say where a rate of one is
+            if layer.upper is not None:
                 theta = torch.full(layer.shape[:1], layer.upper)
+            elif rule == "given":
+                raise refuse(layer.name, "its ReLU has no threshold of its own", "choose another threshold rule")
+            else:
+                theta = thresholds.choose(rule, activation, timesteps)
             plan_with = partial(plan_layer, graph, layer, theta, values=values, timesteps=timesteps, chip=chip)
         else:
             plan_with = partial(plan_readout, graph, layer, values=values, timesteps=timesteps, chip=chip)
-        if INPUT not in units and any(edge.source == INPUT for edge in layer.edges):
+        if INPUT not in units and INPUT in values:
             units[INPUT] = _payload_unit(values[INPUT], input_bits, units, plan_with)
         plan = plans[layer.name] = plan_with(units=units)
         units[layer.name] = plan.theta
         edges = tuple(
             integer_edge(e, units[e.source], plan.su, graph.shapes[e.source], chip, layer.shape) for e in layer.edges
         )
+        start, per_step = INITIAL[(layer.initial or "half") if initial == "auto" else initial]
         beta = layer.bias.double() * (spatial(plan.su, layer.shape) if layer.bias.shape == layer.shape else plan.su)
-        v0 = np.full(layer.shape[0], round(plan.threshold * initial))
-        layers.append(
-            Layer(layer.name, layer.shape, edges, plan.threshold, v0, bias_schedule(beta, timesteps), layer.kind)
-        )
+        bias = bias_schedule(beta + per_step * plan.threshold / timesteps, timesteps)
+        v0 = np.full(layer.shape[0], round(plan.threshold * start))
+        layers.append(Layer(layer.name, layer.shape, edges, plan.threshold, v0, bias, layer.kind))
+    progress(len(layers), len(layers))
     encoder = Input(graph.input_shape, input_bits, True, 1 / float(units[INPUT]))
     return Network(encoder, tuple(layers), timesteps, holdoff), plans
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,22 +30,35 @@ def quantisation_error(a: Tensor, theta: Tensor, timesteps: int) -> Tensor:
     return (spikes - (spikes + 0.5).floor_().clamp_(0, timesteps)).square_().mean(1) * step[:, 0] ** 2
 
 
-def sampled(a: Tensor) -> Tensor:
-    """Thin (C, n) out to about ``VALUES`` values per channel, evenly, for sums over a grid."""
-    return a[:, :: max(1, a.shape[1] // VALUES)]
+def positions(shape: Sequence[int], most: int = VALUES) -> tuple[Tensor, Tensor]:
+    """Choose about ``most`` evenly spread values of each channel of (B, C, ...): their samples and places, int64 (n,).
+
+    ``x.flatten(2)[samples, :, places]`` are the values, (n, C). The spacing is odd, so that it does not fall into step
+    with the rows of an image.
+    """
+    space = math.prod(shape[2:])
+    every = torch.arange(0, shape[0] * space, max(1, shape[0] * space // most) | 1)
+    return every // space, every % space
 
 
-def _maximum(a: Tensor, timesteps: int) -> Tensor:
-    return a.amax(1)
+def sampled(x: Tensor) -> Tensor:
+    """Thin (B, C, ...) out to about ``VALUES`` values per channel, evenly: (C, n)."""
+    samples, places = positions(x.shape)
+    return x.reshape(*x.shape[:2], -1)[samples, :, places].T
 
 
-def _percentile(a: Tensor, timesteps: int) -> Tensor:
+def _maximum(activations: Tensor, timesteps: int) -> Tensor:
+    return by_channel(activations).amax(1)
+
+
+def _percentile(activations: Tensor, timesteps: int) -> Tensor:
+    a = by_channel(activations)
     # kthvalue, because torch.quantile refuses more than 2**24 values.
     return a.kthvalue(max(1, round(0.999 * a.shape[1])), dim=1).values
 
 
-def _mse(a: Tensor, timesteps: int) -> Tensor:
-    largest, a = a.amax(1), sampled(a)
+def _mse(activations: Tensor, timesteps: int) -> Tensor:
+    largest, a = by_channel(activations).amax(1), sampled(activations)
     best, theta = torch.full_like(largest, torch.inf), largest.clone()
     for fraction in torch.arange(1, GRID + 1) / GRID:
         candidate = largest * fraction
@@ -66,6 +80,6 @@ def choose(rule: str, activations: Tensor, timesteps: int) -> Tensor:
     """
     if rule not in RULES:
         raise refuse("thresholds", f"unknown rule {rule!r}", f"use one of {', '.join(RULES)}")
-    theta = RULES[rule](by_channel(activations), timesteps)
+    theta = RULES[rule](activations, timesteps)
     largest = theta.max()
     return torch.where(theta > 0, theta, largest if largest > 0 else torch.ones(()))
