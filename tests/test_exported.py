@@ -272,6 +272,19 @@ def test_a_normalisation_with_statistics_beside_its_output(tmp_path: Path) -> No
     assert torch.allclose(program(X), functional.batch_norm(X, *(weights[k] for k in "mvab")).relu(), atol=1e-6)
 
 
+def test_a_change_in_place_is_seen_by_every_later_use(tmp_path: Path) -> None:
+    nodes = [
+        node("sub.Tensor", "y", self="x", other="b"),
+        node("relu_.default", "z", self="y"),
+        node("linear.default", "r", input="y", weight="w"),
+    ]
+    weights = drawn(b=(3,), w=(2, 3))
+    program, x = by_hand(tmp_path, (3,), nodes, weights), torch.randn(8, 3)
+    expected = (x - weights["b"]).relu() @ weights["w"].t()
+    assert torch.allclose(program(x.clone()), expected, atol=1e-6)
+    assert torch.allclose(import_model(program, (3,)).logits(x), expected, atol=1e-6)
+
+
 def test_an_unknown_operation_is_refused_and_what_follows_is_still_examined(tmp_path: Path) -> None:
     sizes = {"y": {"sizes": [{"as_int": 1}, {"as_int": 3}]}}
     nodes = [node("erf.default", "y", self="x"), node("gelu.default", "z", self="y", approximate={"as_string": "none"})]

@@ -112,9 +112,7 @@ class _Files:
         meta = entry["tensor_meta"]
         shape, strides = ([size["as_int"] for size in meta[key]] for key in ("sizes", "strides"))
         dtype = DTYPES[meta["dtype"]]
-        if not content:
-            return torch.empty(shape, dtype=dtype)
-        flat = torch.frombuffer(bytearray(content), dtype=dtype)
+        flat = torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
         return flat.as_strided(shape, strides, meta["storage_offset"]["as_int"])
 
 

@@ -869,11 +869,12 @@ class _Import:
                 }
                 return tracer.trace(self.model, defaults or None)
             except Exception as error:  # whatever the model's own Python code does when it meets symbolic values
-                path, problem = tracer.path[-1], f"torch.fx cannot trace it: {_one_line(error)}{_user_line(error)}"
+                path, reason, line = tracer.path[-1], _one_line(error), _user_line(error)
             if type(self.model) is Program:
-                problem = problem.replace("torch.fx cannot trace it", "it fails")
-                self._refuse_model("operation", problem, "check input_shape, or export it again", self.model.place)
+                remedy = "check input_shape, or export it again"
+                self._refuse_model("operation", f"it fails: {reason}", remedy, self.model.place)
                 return None
+            problem = f"torch.fx cannot trace it: {reason}{line}"
             if path in ("", *self.untraceable):
                 self._refuse_model("forward", problem, _TRACEABLE, path)
                 return None
