@@ -153,6 +153,23 @@ def test_check_lists_layers_and_ends_with_1_when_something_is_refused(place: Wor
     assert fates["MaxPool2d"].startswith("refused")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("ending", ["pt2", "onnx"])
+def test_a_file_that_holds_the_model_converts_like_the_model(place: Workplace, ending: str) -> None:
+    path, x = place.folder / f"digits.{ending}", torch.zeros(1, 1, 8, 8)
+    if ending == "pt2":
+        torch.export.save(torch.export.export(load_model(), (x,)), path)
+    else:
+        torch.onnx.export(load_model(), x, path, **({} if torch.__version__ < "2.5" else {"dynamo": False}))
+    rows = json.loads(run("check", "--model", path, "--input-shape", "1,8,8", "--json").stdout)
+    assert [row["fate"] for row in rows if row["kind"] == "linear"] == ["readout"]
+    converted = run(
+        "convert", "--model", path, "--calibration", place.calibration, "-o", place.folder / ending, "--json"
+    )
+    accuracy, expected = (json.loads(result.stdout)["accuracy"] for result in (converted, place.converted))
+    assert accuracy == expected
+
+
 def test_an_unsupported_model_is_refused_with_every_finding(place: Workplace) -> None:
     bad = place.folder / "unsupported.py"
     bad.write_text(

@@ -715,7 +715,7 @@ def kept(layer: FloatLayer) -> tuple[float | None, int | None, str | None]:
 def test_the_activations_of_the_papers_are_layers_with_threshold_levels_and_initial_potential() -> None:
     model = nn.Sequential(conv(), QCFS(4), conv(4, 4), nn.BatchNorm2d(4), TReLU(1.0), nn.Flatten(), nn.Linear(16, 3))
     graph = agree(model, (2, 6, 6))
-    lambda_, theta = float(model[1].threshold), float(model[4].threshold)
+    lambda_, theta = float(model[1].threshold.detach()), float(model[4].threshold)
     assert [kept(layer) for layer in graph.layers] == [
         (lambda_, 4, "half"), (theta, None, "shift"), (None, None, None),
     ]  # fmt: skip

@@ -65,6 +65,13 @@ def test_a_model_that_cannot_be_built_is_refused(factory: str, tmp_path: Path) -
     assert "SyntaxError" in refusal(loading.load_model, f"{tmp_path}/bad.py:build")
 
 
+def test_a_file_that_holds_its_weights_takes_no_others(tmp_path: Path) -> None:
+    for name in ("model.pt2", "model.onnx"):
+        message = refusal(loading.load_model, f"{tmp_path}/{name}", tmp_path / "weights.pt")
+        assert message == f"{tmp_path}/{name}: holds its own weights; leave --weights out"
+        assert "no such file or directory" in refusal(loading.load_model, f"{tmp_path}/{name}")
+
+
 def test_every_key_and_shape_that_does_not_fit_is_listed(factory: str, tmp_path: Path) -> None:
     state = loading.load_model(factory).state_dict()
     state["extra"] = state.pop("0.bias")

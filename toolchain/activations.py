@@ -56,7 +56,7 @@ class QCFS(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the levels and where lambda stands."""
-        return f"levels={self.levels}, threshold={float(self.threshold):.4g}"
+        return f"levels={self.levels}, threshold={float(self.threshold.detach()):.4g}"
 
 
 class TReLU(nn.Module):
@@ -81,4 +81,4 @@ class TReLU(nn.Module):
 
     def extra_repr(self) -> str:
         """Show theta_max."""
-        return f"threshold={float(self.threshold):.4g}"
+        return f"threshold={float(self.threshold.detach()):.4g}"

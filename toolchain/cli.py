@@ -29,7 +29,14 @@ app = typer.Typer(
 out, err = Console(), Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
-Model = Annotated[str, typer.Option("--model", metavar="FILE.py:FACTORY", help="Function that builds the model.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="FILE.py:FACTORY|FILE.pt2|FILE.onnx",
+        help="Function that builds the model, or a file that holds it.",
+    ),
+]
 Weights = Annotated[Path | None, typer.Option("--weights", metavar="FILE", help="Its state_dict, .pt or .safetensors.")]
 Data = Annotated[Path, typer.Option("--data", metavar="FILE.npz", help="Arrays x (N,C,H,W; uint8 or float) and y (N).")]
 Samples = Annotated[int | None, typer.Option("--samples", metavar="N", help="Use the first N samples; all by default.")]
@@ -155,8 +162,8 @@ def check(
         shape = tuple(int(part) for part in input_shape.split(","))
     except ValueError:
         shape = ()
-    if len(shape) not in (1, 3) or min(shape) < 1:
-        raise refuse("--input-shape", repr(input_shape), "give C,H,W or one number of features")
+    if len(shape) not in (1, 2, 3) or min(shape) < 1:
+        raise refuse("--input-shape", repr(input_shape), "give C,H,W, or C,L, or one number of features")
     rows = [asdict(row) for row in inspect_model(load_model(model, weights), shape)]
     if as_json:
         _print_json(rows)

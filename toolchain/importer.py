@@ -32,6 +32,7 @@ from sim.network import INPUT, Shape
 from toolchain.activations import QCFS, TReLU
 from toolchain.graph import FloatEdge, FloatGraph, FloatLayer
 from toolchain.linear import Chain, Convolution, OtherMap, Reshape, Selection, Step, as_maps, channelwise, reduce
+from toolchain.program import Program
 
 BATCH = 2  #: samples in every constant: enough to notice an operation that mixes samples
 
@@ -495,7 +496,7 @@ def _qcfs(input: _Affine, threshold: Tensor, levels: int) -> _Current:
 
 
 def _trelu(input: _Affine, threshold: Tensor) -> _Current:
-    return replace(_clamp(input, 0, float(threshold)), initial="shift")
+    return replace(_clamp(input, 0, float(threshold.detach())), initial="shift")
 
 
 def _conv_args(m: Any) -> tuple[Any, ...]:
@@ -641,7 +642,7 @@ ADVICE = tuple(
     (re.compile(names), problem, remedy)
     for names, problem, remedy in (
         (
-            r"(adaptive|fractional)?maxpool\dd.*",
+            r"(adaptive|fractional)?maxpool(\dd)?.*",
             "a maximum over spike trains is not linear",
             "use nn.AvgPool2d (toolchain.importer.replace_max_pooling) and fine-tune, or a convolution with a stride",
         ),
@@ -658,7 +659,7 @@ ADVICE = tuple(
         ),
         (r"(lstm|gru|rnn).*", "a recurrent layer carries state from step to step", "use a feed-forward network"),
         (
-            r"(layer|group|instance|rms|localresponse)norm.*|normalize",
+            r"(native)?(layer|group|instance|rms|localresponse)norm.*|normalize",
             "it does not normalise by constants",
             "use nn.BatchNorm2d or nn.BatchNorm1d and fine-tune",
         ),
@@ -764,7 +765,7 @@ class _Tracer(fx.Tracer):
         return attr_val if self.evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        self.owner[node] = self.path[-1]
+        self.owner[node] = self.root.place if type(self.root) is Program else self.path[-1]
         proxy = self.alive[node] = _Proxy(node, self)
         self.evaluating = True
         # What cannot be computed has no sizes; the interpreter comes to it again and says why.
@@ -868,7 +869,12 @@ class _Import:
                 }
                 return tracer.trace(self.model, defaults or None)
             except Exception as error:  # whatever the model's own Python code does when it meets symbolic values
-                path, problem = tracer.path[-1], f"torch.fx cannot trace it: {_one_line(error)}{_user_line(error)}"
+                path, reason, line = tracer.path[-1], _one_line(error), _user_line(error)
+            if type(self.model) is Program:
+                remedy = "check input_shape, or export it again"
+                self._refuse_model("operation", f"it fails: {reason}", remedy, self.model.place)
+                return None
+            problem = f"torch.fx cannot trace it: {reason}{line}"
             if path in ("", *self.untraceable):
                 self._refuse_model("forward", problem, _TRACEABLE, path)
                 return None
@@ -937,7 +943,8 @@ class _Import:
             row = _Row(owner, kind, owner, f"{owner} ({kind})")
         else:
             kind = _name(node)
-            row = _Row(owner or self.root, kind, node.name, f"{kind} in {owner or self.root}")
+            name = owner if type(self.model) is Program and owner else node.name
+            row = _Row(owner or self.root, kind, name, f"{kind} in {owner or self.root}")
         self.rows.append(row)
         return row
 

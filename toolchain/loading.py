@@ -1,6 +1,6 @@
-"""What users hand over on the command line: a model factory, its weights, and arrays. All read without running pickles.
+"""What users hand over on the command line: a model, its weights, and arrays. All read without running pickles.
 
-The factory's file is the user's own Python and is executed; weights and arrays are data and never are.
+A factory's file is the user's own Python and is executed; exported programs, weights and arrays are data and never are.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sim.findings import Finding, Refused, refuse
 from sim.network import Shape
+from toolchain import exported, onnx_file
 from toolchain.convert import as_inputs
 
 ARRAY_LIMIT = 16 << 30  #: bytes that the arrays of one .npz may take uncompressed
@@ -34,16 +35,26 @@ def existing(path: Path) -> Path:
         raise refuse(str(path), (error.strerror or str(error)).lower(), "check the path and its permissions") from error
 
 
+#: By the ending of a file that holds a whole model.
+READERS: dict[str, Callable[[Path], nn.Module]] = {".pt2": exported.load, ".onnx": onnx_file.load}
+
+
 def load_model(spec: str, weights: Path | None = None) -> nn.Module:
-    """Build ``FILE.py:FACTORY()`` and load its weights; the model comes back in eval mode.
+    """Build ``FILE.py:FACTORY()`` and load its weights, or read a ``.pt2`` or ``.onnx`` file; in eval mode.
 
     Weights are a state_dict saved by ``torch.save``, read with ``weights_only=True``, or safetensors. Raises
     :class:`Refused` for a missing file or factory, for anything that is not an ``nn.Module``, for a pickle that holds
     more than tensors, and for every key and shape that does not fit.
     """
+    if read := READERS.get(Path(spec).suffix):
+        if weights is not None:
+            raise refuse(spec, "holds its own weights", "leave --weights out")
+        return read(existing(Path(spec))).eval()
     name, separator, factory = spec.rpartition(":")
     if not separator or not name:
-        raise refuse(spec, "no factory named", "give FILE.py:FACTORY, for example model.py:build")
+        raise refuse(
+            spec, "no factory named", "give FILE.py:FACTORY, for example model.py:build, or a .pt2 or .onnx file"
+        )
     try:
         build = getattr(_load_module(existing(Path(name))), factory, None)
         if not callable(build):

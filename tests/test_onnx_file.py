@@ -1,0 +1,321 @@
+"""ONNX files become the graph of the model they were exported from; every operation is held to ONNX's own reference."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import networks
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from test_importer import randomise, relative_error
+from torch import nn
+from torch.nn import functional
+
+from sim.findings import Refused
+from sim.network import Shape
+from toolchain import onnx_file
+from toolchain.importer import import_model, inspect_model
+from toolchain.program import Program
+
+OPTIONS: dict[str, Any] = {} if torch.__version__ < "2.5" else {"dynamo": False}
+
+
+def export(model: nn.Module, shape: Shape, folder: Path, **options: Any) -> Program:
+    torch.onnx.export(
+        model.eval(), torch.randn(1, *shape), folder / "model.onnx", input_names=["x"], **OPTIONS, **options
+    )
+    return onnx_file.load(folder / "model.onnx")
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
+    "MLP": (networks.mlp, (12,)),
+    "batch normalisation": (networks.depthwise, (2, 4, 4)),
+    "ResNet-20": (networks.resnet20, (3, 16, 16)),
+    "MobileNetV2": (networks.mobilenet, (3, 32, 32)),
+    "densely connected": (networks.densely_connected, (3, 8, 8)),
+    "residual over sequences": (networks.residual_sequence, (2, 64)),
+}
+
+
+@pytest.fixture
+def sizes_as_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch's exporter trace the pooling of examples/resnet20.py, whose kernel it takes for a tensor."""
+    original = functional.avg_pool2d
+    monkeypatch.setattr(
+        functional,
+        "avg_pool2d",
+        lambda x, size, *others: original(x, size if isinstance(size, tuple | list) else int(size), *others),
+    )
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.usefixtures("sizes_as_numbers")
+@pytest.mark.parametrize("any_batch", [False, True])
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_exported_network_is_the_network(name: str, folded: bool, any_batch: bool, tmp_path: Path) -> None:
+    build, shape = NETWORKS[name]
+    model = randomise(build()).eval()
+    mode = torch.onnx.TrainingMode.EVAL if folded else torch.onnx.TrainingMode.PRESERVE
+    axes = {"x": {0: "batch"}} if any_batch else None
+    program = export(model, shape, tmp_path, opset_version=13, training=mode, dynamic_axes=axes)
+    x = torch.randn(3, *shape)
+    with torch.no_grad():
+        expected = model(x)
+        assert torch.allclose(program(x), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    graph, own = import_model(program, shape), import_model(model, shape)
+    assert relative_error(graph, model, shape) < 1e-5
+    assert [layer.shape for layer in graph.layers] == [layer.shape for layer in own.layers]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_layers_and_findings_have_the_names_of_the_nodes(tmp_path: Path) -> None:
+    inner = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Sigmoid())
+    program = export(nn.Sequential(inner, nn.Flatten(), nn.Linear(16, 3)), (2, 6, 6), tmp_path)
+    fates = {row.path: row.fate for row in inspect_model(program, (2, 6, 6))}
+    assert fates["0.0.Conv"].startswith("spiking layer 0.0.Conv")
+    assert fates["0.2.MaxPool"].startswith("refused: a maximum over spike trains is not linear")
+    assert fates["0.3.Sigmoid"].startswith("refused: integrate-and-fire neurons compute a ReLU and nothing else")
+    assert fates["2.Gemm"] == "readout"
+
+
+# ---- every operation, against ONNX's own reference ------------------------------------------------------------------
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.standard_normal((2, 4, 6, 7)).astype(np.float32)
+
+
+def drawn(*shape: int) -> np.ndarray:
+    return (RANDOM.random(shape) + 0.5).astype(np.float32)
+
+
+def integers(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+def model_of(
+    nodes: list[onnx.NodeProto],
+    constants: dict[str, np.ndarray],
+    opset: int = 13,
+    batch: Any = 2,
+    outputs: Any = ("y",),
+) -> onnx.ModelProto:
+    """A graph from x (batch, 4, 6, 7) to y."""
+    source = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 4, 6, 7])
+    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "net", [source], results, initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    model = onnx.shape_inference.infer_shapes(model)
+    for result in model.graph.output:
+        result.type.tensor_type.shape.SetInParent()  # where it could not be inferred
+    return model
+
+
+def one(operation: str, *inputs: str, outputs: int = 1, **attributes: Any) -> list[onnx.NodeProto]:
+    names = ["y", *(f"y{i}" for i in range(1, outputs))]
+    return [helper.make_node(operation, list(inputs), names, **attributes)]
+
+
+W, B4, FLAT = drawn(6, 4, 3, 3), drawn(4), drawn(5, 4)
+BOUNDS = {"low": np.float32(0), "high": np.float32(0.5)}
+NORM = {key: drawn(4) for key in ("scale", "bias", "mean", "var")}
+HALVED = {"two": np.float32(2)}
+
+OPERATIONS: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], int]] = {
+    "Conv": (one("Conv", "x", "w", "b", strides=[2, 1], pads=[1, 0, 1, 0]), {"w": W, "b": drawn(6)}, 13),
+    "Conv, uneven padding": (one("Conv", "x", "w", pads=[0, 1, 2, 3]), {"w": W}, 13),
+    "Conv, groups and dilation": (one("Conv", "x", "w", group=2, dilations=[2, 1]), {"w": drawn(6, 2, 2, 2)}, 13),
+    "Conv, SAME_UPPER": (one("Conv", "x", "w", auto_pad="SAME_UPPER", strides=[2, 2]), {"w": W}, 13),
+    "Conv, SAME_LOWER": (one("Conv", "x", "w", auto_pad="SAME_LOWER"), {"w": drawn(6, 4, 2, 4)}, 13),
+    "BatchNormalization": (one("BatchNormalization", "x", *NORM, epsilon=0.25), NORM, 15),
+    "Relu": (one("Relu", "x"), {}, 13),
+    "Clip": (one("Clip", "x", "low", "high"), BOUNDS, 13),
+    "Clip, upper bound only": (one("Clip", "x", "", "high"), BOUNDS, 13),
+    "Clip, attributes": (one("Clip", "x", min=-0.25, max=0.5), {}, 6),
+    "AveragePool": (one("AveragePool", "x", kernel_shape=[2, 3], strides=[2, 2], pads=[1, 1, 1, 1]), {}, 13),
+    "AveragePool, counting": (
+        one("AveragePool", "x", kernel_shape=[3, 3], pads=[0, 1, 2, 1], count_include_pad=1), {}, 13,
+    ),
+    "GlobalAveragePool": (one("GlobalAveragePool", "x"), {}, 13),
+    "ReduceMean": (one("ReduceMean", "x", axes=[2, -1], keepdims=0), {}, 13),
+    "ReduceMean, axes as input": (one("ReduceMean", "x", "axes"), {"axes": integers(2, 3)}, 18),
+    "ReduceSum": (one("ReduceSum", "x", "axes", keepdims=0), {"axes": integers(3)}, 13),
+    "Add": (one("Add", "x", "b"), {"b": drawn(4, 1, 1)}, 13),
+    "Sub": (one("Sub", "b", "x"), {"b": drawn(4, 1, 1)}, 13),
+    "Mul": (one("Mul", "x", "two"), HALVED, 13),
+    "Div": (one("Div", "x", "two"), HALVED, 13),
+    "Neg": (one("Neg", "x"), {}, 13),
+    "Sum": (one("Sum", "x", "b", "x"), {"b": drawn(4, 1, 1)}, 13),
+    "Concat": (one("Concat", "x", "b", "x", axis=1), {"b": drawn(2, 3, 6, 7)}, 13),
+    "Slice": (
+        one("Slice", "x", "from", "to", "axes", "steps"),
+        {"from": integers(1, -1), "to": integers(9, -(2**63) + 1), "axes": integers(2, -1), "steps": integers(2, -2)},
+        13,
+    ),
+    "Slice, attributes": (one("Slice", "x", starts=[1], ends=[3], axes=[1]), {}, 9),
+    "Split": (one("Split", "x", "sizes", axis=1, outputs=2), {"sizes": integers(1, 3)}, 13),
+    "Split, equal": (one("Split", "x", axis=1, outputs=2), {}, 13),
+    "Split, attributes": (one("Split", "x", axis=3, split=[3, 4], outputs=2), {}, 11),
+    "Split, number": (one("Split", "x", axis=3, num_outputs=2, outputs=2), {}, 18),
+    "Pad": (one("Pad", "x", "pads", "value"), {"pads": integers(0, 1, 2, 0, 0, 0, 1, 3), "value": np.float32(0.5)}, 13),
+    "Pad, axes": (one("Pad", "x", "pads", "", "axes"), {"pads": integers(1, 2), "axes": integers(-1)}, 18),
+    "Pad, edge": (one("Pad", "x", "pads", mode="edge"), {"pads": integers(0, 0, 1, 0, 0, 0, 0, 2)}, 13),
+    "Pad, attributes": (one("Pad", "x", pads=[0, 0, 1, 0, 0, 0, 0, 2], value=0.5), {}, 2),
+    "Reshape": (one("Reshape", "x", "shape"), {"shape": integers(0, 2, -1)}, 13),
+    "Expand": (one("Expand", "x", "shape"), {"shape": integers(2, 4, 6, 7)}, 13),
+    "Flatten": (one("Flatten", "x"), {}, 13),
+    "Transpose": (one("Transpose", "x", perm=[0, 3, 1, 2]), {}, 13),
+    "Identity": (one("Identity", "x"), {}, 13),
+    "Dropout": (one("Dropout", "x"), {}, 13),
+    "Cast": (one("Cast", "x", to=TensorProto.FLOAT), {}, 13),
+    "Gather": (one("Gather", "x", "at", axis=1), {"at": integers(3, 0)}, 13),
+    "Gather, one": (one("Gather", "x", "at", axis=-1), {"at": np.int64(2)}, 13),
+    "Unsqueeze": (one("Unsqueeze", "x", "axes"), {"axes": integers(-1, 1)}, 13),
+    "Unsqueeze, attributes": (one("Unsqueeze", "x", axes=[1]), {}, 11),
+    "Squeeze": (
+        [*one("Slice", "x", starts=[0], ends=[1], axes=[2]), helper.make_node("Squeeze", ["y"], ["z"], axes=[2]),
+         helper.make_node("Identity", ["z"], ["out"])],
+        {}, 9,
+    ),
+    "MatMul": ([*one("MatMul", "x", "w")], {"w": drawn(7, 5)}, 13),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_is_that_of_the_standard(name: str, tmp_path: Path) -> None:
+    nodes, constants, opset = OPERATIONS[name]
+    output = nodes[-1].output[0]
+    model = model_of(nodes, constants, opset, outputs=(output,))
+    onnx.save(model, tmp_path / "model.onnx")
+    (expected,) = ReferenceEvaluator(model).run([output], {"x": X})
+    actual = onnx_file.load(tmp_path / "model.onnx")(torch.from_numpy(X.copy()))
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "bias"),
+    [({"transB": 1}, drawn(5)), ({"alpha": 0.5, "beta": 2.0}, drawn(5)), ({}, drawn(1, 5)), ({}, None)],
+)
+def test_a_general_matrix_product_is_a_linear_layer(attributes: Any, bias: Any, tmp_path: Path) -> None:
+    weight = drawn(5, 168) if attributes.get("transB") else drawn(168, 5)
+    constants = {"w": weight} | ({} if bias is None else {"b": bias})
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), *one("Gemm", "f", *constants, **attributes)]
+    model = model_of(nodes, constants)
+    onnx.save(model, tmp_path / "model.onnx")
+    (expected,) = ReferenceEvaluator(model).run(["y"], {"x": X})
+    program = onnx_file.load(tmp_path / "model.onnx")
+    np.testing.assert_allclose(program(torch.from_numpy(X)).numpy(), expected, rtol=1e-4)
+    assert len(import_model(program, (4, 6, 7)).layers) == 1
+
+
+@pytest.mark.parametrize("batch", [1, 5, "batch"])
+def test_shapes_computed_in_the_file_fit_every_batch(batch: Any, tmp_path: Path) -> None:
+    """What exporters write for x.view(x.size(0), 4, -1)."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("Constant", [], ["zero"], value_int=0),
+        helper.make_node("Gather", ["sizes", "zero"], ["n"]),
+        helper.make_node("Unsqueeze", ["n", "axis"], ["n1"]),
+        helper.make_node("Concat", ["n1", "rest"], ["shape"], axis=0),
+        helper.make_node("Reshape", ["x", "shape"], ["r"]),
+        helper.make_node("Reshape", ["r", "fixed"], ["s"]),
+        helper.make_node("MatMul", ["s", "w"], ["y"]),
+    ]
+    fixed = integers(batch if isinstance(batch, int) else 0, 168)
+    constants = {"axis": integers(0), "rest": integers(4, -1), "fixed": fixed, "w": drawn(168, 3)}
+    onnx.save(model_of(nodes, constants, batch=batch), tmp_path / "model.onnx")
+    program = onnx_file.load(tmp_path / "model.onnx")
+    np.testing.assert_allclose(
+        program(torch.from_numpy(X)).numpy(), X.reshape(2, -1) @ constants["w"], rtol=1e-4, atol=1e-4
+    )
+    assert len(import_model(program, (4, 6, 7)).layers) == 1
+
+
+# ---- what cannot be read --------------------------------------------------------------------------------------------
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(Refused) as caught:
+        onnx_file.load(path)
+    (finding,) = caught.value.findings
+    assert "\n" not in str(finding)
+    return str(finding)
+
+
+def test_a_missing_package_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    message = "net.onnx: reading it takes the package onnx; pip install 'ann2loihi[onnx]'"
+    assert refusal(Path("net.onnx")) == message
+
+
+def test_files_that_are_no_network_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(model_of(one("Relu", "x"), {}), path)
+    whole = path.read_bytes()
+    for content in (b"", b"noise", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        assert "is not a readable ONNX model (" in refusal(path)
+    two = model_of(one("Add", "x", "x2"), {})
+    two.graph.input.append(helper.make_tensor_value_info("x2", TensorProto.FLOAT, [2, 4, 6, 7]))
+    onnx.save(two, path)
+    assert "takes 2 inputs; export a model of one input" in refusal(path)
+
+
+def test_weights_outside_the_files_folder_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(6 * 4 * 9 * 4))
+    (tmp_path / "inner").mkdir()
+    model = model_of(one("Conv", "x", "w"), {"w": W})
+    (weight,) = model.graph.initializer
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../secret")
+    (tmp_path / "inner" / "model.onnx").write_bytes(model.SerializeToString())
+    assert "is not a readable ONNX model (" in refusal(tmp_path / "inner" / "model.onnx")
+
+
+def test_weights_in_a_file_beside_it_are_read(tmp_path: Path) -> None:
+    model = model_of(one("Conv", "x", "w"), {"w": W})
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+    program = onnx_file.load(tmp_path / "model.onnx")
+    assert torch.equal(program.get_buffer("w"), torch.from_numpy(W))
+
+
+def test_a_constant_of_any_size_is_not_created(tmp_path: Path) -> None:
+    nodes = [helper.make_node("ConstantOfShape", ["shape"], ["c"]), *one("Add", "x", "c")]
+    onnx.save(model_of(nodes, {"shape": integers(1 << 40)}), tmp_path / "model.onnx")
+    with pytest.raises(Refused, match=r"ConstantOfShape_0: it fails: a constant of shape \(1099511627776,\) has more"):
+        import_model(onnx_file.load(tmp_path / "model.onnx"), (4, 6, 7))
+
+
+@pytest.mark.parametrize(("opset", "options"), [(13, {}), (15, {"training_mode": 1})])
+def test_normalisation_by_the_statistics_of_the_batch_is_refused(opset: int, options: Any, tmp_path: Path) -> None:
+    outputs = 5 if opset == 13 else 3
+    onnx.save(
+        model_of(one("BatchNormalization", "x", *NORM, outputs=outputs, **options), NORM, opset), tmp_path / "n.onnx"
+    )
+    with pytest.raises(Refused, match="batch_norm in BatchNormalization_0: normalises by the statistics of the batch"):
+        import_model(onnx_file.load(tmp_path / "n.onnx"), (4, 6, 7))
+
+
+def test_dropout_in_training_mode_is_refused(tmp_path: Path) -> None:
+    constants = {"ratio": np.float32(0.5), "training": np.bool_(True)}
+    onnx.save(model_of(one("Dropout", "x", *constants), constants), tmp_path / "model.onnx")
+    with pytest.raises(Refused, match="dropout in Dropout_0: is active in eval mode too"):
+        import_model(onnx_file.load(tmp_path / "model.onnx"), (4, 6, 7))
+
+
+def test_operations_of_other_domains_are_refused_by_name(tmp_path: Path) -> None:
+    model = model_of(one("Relu", "x"), {})
+    model.graph.node[0].domain = "com.example"
+    model.opset_import.append(helper.make_opsetid("com.example", 1))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(Refused, match=r"Relu in Relu_0: "):
+        import_model(onnx_file.load(tmp_path / "model.onnx"), (4, 6, 7))
