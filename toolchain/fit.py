@@ -16,9 +16,10 @@ one synapse after the other, and what rounding adds to the current is taken up b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -43,58 +44,67 @@ def fit(
     wanted: Tensor,
     chip: Chip,
 ) -> Layer:
-    """Fit the largest edge of ``layer`` and its bias; the others stay as they are, their errors are fitted too.
+    """Fit the edges of ``layer``, the largest first, each to what the others leave, and its bias.
 
     ``nominal`` holds the trained weights of every edge in su, float64; ``outputs`` the sources' spikes (T, B, *shape)
     and the payload; ``wanted`` the ANN's current into the layer, su per step, (B, *shape). The layer's schedule becomes
-    a constant bias again. A layer of more than ``LARGEST`` synapses a neuron is returned as it is.
+    a constant bias again. An edge of more than ``LARGEST`` synapses a neuron stays as it is.
     """
-    chosen = max(range(len(layer.edges)), key=lambda i: layer.edges[i].synapse.weight.size)
-    synapse, weight = layer.edges[chosen].synapse, nominal[chosen]
-    groups = synapse.groups if isinstance(synapse, Conv2d) else 1
-    rows = weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)  # (groups, F, outputs of a group)
-    size = rows.shape[1]
-    if size > LARGEST:
-        return layer
-    timesteps = network.timesteps
+    timesteps, edges = network.timesteps, list(layer.edges)
     counts = {
         edge.source: outputs[edge.source].float() * timesteps
         if edge.source == INPUT
         else outputs[edge.source].sum(0, dtype=torch.int32).float()
-        for edge in layer.edges
+        for edge in edges
     }
-    trained = layer.per_neuron(layer.bias.sum(0)).copy()
-    missing = timesteps * wanted - torch.from_numpy(trained)
-    for i, edge in enumerate(layer.edges):
-        if i != chosen:
-            missing -= _map(edge.synapse, counts[edge.source]).reshape(missing.shape)
+    trained = torch.from_numpy(layer.bias.sum(0, dtype=np.int64)).double()
+    bias = torch.from_numpy(layer.per_neuron(trained.numpy()).copy())  # over the window, su
+    missing = timesteps * wanted - bias.float()
+    for edge in edges:
+        missing -= _map(edge.synapse, counts[edge.source]).reshape(missing.shape)
 
-    features = rows.new_zeros(groups, size, size), rows.new_zeros(groups, size)
-    currents = rows.new_zeros(rows.shape), rows.new_zeros(groups, rows.shape[2])
+    for i in sorted(range(len(edges)), key=lambda i: -edges[i].synapse.weight.size):
+        synapse, arrived = edges[i].synapse, counts[edges[i].source]
+        groups = synapse.groups if isinstance(synapse, Conv2d) else 1
+        rows = nominal[i].reshape(groups, len(nominal[i]) // groups, -1).mT  # (groups, F, outputs of a group)
+        if rows.shape[1] > LARGEST:
+            continue
+        missing += _map(synapse, arrived).reshape(missing.shape)
+        pairs = _pairs(synapse, arrived, missing, groups, max(SAMPLES, 32 * rows.shape[1]))
+        integers, beta = _solve(rows, pairs, chip.weight_limit)
+        synapse = replace(synapse, weight=integers.mT.reshape(nominal[i].shape).to(torch.int32).numpy())
+        edges[i] = replace(edges[i], synapse=synapse)
+        beta = beta.reshape(layer.shape) if beta.numel() == layer.size else beta.reshape(-1, *(1,) * (bias.ndim - 1))
+        bias += beta
+        missing -= _map(synapse, arrived).reshape(missing.shape) + beta.float()
+    if trained.ndim == 1:  # of a channel
+        bias = bias.reshape(len(trained), -1)[:, 0]
+    return replace(layer, edges=tuple(edges), bias=bias_schedule(bias / timesteps, timesteps))
+
+
+def _solve(rows: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], limit: int) -> tuple[Tensor, Tensor]:
+    """Integer weights (groups, F, outputs) within +-limit and the bias (outputs of all groups,) that fit ``pairs``.
+
+    ``rows`` are the trained weights; the pairs are what :func:`_pairs` yields. All float64, the bias su a window.
+    """
+    groups, size, _ = rows.shape
+    square, mean = rows.new_zeros(groups, size, size), rows.new_zeros(groups, size)
+    product, target = torch.zeros_like(rows), rows.new_zeros(groups, rows.shape[2])
     n = 0
-    for x, z in _pairs(synapse, counts[layer.edges[chosen].source], missing, groups, max(SAMPLES, 32 * size)):
+    for x, z in pairs:
         n += x.shape[2]
-        for total, part in zip(features + currents, (x @ x.mT, x.sum(2), x @ z.mT, z.sum(2)), strict=True):
+        for total, part in ((square, x @ x.mT), (mean, x.sum(2)), (product, x @ z.mT), (target, z.sum(2))):
             total += part
-    (square, mean), (product, target) = ((a / n, b / n) for a, b in (features, currents))
+    for total in (square, mean, product, target):
+        total /= n
     square -= mean[:, :, None] * mean[:, None]
     product -= mean[:, :, None] * target[:, None]
     ridge = size / n * square.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-9)
     square.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(square))
     fitted = rows + inverse @ (product - square @ rows + ridge[:, None, None] * rows)
-    integers = _round(fitted, inverse, chip.weight_limit)
-    beta = (target - (mean[:, None] @ integers)[:, 0]).flatten()
-
-    new = integers.transpose(1, 2).reshape(weight.shape).to(torch.int32).numpy()
-    edges = list(layer.edges)
-    edges[chosen] = replace(edges[chosen], synapse=replace(synapse, weight=new))
-    rest = layer.bias.sum(0)
-    if rest.ndim > 1 or len(beta) != layer.shape[0]:  # a bias of its own for every neuron
-        rest = trained
-        beta = beta.reshape(layer.shape) if len(beta) == layer.size else beta.reshape(-1, *(1,) * (rest.ndim - 1))
-    schedule = bias_schedule((torch.from_numpy(rest) + beta) / timesteps, timesteps)
-    return replace(layer, edges=tuple(edges), bias=schedule)
+    integers = _round(fitted, inverse, limit)
+    return integers, (target - (mean[:, None] @ integers)[:, 0]).flatten()
 
 
 def _map(synapse: Synapse, counts: Tensor) -> Tensor:
