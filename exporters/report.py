@@ -1,4 +1,4 @@
-"""What was measured, for people: ``report.md`` and three pictures beside it.
+"""What was measured, for people: ``report.md`` and pictures beside it.
 
 The report is a plain dict of JSON types. What it lacks was not measured and is printed as such, never as 0.
 """
@@ -28,18 +28,29 @@ MISSING = "not measured"
 RUNGS = {
     "ann": "trained network, float",
     "folded": "batch normalisation folded, float",
+    "thresholds": "activations in T steps, float",
     "wide": "spiking, wide integers",
     "int8": "spiking, 8-bit weights",
     "lava": "spiking, 8-bit weights, on Lava",
 }
 PICTURES = {
     "accuracy.png": "Accuracy against T",
+    "attribution.png": "What each layer's error consists of",
     "rates.png": "Firing rates against activations",
     "bias_schedule.png": "Bias schedule",
 }
 
 #: Okabe and Ito's colours, told apart by readers with any common colour vision deficiency.
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#595959"
+#: What a layer's error consists of (see :mod:`toolchain.attribution`), and its colour.
+PARTS = {
+    "inherited": "#C8C8C8",
+    "weights": BLUE,
+    "clipping": VERMILION,
+    "staircase": "#56B4E9",
+    "timing": "#009E73",
+    "dead": "#000000",
+}
 COLUMNS, PANEL = 4, 2.6  #: panels in a row of small multiples, and the side of one in inches
 DPI = 150
 LONGEST = 26  #: letters that fit above a panel
@@ -59,6 +70,8 @@ def write(directory: Path, report: Report, *, rates: Rates, network: Network) ->
     figures: dict[str, Figure] = {}
     if "accuracy_by_step" in report or "accuracy_by_timesteps" in report:
         figures["accuracy.png"] = accuracy_figure(report)
+    if "attribution" in report:
+        figures["attribution.png"] = attribution_figure(report)
     if rates:
         figures["rates.png"] = rates_figure(rates)
     if len(network.layers) > 1:
@@ -80,6 +93,8 @@ def markdown(report: Report, pictures: Sequence[str] = ()) -> str:
         f"{report['samples']} samples" + (f" ({report['data']})." if "data" in report else "."),
         "## Accuracy",
         _accuracy(report),
+        "## Why the accuracy is what it is",
+        _attribution(report),
         "## Layers",
         _layers(report),
         "## Verification",
@@ -94,11 +109,18 @@ def markdown(report: Report, pictures: Sequence[str] = ()) -> str:
 
 def _accuracy(report: Report) -> str:
     header = ("accuracy in %", "95 % interval", "n")
+    accuracy, agreement = report.get("accuracy", {}), report.get("agreement", {})
+    ladder = []
+    for rung, label in RUNGS.items():
+        value, interval, n = _score(accuracy.get(rung))
+        # The trained network agrees with itself.
+        agrees = ("", "", "") if rung == "ann" else _score(agreement.get(rung), "agreement")
+        ladder.append((label, value, interval, *agrees[:2], n or agrees[2]))
     parts = [
-        _table(
-            ("network", *header),
-            [(label, *_score(report.get("accuracy", {}).get(rung))) for rung, label in RUNGS.items()],
-        )
+        _table(("network", *header[:2], "agreement in %", *header[1:]), ladder),
+        "Agreement is how often a network decides like the trained one; it needs no labels. In T steps are the float "
+        "network's activations, cut off at θ and rounded to what T spikes can draw: what is left if spikes arrive "
+        "evenly and integers cost nothing. Fitted weights and bias schedules can win some of it back.",
     ]
     if "accuracy_by_step" in report:
         parts += [
@@ -111,10 +133,40 @@ def _accuracy(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def _score(row: Report | None) -> tuple[str, str, str]:
+def _score(row: Report | None, what: str = "accuracy") -> tuple[str, str, str]:
     if row is None:
         return MISSING, "", ""
-    return f"{row['accuracy']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}", str(row["n"])
+    return f"{row[what]:.2f}", f"{row['low']:.2f} to {row['high']:.2f}", str(row["n"])
+
+
+def _attribution(report: Report) -> str:
+    if "attribution" not in report:
+        return f"{MISSING.capitalize()}."
+    attribution = report["attribution"]
+    rows = [
+        (
+            row["name"],
+            *(f"{round(row[part], 3) + 0:.3f}" for part in ("error", *PARTS)),  # + 0: no -0.000
+            *(f"{100 * row[key]:.2f} %" if key in row else "" for key in ("saturated", "residual_outside")),
+            row.get("dead_channels", ""),
+        )
+        for row in attribution["layers"]
+    ]
+    header = ("layer", "error", *PARTS, "saturated", "residual outside", "dead channels")
+    return "\n\n".join(
+        [
+            attribution["verdict"],
+            _table(header, rows),
+            f"Measured on {attribution['samples']} samples, on the spikes that every layer really got. The error is "
+            "the root mean square of decoded spikes - activation relative to that of the activation, and the sum of "
+            "the columns up to dead; what is negative takes error away. Inherited is what the trained layer would make "
+            "of the spikes that arrive; weights what integer weights and the bias schedule change in that; clipping "
+            "what lies above θ; staircase the rounding to whole spikes; timing the spikes that were fired too often or "
+            "are missing because currents arrive unevenly; dead all of this but the inherited in channels that never "
+            "fire although an activation exceeds θ / 2. Saturated neurons fire at every step while their activation is "
+            "above θ. A residual is outside if a neuron ends below 0 having fired, or at θ or above having paused.",
+        ]
+    )
 
 
 def _layers(report: Report) -> str:
@@ -208,6 +260,10 @@ def accuracy_figure(report: Report) -> Figure:
     if ann is not None:
         axes.axhspan(ann["low"], ann["high"], color=GREY, alpha=0.12, linewidth=0)
         axes.axhline(ann["accuracy"], color=GREY, linestyle="--", label=f"trained network, {ann['accuracy']:.1f} %")
+    ideal = report.get("accuracy", {}).get("thresholds")
+    if ideal is not None:
+        label = f"activations in T = {report['timesteps']} steps, {ideal['accuracy']:.1f} %"
+        axes.axhline(ideal["accuracy"], color=GREY, linestyle=":", label=label)
     steps = report.get("accuracy_by_step", [])
     if steps:
         x = [row["step"] for row in steps]
@@ -245,6 +301,45 @@ def accuracy_figure(report: Report) -> Figure:
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
+    return figure
+
+
+def attribution_figure(report: Report) -> Figure:
+    """Draw each layer's error as a bar of its parts, negative ones to the left of 0, and a mark at their sum."""
+    rows = report["attribution"]["layers"]
+    figure = Figure(figsize=(7.6, 1.5 + 0.26 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    places = range(len(rows))
+    left, right = np.zeros(len(rows)), np.zeros(len(rows))
+    for part, colour in PARTS.items():
+        width = np.array([row[part] for row in rows])
+        axes.barh(places, width, 0.72, np.where(width < 0, left, right), color=colour, label=part)
+        left += np.minimum(width, 0)
+        right += np.maximum(width, 0)
+    total = [row["error"] for row in rows]
+    axes.plot(
+        total, places, color="black", linestyle="none", marker="D", markersize=4, markerfacecolor="white", label="sum"
+    )
+    axes.use_sticky_edges = False  # else bars end at the frame, and the mark on the longest is cut in half
+    axes.margins(x=0.03)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set_yticks(places, [_short(row["name"]) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel("error relative to the activations (root mean squares)")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    figure.suptitle(f"{report['model']}: what each layer's error consists of", fontsize=11)
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(PARTS) + 1,
+        frameon=False,
+        fontsize=9,
+        handlelength=1,
+        columnspacing=1.2,
+    )
     return figure
 
 
@@ -328,4 +423,8 @@ def _bar(figure: Figure, image: ScalarMappable, panels: list[Axes], label: str) 
 
 def _title(axes: Axes, name: str, value: str) -> None:
     """Head a panel with the layer's name, of which the end tells most, and one value."""
-    axes.set_title(f"{name if len(name) <= LONGEST else '…' + name[1 - LONGEST :]}\n{value}", fontsize=10)
+    axes.set_title(f"{_short(name)}\n{value}", fontsize=10)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else "…" + name[1 - LONGEST :]

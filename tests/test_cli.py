@@ -65,9 +65,25 @@ def test_convert_writes_a_bundle_and_reports_it(place: Workplace) -> None:
     assert report == json.loads((place.bundle / "report.json").read_text())
     assert {p.name for p in place.bundle.iterdir()} == {
         "network.net", "config.json", "provenance.json", "report.json", "report.md",
-        "accuracy.png", "rates.png", "bias_schedule.png",
+        "accuracy.png", "attribution.png", "rates.png", "bias_schedule.png",
     }  # fmt: skip
     assert json.loads((place.bundle / "config.json").read_text())["method"] == "exact"
+
+
+def test_convert_says_why_the_accuracy_is_what_it_is_with_and_without_labels(place: Workplace) -> None:
+    unlabelled = place.folder / "x.npz"
+    np.savez(unlabelled, x=np.load(place.calibration)["x"])
+    for calibration, headings in ((unlabelled, ["agrees %"]), (place.calibration, ["accuracy %", "agrees %"])):
+        out = place.folder / "why"
+        printed = run("convert", *place.arguments(calibration=calibration), "--timesteps", 4, "-o", out).stdout
+        report = json.loads((out / "report.json").read_text())
+        assert report["attribution"]["verdict"] in printed
+        assert report["attribution"]["verdict"] in (out / "report.md").read_text()
+        assert list(report["agreement"]) == ["folded", "thresholds", "int8"]
+        assert [h for h in ("accuracy %", "agrees %") if h in printed] == headings
+        assert ("accuracy" in report) == (len(headings) == 2)
+        ladder = printed[printed.index("agreement with the trained network") :]
+        assert f"{report['agreement']['int8']['agreement']:.2f}" in ladder
 
 
 def test_options_reach_the_recipe(place: Workplace) -> None:
@@ -298,6 +314,7 @@ def test_the_demo_meets_its_promises(tmp_path: Path) -> None:
     assert report["accuracy_by_timesteps"]["4"]["accuracy"] >= ann["accuracy"] - 3
     assert report["accuracy"]["lava"]["n"] == 16
     assert [e["differences"] for e in report["verification"]["engines"]] == [0] * 5
-    assert {"network.net", "report.json", "report.md", "accuracy.png", "rates.png", "bias_schedule.png"} <= {
-        p.name for p in out.iterdir()
-    }
+    assert report["agreement"]["lava"]["n"] == 16
+    assert report["attribution"]["verdict"] in result.stdout
+    pictures = {"accuracy.png", "attribution.png", "rates.png", "bias_schedule.png"}
+    assert {"network.net", "report.json", "report.md", *pictures} <= {p.name for p in out.iterdir()}

@@ -21,6 +21,10 @@ def score(accuracy: float, n: int = 200) -> dict[str, Any]:
     return {"accuracy": accuracy, "n": n, "low": accuracy - 1.5, "high": accuracy + 0.75}
 
 
+def agreement(percent: float, n: int = 200) -> dict[str, Any]:
+    return {"agreement": percent, "n": n, "low": percent - 2, "high": percent}
+
+
 REPORT: dict[str, Any] = {
     "model": "tiny",
     "timesteps": 4,
@@ -28,6 +32,7 @@ REPORT: dict[str, Any] = {
     "method": "exact",
     "samples": 200,
     "accuracy": {"ann": score(98.5), "int8": score(97.25), "lava": score(93.75, 16)},
+    "agreement": {"folded": agreement(100.0), "int8": agreement(96.5), "lava": agreement(87.5, 16)},
     "accuracy_by_step": [{"step": t, **score(90 + t)} for t in (1, 2, 3, 4)],
     "accuracy_by_timesteps": {"10": score(98.0), "2": score(95.0), "4": score(94.0)},
     "layers": [
@@ -72,6 +77,37 @@ REPORT: dict[str, Any] = {
             "state_limit": 131_072,
         },
     ],
+    "attribution": {
+        "samples": 99,
+        "layers": [
+            {
+                "name": "conv|1",
+                "error": 0.25,
+                "inherited": -0.1,
+                "own": 0.35,
+                "weights": -0.0001,
+                "clipping": 0.2,
+                "staircase": 0.15,
+                "timing": 0.02,
+                "dead": 0.03,
+                "saturated": 0.125,
+                "residual_outside": 0.0012,
+                "dead_channels": 3,
+            },
+            {
+                "name": "fc",
+                "error": 0.5,
+                "inherited": 0.4,
+                "own": 0.1,
+                "weights": 0.1,
+                "clipping": 0,
+                "staircase": 0,
+                "timing": 0,
+                "dead": 0,
+            },
+        ],
+        "verdict": "It goes wrong first in conv|1: because.",
+    },
     "verification": {
         "samples": 16,
         "engines": [
@@ -131,11 +167,39 @@ def test_wilson_refuses_impossible_counts(correct: int, n: int) -> None:
 
 def test_the_accuracy_ladder_prints_every_number_and_what_is_missing() -> None:
     table = rows(reports.markdown(REPORT))
-    assert ["trained network, float", "98.50", "97.00 to 99.25", "200"] in table
-    assert ["batch normalisation folded, float", "not measured", "", ""] in table
-    assert ["spiking, wide integers", "not measured", "", ""] in table
-    assert ["spiking, 8-bit weights", "97.25", "95.75 to 98.00", "200"] in table
-    assert ["spiking, 8-bit weights, on Lava", "93.75", "92.25 to 94.50", "16"] in table
+    missing = ["not measured", ""]
+    assert ["trained network, float", "98.50", "97.00 to 99.25", "", "", "200"] in table
+    assert ["batch normalisation folded, float", *missing, "100.00", "98.00 to 100.00", "200"] in table
+    assert ["activations in T steps, float", *missing, *missing, ""] in table
+    assert ["spiking, wide integers", *missing, *missing, ""] in table
+    assert ["spiking, 8-bit weights", "97.25", "95.75 to 98.00", "96.50", "94.50 to 96.50", "200"] in table
+    assert ["spiking, 8-bit weights, on Lava", "93.75", "92.25 to 94.50", "87.50", "85.50 to 87.50", "16"] in table
+
+
+def test_the_report_says_why_the_accuracy_is_what_it_is() -> None:
+    text = reports.markdown(REPORT)
+    section = text.partition("## Why the accuracy is what it is\n\n")[2].partition("\n\n## ")[0]
+    assert section.startswith("It goes wrong first in conv|1: because.\n\n")
+    assert rows(section)[0][:8] == ["layer", "error", *reports.PARTS]
+    assert rows(section)[2:] == [
+        ["conv\\|1", "0.250", "-0.100", "0.000", "0.200", "0.150", "0.020", "0.030", "12.50 %", "0.12 %", "3"],
+        ["fc", "0.500", "0.400", "0.100", "0.000", "0.000", "0.000", "0.000", "", "", ""],
+    ]
+    assert "Measured on 99 samples" in section
+
+
+def test_the_attribution_figure_stacks_what_adds_to_an_error_and_what_takes_away_apart() -> None:
+    (axes,) = reports.attribution_figure(REPORT).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["conv|1", "fc"]
+    bars = {bar.get_label(): [(patch.get_x(), patch.get_width()) for patch in bar] for bar in axes.containers}
+    assert list(bars) == list(reports.PARTS)
+    first = {part: place for part, (place, _) in bars.items()}
+    assert np.allclose([first["inherited"], first["weights"]], [(0, -0.1), (-0.1, -0.0001)])
+    assert np.allclose([first[part] for part in ("clipping", "staircase", "timing", "dead")],
+                       [(0, 0.2), (0.2, 0.15), (0.35, 0.02), (0.37, 0.03)])  # fmt: skip
+    (total,) = (line for line in axes.lines if line.get_label() == "sum")
+    assert total.get_xydata().tolist() == [[0.25, 0], [0.5, 1]]
+    assert axes.yaxis_inverted()  # the first layer is on top
 
 
 def test_accuracy_by_step_and_by_timesteps_is_printed_in_numeric_order() -> None:
@@ -209,9 +273,10 @@ def test_findings_and_the_name_of_the_data_are_printed() -> None:
 
 
 def test_a_report_without_labels_or_verification_says_so() -> None:
-    kept = {key: value for key, value in REPORT.items() if not key.startswith(("accuracy", "verification"))}
+    kept = {key: value for key, value in REPORT.items() if not key.startswith(("a", "verification"))}
     text = reports.markdown(kept)
     assert sum(row[1:2] == ["not measured"] for row in rows(text)) == len(reports.RUNGS)
+    assert "## Why the accuracy is what it is\n\nNot measured." in text
     assert "## Verification\n\nNot measured." in text
     assert "Converted anew" not in text
     assert "Read after" not in text
@@ -221,7 +286,7 @@ def test_every_table_row_has_as_many_cells_as_its_header() -> None:
     lines = [line.replace("\\|", "") for line in reports.markdown(REPORT).splitlines()]
     tables = "\n".join(line if line[:1] == "|" else "" for line in lines).split("\n\n")
     widths = [{line.count("|") for line in table.splitlines() if line} for table in tables if table.strip()]
-    assert len(widths) == 5
+    assert len(widths) == 6
     assert all(len(width) == 1 for width in widths)
 
 
@@ -245,6 +310,12 @@ def test_the_accuracy_figure_draws_both_series_the_ann_and_their_intervals() -> 
     assert sorted(labels) == sorted(
         ["trained network, 98.5 %", "read at step t of the T = 4 network", "converted for T"]
     )
+
+
+def test_the_accuracy_figure_shows_what_t_steps_alone_would_reach() -> None:
+    (axes,) = reports.accuracy_figure(REPORT | {"accuracy": REPORT["accuracy"] | {"thresholds": score(97.5)}}).axes
+    (line,) = (line for line in axes.lines if line.get_label() == "activations in T = 4 steps, 97.5 %")
+    assert set(line.get_ydata()) == {97.5}
 
 
 @pytest.mark.parametrize("missing", ["accuracy", "accuracy_by_step", "accuracy_by_timesteps"])
@@ -321,7 +392,9 @@ def test_long_names_keep_their_end_and_fit_above_their_panel() -> None:
 
 def test_writing_gives_the_text_and_the_pictures_it_refers_to(tmp_path: Path) -> None:
     paths = reports.write(tmp_path, REPORT, rates=RATES, network=tiny())
-    assert [path.name for path in paths] == ["report.md", "accuracy.png", "rates.png", "bias_schedule.png"]
+    assert [path.name for path in paths] == [
+        *("report.md", "accuracy.png", "attribution.png", "rates.png", "bias_schedule.png")
+    ]
     assert sorted(tmp_path.iterdir()) == sorted(paths)
     text = paths[0].read_text(encoding="utf-8")
     for picture in paths[1:]:
@@ -330,7 +403,7 @@ def test_writing_gives_the_text_and_the_pictures_it_refers_to(tmp_path: Path) ->
 
 
 def test_writing_leaves_out_pictures_without_data(tmp_path: Path) -> None:
-    bare = {key: value for key, value in REPORT.items() if not key.startswith("accuracy")}
+    bare = {key: value for key, value in REPORT.items() if not key.startswith("a")}
     network = tiny()
     readout = Layer(
         "out", (2,), (Edge(INPUT, Dense(np.ones((2, 3), int))),), 0, np.zeros(2, int), np.zeros((4, 2), int), "readout"

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from exporters.report import wilson
 from sim import chip as chips
 from sim.fixedpoint import worst_case
-from sim.network import Network
+from sim.network import INPUT, Network
+from toolchain import attribution
 from toolchain.convert import Conversion, as_inputs
 from toolchain.progress import Progress
+from toolchain.quantize import spatial
 
 Rates = dict[str, tuple[np.ndarray, np.ndarray]]  #: by spiking layer: wanted and measured rates, float32 (n,) both
 
@@ -33,12 +35,50 @@ def model_logits(model: nn.Module, x: Tensor, batch: int = 256) -> Tensor:
         model.train(training)
 
 
+@torch.no_grad()
+def staircase_logits(conversion: Conversion, x: Tensor, batch: int = 256) -> Tensor:
+    """Logits of the float graph whose activations take the steps that T spikes can draw, float32 (B, N).
+
+    ``clip(floor(a * T / theta + 1/2), 0, T) * theta / T`` with every channel's threshold: what is left of a network if
+    spikes arrive evenly and integers cost nothing.
+    """
+    graph, timesteps, last_reader = conversion.graph, conversion.recipe.timesteps, conversion.network.last_reader
+    parts = []
+    for chunk in x.split(batch):
+        values = {INPUT: chunk}
+        for layer in graph.layers:
+            a = graph.forward(layer, values)
+            if layer.kind == "spiking":
+                step = spatial(conversion.plans[layer.name].theta, layer.shape).float() / timesteps
+                a = (a / step + 0.5).floor().clamp(0, timesteps) * step
+            values[layer.name] = a
+            for edge in layer.edges:
+                if last_reader[edge.source] == layer.name:
+                    values.pop(edge.source, None)
+        parts.append(values[graph.layers[-1].name])
+    return torch.cat(parts)
+
+
+def classes(logits: Any) -> Tensor:
+    """Predicted classes, int64 (B,), of logits (B, ...)."""
+    return torch.from_numpy(np.asarray(logits).reshape(len(logits), -1).argmax(1))
+
+
+def _share(what: str, hits: Tensor) -> dict[str, Any]:
+    """Percentage ``what`` of hits, bool (B,), with its sample count and 95 % interval."""
+    count, n = int(hits.sum()), len(hits)
+    low, high = wilson(count, n)
+    return {what: 100 * count / n, "n": n, "low": low, "high": high}
+
+
 def score(logits: Any, y: Tensor) -> dict[str, Any]:
     """Accuracy of logits (B, ...) against labels (B,) with its sample count and 95 % interval, in per cent."""
-    predicted = np.asarray(logits).reshape(len(y), -1).argmax(1)
-    correct, n = int((predicted == y.numpy()).sum()), len(y)
-    low, high = wilson(correct, n)
-    return {"accuracy": 100 * correct / n, "n": n, "low": low, "high": high}
+    return _share("accuracy", classes(logits) == y)
+
+
+def agreement(logits: Any, trained: Any) -> dict[str, Any]:
+    """How often logits (B, ...) decide like the trained network's (B, ...): as :func:`score`, but without labels."""
+    return _share("agreement", classes(logits) == classes(trained))
 
 
 def by_step(logits: np.ndarray, y: Tensor) -> list[dict[str, Any]]:
@@ -120,20 +160,13 @@ def report(
     """Measure a conversion on ``x`` (B, ...) and labels ``y`` (B,), where there are any; JSON types throughout.
 
     ``measured`` comes from :func:`rates`. ``wide`` is the same conversion for wide registers, ``others`` the
-    conversions for other T. What is not measured is absent.
+    conversions for other T. What is not measured is absent; ``agreement`` with the trained network needs no labels.
+    ``attribution`` holds ``samples``, up to ``RATE_SAMPLES``, every one of the ``layers`` as
+    :func:`toolchain.attribution.attribute` has it, and the ``verdict`` in words.
     """
     recipe = conversion.recipe
+    tell = progress or (lambda *_: None)
     findings: list[str] = []
-    result: dict[str, Any] = {
-        "timesteps": recipe.timesteps,
-        "holdoff": recipe.holdoff,
-        "method": recipe.method,
-        "samples": len(x),
-        "layers": measured_layers(conversion, measured),
-        "findings": findings,
-    }
-    if y is None:
-        return result
 
     def spiking(which: Conversion) -> np.ndarray:
         trace = which.run(x, record=False, overflow="count")
@@ -141,24 +174,44 @@ def report(
             findings.append(f"T = {which.recipe.timesteps}: {trace.overflows} potentials left the registers")
         return trace.logits
 
+    inputs = as_inputs(x, conversion.network.input.shape)
     rungs: dict[str, Callable[[], Any]] = {
         "ann": lambda: model_logits(model, x),
-        "folded": lambda: conversion.graph.logits(as_inputs(x, conversion.network.input.shape)),
+        "folded": lambda: conversion.graph.logits(inputs),
+        "thresholds": lambda: staircase_logits(conversion, inputs),
     }
     if wide is not None:
         rungs["wide"] = lambda: spiking(wide)[:, -1]
-    accuracy = {}
+    logits = {}
     for done, (rung, run) in enumerate(rungs.items()):
-        if progress is not None:
-            progress("measuring accuracy", done, len(rungs) + 1)
-        accuracy[rung] = score(run(), y)
-    logits = spiking(conversion)
-    accuracy["int8"] = score(logits[:, -1], y)
-    result["accuracy"], result["accuracy_by_step"] = accuracy, by_step(logits, y)
+        tell("measuring accuracy", done, len(rungs) + 1)
+        logits[rung] = run()
+    steps = spiking(conversion)
+    logits["int8"] = steps[:, -1]
+    tell("measuring accuracy", len(rungs) + 1, len(rungs) + 1)
+
+    explained = x[:RATE_SAMPLES]
+    shares = attribution.attribute(conversion, explained, lambda *p: tell("finding what costs accuracy", *p))
+    result: dict[str, Any] = {
+        "timesteps": recipe.timesteps,
+        "holdoff": recipe.holdoff,
+        "method": recipe.method,
+        "samples": len(x),
+        "layers": measured_layers(conversion, measured),
+        "agreement": {rung: agreement(of, logits["ann"]) for rung, of in logits.items() if rung != "ann"},
+        "attribution": {
+            "samples": len(explained),
+            "layers": shares,
+            "verdict": attribution.verdict(shares, recipe, classes(logits["ann"]), classes(logits["int8"]), y),
+        },
+        "findings": findings,
+    }
+    if y is None:
+        return result
+    result["accuracy"] = {rung: score(of, y) for rung, of in logits.items()}
+    result["accuracy_by_step"] = by_step(steps, y)
     if others:
         scores = {t: score(spiking(other)[:, -1], y) for t, other in others.items()}
-        scores[recipe.timesteps] = accuracy["int8"]
+        scores[recipe.timesteps] = result["accuracy"]["int8"]
         result["accuracy_by_timesteps"] = {str(t): scores[t] for t in sorted(scores)}
-    if progress is not None:
-        progress("measuring accuracy", len(rungs) + 1, len(rungs) + 1)
     return result

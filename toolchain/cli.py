@@ -217,17 +217,31 @@ def convert(
 
 
 def _show(report: dict[str, Any]) -> None:
-    """Print a report's layers and accuracies."""
+    """Print a report's layers, accuracies, and what they come from."""
     from exporters.report import RUNGS
 
     recipe = f"T = {report['timesteps']}, K = {report['holdoff']}, {report['method']}"
     out.print(_layers(f"{report['model']}, {recipe}", report["layers"]))
-    if "accuracy" in report:
-        rows = [{"what": RUNGS[rung], **score} for rung, score in report["accuracy"].items()]
-        out.print(_table(f"accuracy on {report['data']}", rows, {"what": "network", **SCORE}))
+    accuracy, agreement = report.get("accuracy", {}), report["agreement"]
+    # The interval is that of the accuracy, where there are labels.
+    rows = [
+        {"what": label, **agreement.get(rung, {}), **accuracy.get(rung, {})}
+        for rung, label in RUNGS.items()
+        if rung in agreement or rung in accuracy
+    ]
+    columns = {"what": "network", **(SCORE if accuracy else {}), "agreement": "agrees %"}
+    columns |= {key: heading for key, heading in SCORE.items() if not accuracy and key != "accuracy"}
+    out.print(
+        _table(
+            f"{'accuracy and ' if accuracy else ''}agreement with the trained network on {report['data']}",
+            rows,
+            columns,
+        )
+    )
     if "accuracy_by_timesteps" in report:
         rows = [{"T": t, **score} for t, score in report["accuracy_by_timesteps"].items()]
         out.print(_table("converted for other T", rows, {"T": "T", **SCORE}))
+    out.print(_plain(report["attribution"]["verdict"]), highlight=False, soft_wrap=True)
     for finding in report["findings"]:
         out.print(_plain(finding), style="yellow")
 

@@ -39,7 +39,9 @@ def run(directory: Path, samples: int, progress: Progress) -> dict[str, Any]:
     verification = engines.verify(conversion.network, payload, progress=counted(progress, "verifying on {}", samples))
     for engine in verification.runs:
         if engine.engine == "lava":
-            report["accuracy"]["lava"] = assess.score(engine.logits[:, -1], y[:samples])
+            logits = engine.logits[:, -1]
+            report["accuracy"]["lava"] = assess.score(logits, y[:samples])
+            report["agreement"]["lava"] = assess.agreement(logits, assess.model_logits(model, x[:samples]))
     report["verification"] = verification.as_dict()
     artefact.write(directory, conversion, model, digits.calibration_x, report, rates)
     return report
