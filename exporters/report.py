@@ -90,7 +90,9 @@ def markdown(report: Report, pictures: Sequence[str] = ()) -> str:
     sections = [
         f"# {report['model']} as a spiking network",
         f"T = {t} steps per firing window, hold-off K = {k}, bias rule `{report['method']}`, "
-        f"{report['samples']} samples" + (f" ({report['data']})." if "data" in report else "."),
+        f"weights `{report['weights']}`, {report['samples']} samples"
+        + (f" ({report['data']})." if "data" in report else "."),
+        *(["## How T and K were chosen", _choice(report["choice"])] if "choice" in report else []),
         "## Accuracy",
         _accuracy(report),
         "## Why the accuracy is what it is",
@@ -105,6 +107,21 @@ def markdown(report: Report, pictures: Sequence[str] = ()) -> str:
     if pictures:
         sections += ["## Pictures", *(f"![{PICTURES[name]}]({name})" for name in pictures)]
     return "\n\n".join(sections) + "\n"
+
+
+def _choice(choice: Report) -> str:
+    rows = [
+        (
+            trial["timesteps"],
+            trial["holdoff"],
+            trial["method"],
+            trial["steps"],
+            trial["refused"] or f"{trial['agreement']:.1f} +- {trial['error']:.1f}",
+        )
+        for trial in choice["trials"]
+    ]
+    header = ("T", "K", "bias rule", "steps to the logits", "agreement with the ANN, %, and standard error")
+    return f"{choice['reason']}\n\n" + _table(header, rows)
 
 
 def _accuracy(report: Report) -> str:

@@ -292,7 +292,7 @@ def test_a_matrix_beyond_the_limit_is_refused_with_its_size_and_the_way_out() ->
     with pytest.raises(
         Refused,
         match=r"^3 \(Conv2d\): with what is folded into it, it takes a dense matrix of 27 x 196 = 5,292 "
-        r"weights, more than 5,000; raise dense_limit, or let pooling windows divide",
+        r"weights, more than 5,000; raise dense_limit, let pooling windows divide",
     ):
         import_model(model, (2, 7, 7), dense_limit=5000)
     assert len(import_model(model, (2, 7, 7), dense_limit=5292).layers) == 2
@@ -792,12 +792,25 @@ def test_maximum_pooling_is_replaced_in_a_copy() -> None:
     model = nn.Sequential(conv(), shared, nn.Sequential(shared, nn.ReLU()))
     copied: Any = replace_max_pooling(model)
     pool = copied[1]
-    assert type(pool) is nn.AvgPool2d
+    assert [type(m) for m in pool] == [nn.AvgPool2d, nn.ReLU]  # it pads: see the next test
+    pool = pool[0]
     assert (pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode) == (2, 1, 1, True)
-    assert copied[2][0] is pool
+    assert copied[2][0] is copied[1]
     assert model[1] is shared
     assert copied[0].weight is not model[0].weight
-    assert type(replace_max_pooling(shared)) is nn.AvgPool2d
+    assert type(replace_max_pooling(nn.MaxPool2d(3))) is nn.AvgPool2d
+
+
+def test_a_replaced_pooling_that_pads_becomes_a_layer_of_its_own_and_needs_no_matrix() -> None:
+    model = nn.Sequential(conv(padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), conv(4, 3, padding=1))
+    replaced = replace_max_pooling(model)
+    graph = agree(replaced, (2, 8, 8), dense_limit=1)
+    assert [layer.name for layer in graph.layers] == ["0", "2.1", "3"]
+    without = nn.Sequential(*(replaced[0], replaced[1], replaced[2][0], replaced[3]))
+    x = torch.randn(4, 2, 8, 8)
+    assert torch.equal(replaced(x), without(x))  # what it averages is not negative
+    with pytest.raises(Refused, match="or put nn.ReLU behind the pooling, which makes it a layer of its own"):
+        import_model(without, (2, 8, 8), dense_limit=1)
 
 
 def test_maximum_pooling_that_is_no_average_pooling_is_refused() -> None:

@@ -196,6 +196,7 @@ def report(
         "timesteps": recipe.timesteps,
         "holdoff": recipe.holdoff,
         "method": recipe.method,
+        "weights": recipe.weights,
         "samples": len(x),
         "layers": measured_layers(conversion, measured),
         "agreement": {rung: agreement(of, logits["ann"]) for rung, of in logits.items() if rung != "ann"},

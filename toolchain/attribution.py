@@ -36,9 +36,10 @@ from torch import Tensor
 from exporters.report import wilson
 from sim.network import INPUT, Layer
 from sim.trace import Trace
-from toolchain.convert import Conversion, Recipe, as_inputs
+from toolchain.convert import Conversion, as_inputs
 from toolchain.graph import FloatLayer
 from toolchain.quantize import INITIAL, spatial
+from toolchain.recipe import Recipe
 
 PARTS = ("inherited", "weights", "clipping", "staircase", "timing")  #: in the order of the module's docstring
 CAUSES = (*PARTS[1:], "dead")  #: of which a layer's own error consists

@@ -10,7 +10,6 @@ and the spikes that it then emits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -138,7 +137,7 @@ def _shortfall(batch: Batch) -> Tensor:
 
 
 def static(batch: Batch) -> tuple[Layer, Tensor]:
-    """Bias correction of SNN Calibration, light pipeline: ``b[c] += theta * mean(a - s)``, the mean over all T too.
+    """Correct the bias as SNN Calibration's light pipeline: ``b[c] += theta * mean(a - s)``, the mean over all T too.
 
     Li et al., ICML 2021: the same correction at every step.
     """
@@ -148,7 +147,7 @@ def static(batch: Batch) -> tuple[Layer, Tensor]:
 
 
 def potential(batch: Batch) -> tuple[Layer, Tensor]:
-    """Initial potential of SNN Calibration, advanced pipeline: ``v0[c] += T * theta * mean(a - s)``.
+    """Correct the initial potential as SNN Calibration's advanced pipeline: ``v0[c] += T * theta * mean(a - s)``.
 
     Li et al., ICML 2021. Written into the first row of the schedule, which nothing tells from v0.
     """
@@ -249,8 +248,7 @@ def cheapest_bias(v: Tensor, cost: Tensor, theta: int) -> Tensor:
     ``v`` int64 (groups, n) falls along each row; ``cost`` (groups, n + 1) is that of 0..n of them firing. Equal
     potentials fire together. Of several such biases the one nearest to 0.
     """
-    groups, n = v.shape
-    far = torch.full((groups, 1), 1 << 40)
+    far = torch.full((len(v), 1), 1 << 40)
     lowest = theta - torch.cat([far, v], 1)  # the least bias that lets k fire
     highest = theta - 1 - torch.cat([v, -far], 1)  # the most that lets no other
     bias = torch.zeros_like(lowest).clamp(lowest, highest)

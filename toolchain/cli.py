@@ -43,6 +43,12 @@ Samples = Annotated[int | None, typer.Option("--samples", metavar="N", help="Use
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write.")]
 Bundle = Annotated[Path, typer.Argument(metavar="DIR", help="What `convert` has written.")]
 
+# Written out, since naming the recipes by importing them would make `--help` wait for torch.
+RECIPES_HELP = (
+    "Where to start from: ann2loihi, or a published baseline: rmp, opi, rts, snnc-lp, snnc-ap, qcfs, nq, ftbc, "
+    "ftbc+rts, ftbc+qcfs."
+)
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -142,6 +148,7 @@ ENGINES = {
     "seconds": "seconds",
 }
 STEPS = {"step": "step", **SCORE}
+TRIALS = {"T": "T", "K": "K", "method": "bias rule", "steps": "steps", "agreement": "agrees %", "refused": "refused"}
 
 
 @command
@@ -181,31 +188,63 @@ def convert(
     ],
     output: Output,
     weights: Weights = None,
-    timesteps: Annotated[int, typer.Option(help="T, the length of every firing window.")] = 8,
-    holdoff: Annotated[int, typer.Option(help="K, steps that a layer integrates before it may fire.")] = 1,
-    method: Annotated[str, typer.Option(help="Bias rule: none, ftbc or exact.")] = "exact",
-    threshold: Annotated[str, typer.Option(help="Threshold rule: max, percentile or mse.")] = "mse",
-    initial: Annotated[str, typer.Option(help="Initial potential: zero or half.")] = "half",
+    recipe: Annotated[str, typer.Option(help=RECIPES_HELP)] = "ann2loihi",
+    timesteps: Annotated[int | None, typer.Option(help="T, the length of every firing window.  [8]")] = None,
+    holdoff: Annotated[
+        int | None, typer.Option(help="K, steps that a layer integrates before it may fire.  [1]")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Bias rule: none, static, potential, ftbc, exact, mse.  [mse]")
+    ] = None,
+    weight_rule: Annotated[str | None, typer.Option(help="Integer weights: nearest or fitted.  [fitted]")] = None,
+    per_neuron: Annotated[bool | None, typer.Option(help="Whether every neuron gets its own biases.  [no]")] = None,
+    threshold: Annotated[str | None, typer.Option(help="Threshold rule: given, max, percentile, mse.  [mse]")] = None,
+    initial: Annotated[str | None, typer.Option(help="Initial potential: auto, zero, half, shift.  [auto]")] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="Choose T, K and the bias rule on held-out inputs.")] = False,
+    latency_budget: Annotated[
+        int | None, typer.Option(metavar="STEPS", help="With --auto: steps until the logits, at most.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Convert a trained model and write network, `.net`, report and pictures to a directory.
 
+    What is not given is the recipe's; in brackets that of ann2loihi.
+
     Example: `ann2loihi convert --model model.py:build --weights model.pt --calibration calibration.npz -o build/out`
     """
     from toolchain import artefact, assess
+    from toolchain.auto import choose
     from toolchain.convert import convert as run
     from toolchain.loading import load_arrays, load_model
+    from toolchain.recipe import recipe as named
 
+    fields = {
+        "timesteps": timesteps,
+        "holdoff": holdoff,
+        "method": method,
+        "weights": weight_rule,
+        "per_neuron": per_neuron,
+        "threshold": threshold,
+        "initial": initial,
+    }
+    if latency_budget is not None and not auto:
+        raise refuse("--latency-budget", f"{latency_budget} steps without --auto", "add --auto, or give --timesteps")
+    if auto and (given := [f"--{name}" for name in ("timesteps", "holdoff", "method") if fields[name] is not None]):
+        raise refuse("--auto", f"{', '.join(given)} given too", "leave the choice to --auto, or leave --auto out")
+    chosen = named(recipe, **{name: value for name, value in fields.items() if value is not None})
     x, y = load_arrays(calibration, labels=False)
     net = load_model(model, weights)
     with _progress() as tell:
-        conversion = run(
-            net, x, timesteps, holdoff=holdoff, method=method, threshold=threshold, initial=initial, progress=tell
-        )
+        if auto:
+            choice = choose(net, x, chosen, latency_budget=latency_budget, progress=tell)
+            conversion, choosing = choice.conversion, {"choice": choice.as_dict()}
+        else:
+            conversion, choosing = run(net, x, recipe=chosen, progress=tell), {}
         rates = assess.rates(conversion, x)
         report = {
             "model": model.rpartition("/")[2],
             "data": f"calibration data, {calibration.name}",
+            **choosing,
             **assess.report(conversion, net, x, y, rates, progress=tell),
         }
         artefact.write(output, conversion, net, x, report, rates)
@@ -241,6 +280,10 @@ def _show(report: dict[str, Any]) -> None:
     if "accuracy_by_timesteps" in report:
         rows = [{"T": t, **score} for t, score in report["accuracy_by_timesteps"].items()]
         out.print(_table("converted for other T", rows, {"T": "T", **SCORE}))
+    if "choice" in report:
+        rows = [{"T": trial["timesteps"], "K": trial["holdoff"], **trial} for trial in report["choice"]["trials"]]
+        out.print(_table("tried on held-out calibration inputs", rows, TRIALS))
+        out.print(_plain(report["choice"]["reason"]), highlight=False, soft_wrap=True)
     out.print(_plain(report["attribution"]["verdict"]), highlight=False, soft_wrap=True)
     for finding in report["findings"]:
         out.print(_plain(finding), style="yellow")

@@ -6,7 +6,7 @@ import -> thresholds -> quantise -> calibrate, layer by layer in topological ord
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,56 +15,16 @@ from torch import Tensor, nn
 
 from sim import chip as chips
 from sim import fast
-from sim.findings import Finding, Refused, refuse
+from sim.findings import Refused, refuse
 from sim.fixedpoint import Policy
 from sim.network import Network, Shape
 from sim.trace import Trace
-from toolchain import calibrate, quantize, thresholds
+from toolchain import calibrate, quantize
 from toolchain.graph import FloatGraph
 from toolchain.importer import import_model
 from toolchain.progress import Progress
-
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to convert: everything that decides the result beside the model and the calibration inputs."""
-
-    timesteps: int = 8  #: T, the length of every firing window
-    holdoff: int = 1  #: K, steps by which a layer integrates before it may fire
-    method: str = "mse"  #: bias rule: none, static, potential, ftbc, exact, mse
-    weights: str = "fitted"  #: integer weights: nearest, or fitted to the spikes that arrive
-    per_neuron: bool = False  #: whether every neuron gets a bias schedule of its own; else a channel shares one
-    threshold: str = "mse"  #: threshold rule: given (by the activation), max, percentile, mse
-    initial: str = "auto"  #: initial potential: zero, half, shift, or auto: what the activation was trained for
-    chip: str = "loihi2"  #: limits to respect: loihi2, wide
-    input_bits: int = 8  #: payload of the graded input, signed
-
-    def __post_init__(self) -> None:
-        found = []
-
-        def one_of(field: str, known: Any) -> None:
-            value = getattr(self, field)
-            if value not in known:
-                found.append(Finding(field, f"unknown value {value!r}", f"use one of {', '.join(known)}"))
-
-        if self.timesteps < 1:
-            found.append(Finding("timesteps", f"T = {self.timesteps}", "give at least 1 step"))
-        if self.holdoff < 0:
-            found.append(Finding("holdoff", f"K = {self.holdoff}", "give 0 or more steps"))
-        if not 2 <= self.input_bits <= 24:
-            found.append(Finding("input_bits", f"{self.input_bits} bits", "give 2 to 24"))
-        one_of("method", calibrate.RULES)
-        one_of("weights", calibrate.WEIGHTS)
-        one_of("threshold", ["given", *thresholds.RULES])
-        one_of("initial", ["auto", *quantize.INITIAL])
-        one_of("chip", chips.CHIPS)
-        if found:
-            raise Refused(found)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON types, as they are echoed into every artefact."""
-        return asdict(self)
+from toolchain.recipe import Recipe
+from toolchain.recipe import recipe as named
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,19 +92,23 @@ def _is_numeric(x: Any) -> bool:
 def convert(
     model: nn.Module | FloatGraph,
     calibration: Any,
-    timesteps: int = 8,
+    timesteps: int | None = None,
     *,
+    recipe: str | Recipe = "ann2loihi",
     progress: Progress | None = None,
     **options: Any,
 ) -> Conversion:
     """Convert a trained model, which is left as it is, with a few hundred calibration inputs.
 
     ``calibration`` is ``(N, C, H, W)``, ``(N, C, L)`` or ``(N, features)``, uint8 or float (see :func:`as_inputs`);
-    labels are never needed. ``options`` are the fields of :class:`Recipe`. Deterministic: the same arguments give an
+    labels are never needed. ``recipe`` is one of ``toolchain.recipe.RECIPES`` by name, or a :class:`Recipe`;
+    ``timesteps`` and ``options``, its fields, override it. Deterministic: the same arguments give an
     equal network.
     Raises :class:`Refused` with every finding at once when something cannot be converted or does not fit the chip.
     """
-    recipe = Recipe(timesteps=timesteps, **options)
+    if timesteps is not None:
+        options["timesteps"] = timesteps
+    recipe = replace(recipe, **options) if isinstance(recipe, Recipe) else named(recipe, **options)
     x = as_inputs(calibration)
     graph = model if isinstance(model, FloatGraph) else import_model(model, tuple(x.shape[1:]))
     x = as_inputs(x, graph.input_shape)

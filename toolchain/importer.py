@@ -73,7 +73,9 @@ def inspect_model(model: nn.Module, input_shape: Shape, *, dense_limit: int = DE
 def replace_max_pooling(model: nn.Module) -> nn.Module:
     """Return a copy in which every ``nn.MaxPool2d`` is an ``nn.AvgPool2d`` of the same kernel, stride and padding.
 
-    The copy computes something else than the model: fine-tune it before converting. Raises
+    The copy computes something else than the model: fine-tune it before converting. A ReLU follows a pooling that pads,
+    since with a padded convolution behind it, it would be no convolution but an enormous matrix: it becomes a spiking
+    layer of its own. Raises
     :class:`sim.findings.Refused` for every pooling that is dilated or returns indices, which no average pooling is.
     """
     found = {path: module for path, module in model.named_modules() if type(module) is nn.MaxPool2d}
@@ -88,10 +90,12 @@ def replace_max_pooling(model: nn.Module) -> nn.Module:
     ]
     if findings:
         raise Refused(findings)
-    copies: dict[int, Any] = {
-        id(m): nn.AvgPool2d(m.kernel_size, m.stride, m.padding, m.ceil_mode).train(m.training) for m in found.values()
-    }
-    return copy.deepcopy(model, copies)
+
+    def average(m: nn.MaxPool2d) -> nn.Module:
+        pooling = nn.AvgPool2d(m.kernel_size, m.stride, m.padding, m.ceil_mode)
+        return (nn.Sequential(pooling, nn.ReLU()) if any(_two(m.padding)) else pooling).train(m.training)
+
+    return copy.deepcopy(model, {id(m): average(m) for m in found.values()})
 
 
 @dataclass(frozen=True)
@@ -1162,7 +1166,10 @@ class _Import:
 
 
 _TRACEABLE = "write its forward without Python control flow on values, and its modules as attributes"
-_CONVOLVE = "raise dense_limit, or let pooling windows divide their input, without padding and ceil_mode"
+_CONVOLVE = (
+    "raise dense_limit, let pooling windows divide their input, without padding and ceil_mode, or put nn.ReLU behind "
+    "the pooling, which makes it a layer of its own"
+)
 
 _T = TypeVar("_T")
 

@@ -1,0 +1,133 @@
+"""Recipes by name, and choosing T, K and the rule on held-out inputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import typer
+from torch import Tensor, nn
+
+from sim.findings import Refused
+from toolchain import auto, cli
+from toolchain.activations import QCFS, TReLU
+from toolchain.auto import Trial, choose
+from toolchain.calibrate import RULES, WEIGHTS
+from toolchain.convert import convert
+from toolchain.demo import data, load_model
+from toolchain.recipe import RECIPES, Recipe, recipe
+
+
+@pytest.fixture(scope="module")
+def calibration() -> Tensor:
+    return data.load().calibration_x[:128]
+
+
+def test_every_recipe_converts_the_kind_of_network_that_it_is_for() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(40, 6)
+    for name, named in RECIPES.items():
+        activation = QCFS(4, 1.0) if name in ("qcfs", "ftbc+qcfs", "nq") else TReLU(1.0) if "rts" in name else nn.ReLU()
+        model = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 3))
+        conversion = convert(model, x, 4, recipe=name)
+        assert conversion.recipe == replace(named, timesteps=4)
+        assert conversion.network.holdoff == (1 if name == "ann2loihi" else 0)
+        if named.threshold == "given":
+            with pytest.raises(Refused, match="0: its ReLU has no threshold of its own; choose another threshold rule"):
+                convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), x, 4, recipe=name)
+
+
+def test_a_recipe_can_be_named_given_and_changed(calibration: Tensor) -> None:
+    assert recipe("rmp", timesteps=2).timesteps == 2
+    assert recipe() == Recipe()
+    model = load_model()
+    given = Recipe(timesteps=2, weights="nearest")
+    assert convert(model, calibration, recipe=given, holdoff=0).recipe == replace(given, holdoff=0)
+
+
+def test_unknown_recipes_and_fields_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(Refused, match="recipe: unknown recipe 'tsc'; use one of ann2loihi, rmp, opi, rts, snnc-lp"):
+        recipe("tsc")
+    with pytest.raises(Refused, match="recipe: no field 'steps'; use timesteps, holdoff, method, weights"):
+        recipe(steps=3)
+
+
+def test_the_command_line_names_every_recipe_and_rule() -> None:
+    assert all(name in cli.RECIPES_HELP for name in RECIPES)
+    options = {parameter.name: parameter.help for parameter in cli_options()}
+    assert all(rule in str(options["method"]) for rule in RULES)
+    assert all(rule in str(options["weight_rule"]) for rule in WEIGHTS)
+
+
+def cli_options() -> list[Any]:
+    group: Any = typer.main.get_command(cli.app)
+    return list(group.commands["convert"].params)
+
+
+def test_without_a_budget_the_fastest_within_a_standard_error_is_taken(calibration: Tensor) -> None:
+    choice = choose(load_model(), calibration)
+    tried = {(t.timesteps, t.holdoff, t.method): t for t in choice.trials}
+    assert {(1, 0, "mse"), (1, 1, "mse"), (1, 2, "mse"), (2, 0, "mse")} <= tried.keys()
+    assert any(t.method == "exact" for t in choice.trials)
+    chosen = choice.conversion.recipe
+    taken = tried[chosen.timesteps, chosen.holdoff, chosen.method]
+    best = max(choice.trials, key=lambda t: (t.agreement, -t.steps))
+    enough = [t for t in choice.trials if t.agreement >= best.agreement - best.error]
+    assert taken.steps == min(t.steps for t in enough)
+    assert taken.steps == choice.conversion.network.steps  # the estimate before converting was right
+    assert f"T = {taken.timesteps}, K = {taken.holdoff}, {taken.method}" in choice.reason
+
+
+def test_a_budget_is_kept_and_used(calibration: Tensor) -> None:
+    choice = choose(load_model(), calibration, latency_budget=8)
+    assert all(t.steps <= 8 for t in choice.trials)
+    assert choice.conversion.network.steps <= 8
+    chosen = choice.conversion.recipe
+    agreement = next(
+        t.agreement
+        for t in choice.trials
+        if (t.timesteps, t.holdoff, t.method) == (chosen.timesteps, chosen.holdoff, chosen.method)
+    )
+    assert agreement == max(t.agreement for t in choice.trials)
+    assert choice.reason.endswith(f"of what takes at most 8 steps; it takes {choice.conversion.network.steps}.")
+
+
+def test_a_budget_below_the_networks_depth_is_refused(calibration: Tensor) -> None:
+    with pytest.raises(Refused, match="latency budget: 3 steps; this network takes at least 5"):
+        choose(load_model(), calibration, latency_budget=3)
+
+
+def test_too_few_inputs_to_hold_some_out_are_refused() -> None:
+    with pytest.raises(Refused, match="calibration: 31 inputs; give at least 32 to choose on"):
+        choose(load_model(), torch.rand(31, 1, 8, 8))
+
+
+def test_held_out_inputs_are_never_calibrated_on(calibration: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    original = auto.convert
+
+    def spy(model: object, x: Tensor, *args: object, **options: object) -> object:
+        seen.append(len(x))
+        return original(model, x, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(auto, "convert", spy)
+    choose(load_model(), calibration[:64], latency_budget=6)
+    assert seen[:-1] == [48] * (len(seen) - 1)
+    assert seen[-1] == 64
+
+
+def test_choosing_ends_where_more_steps_no_longer_help() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))  # one class: agreement is always full
+    choice = choose(model, torch.rand(64, 4))
+    assert max(t.timesteps for t in choice.trials) == 2
+    assert all(t.agreement == 100 and t.error > 0 for t in choice.trials if t.refused is None)
+    assert choice.conversion.recipe.timesteps == 1
+
+
+def test_the_choice_is_made_of_json_types(calibration: Tensor) -> None:
+    document = choose(load_model(), calibration[:64], latency_budget=6).as_dict()
+    assert set(document) == {"reason", "trials"}
+    assert document["trials"][0].keys() == {f for f in Trial.__dataclass_fields__}

@@ -1,0 +1,157 @@
+"""Choosing T, K and the bias rule for the user, on a part of the calibration data that calibration has not seen.
+
+What is compared is the agreement with the ANN, so no labels are needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sim import chip as chips
+from sim.findings import Refused, refuse
+from toolchain import quantize
+from toolchain.convert import Conversion, as_inputs, convert
+from toolchain.graph import FloatGraph
+from toolchain.importer import import_model
+from toolchain.progress import Progress
+from toolchain.recipe import Recipe
+
+TIMESTEPS = (1, 2, 4, 8, 16, 32)
+HOLDOFFS = (0, 1, 2)
+METHODS = ("mse", "exact")  #: the first is tried with every T and K, the others where it did best
+HELD_OUT = 4  #: one in so many calibration inputs is held out
+FEWEST = 32  #: calibration inputs; with fewer held out, agreement says nothing
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One recipe and how it did on the held-out inputs."""
+
+    timesteps: int
+    holdoff: int
+    method: str
+    steps: int  #: until the logits are there: what an inference takes
+    agreement: float  #: with the ANN, in per cent
+    error: float  #: standard error of the agreement, in per cent
+    refused: str | None = None  #: why it could not be converted; its agreement is 0 then
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The recipe that was chosen, its conversion on all calibration inputs, and why."""
+
+    conversion: Conversion
+    trials: tuple[Trial, ...]
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return trials and reason as JSON types, as the report shows them."""
+        return {"reason": self.reason, "trials": [asdict(trial) for trial in self.trials]}
+
+
+def choose(
+    model: nn.Module | FloatGraph,
+    calibration: Any,
+    base: Recipe | None = None,
+    *,
+    latency_budget: int | None = None,
+    progress: Progress | None = None,
+) -> Choice:
+    """Try T, K and bias rules, and convert with what does best on held-out calibration inputs.
+
+    ``base`` says everything else. T doubles until agreement with the ANN grows by less than its standard error. With a
+    ``latency_budget``, in steps until the logits, the recipe of the highest agreement inside it is taken; without one
+    the fastest whose agreement lies within one standard error of the best (Breiman et al.'s one-standard-error
+    rule). Raises :class:`Refused` where nothing fits the budget or the chip, and for fewer than ``FEWEST`` inputs.
+    """
+    base, tell = base or Recipe(), progress or (lambda *_: None)
+    x = as_inputs(calibration)
+    graph = model if isinstance(model, FloatGraph) else import_model(model, tuple(x.shape[1:]))
+    x = as_inputs(x, graph.input_shape)
+    if len(x) < FEWEST:
+        raise refuse("calibration", f"{len(x)} inputs", f"give at least {FEWEST} to choose on, or choose T yourself")
+    # Every fourth, not the last quarter: data may be sorted.
+    held = torch.arange(len(x)) % HELD_OUT == HELD_OUT - 1
+    wanted = graph.logits(x[held]).flatten(1).argmax(1)
+    network, _ = quantize.quantise(
+        graph, x, 1, 0, base.threshold, base.initial, base.input_bits, chips.CHIPS[base.chip], lambda *_: None
+    )
+
+    def steps(recipe: Recipe) -> int:
+        return replace(network, holdoff=recipe.holdoff).steps + recipe.timesteps - 1
+
+    def inside(recipe: Recipe) -> bool:
+        return latency_budget is None or steps(recipe) <= latency_budget
+
+    trials: list[tuple[Trial, Recipe]] = []
+    most = len(TIMESTEPS) * (len(HOLDOFFS) + len(METHODS) - 1)
+
+    def attempt(recipe: Recipe) -> None:
+        tell("choosing T and K", len(trials), most)
+        trials.append((_trial(graph, x[~held], x[held], wanted, recipe, steps(recipe)), recipe))
+
+    previous = -math.inf
+    for timesteps in TIMESTEPS:
+        candidates = [replace(base, timesteps=timesteps, holdoff=k, method=METHODS[0]) for k in HOLDOFFS]
+        candidates = [recipe for recipe in candidates if inside(recipe)]
+        if not candidates:
+            break
+        for recipe in candidates:
+            attempt(recipe)
+        best, recipe = _best(trials[-len(candidates) :])
+        for method in METHODS[1:]:
+            attempt(replace(recipe, method=method))
+        best, _ = _best(trials)
+        if best.agreement - previous < best.error:
+            break
+        previous = best.agreement
+    tell("choosing T and K", most, most)
+    if not trials:
+        fastest = steps(replace(base, timesteps=TIMESTEPS[0], holdoff=HOLDOFFS[0]))
+        raise refuse("latency budget", f"{latency_budget} steps", f"this network takes at least {fastest}")
+    if all(trial.refused for trial, _ in trials):
+        raise refuse("choosing T and K", "no recipe could be converted", str(trials[0][0].refused))
+
+    recipe, reason = _decide(trials, latency_budget)
+    return Choice(convert(graph, x, recipe=recipe, progress=progress), tuple(t for t, _ in trials), reason)
+
+
+def _trial(graph: FloatGraph, x: Tensor, held: Tensor, wanted: Tensor, recipe: Recipe, steps: int) -> Trial:
+    tried = (recipe.timesteps, recipe.holdoff, recipe.method, steps)
+    try:
+        agreed = (torch.from_numpy(convert(graph, x, recipe=recipe).predict(held)) == wanted).double().mean().item()
+    except (Refused, ArithmeticError) as error:  # or a potential of the held-out inputs leaves the registers
+        return Trial(*tried, 0.0, 0.0, str(error).splitlines()[0])
+    # Wilson's centre instead of the bare share: full agreement on few inputs is not certain agreement.
+    n = len(wanted)
+    centre = (agreed * n + 2) / (n + 4)
+    return Trial(*tried, 100 * agreed, 100 * math.sqrt(centre * (1 - centre) / n))
+
+
+def _best(trials: Iterable[tuple[Trial, Recipe]]) -> tuple[Trial, Recipe]:
+    return max(trials, key=lambda entry: (entry[0].agreement, -entry[0].steps))
+
+
+def _decide(trials: list[tuple[Trial, Recipe]], budget: int | None) -> tuple[Recipe, str]:
+    best, recipe = _best(trials)
+    found = f"T = {best.timesteps}, K = {best.holdoff}, {best.method} agrees best with the ANN, {best.agreement:.1f} %"
+    if budget is not None:
+        return recipe, f"{found}, of what takes at most {budget} steps; it takes {best.steps}."
+    enough = best.agreement - best.error
+    fast, faster = min(
+        (entry for entry in trials if not entry[0].refused and entry[0].agreement >= enough),
+        key=lambda entry: (entry[0].steps, -entry[0].agreement),
+    )
+    if fast is best:
+        return recipe, f"{found}, and nothing faster comes within a standard error of it."
+    taken = f"T = {fast.timesteps}, K = {fast.holdoff}, {fast.method}"
+    return faster, (
+        f"{found} in {best.steps} steps; {taken} is within a standard error of that with {fast.agreement:.1f} % in "
+        f"{fast.steps} steps, and was taken."
+    )
