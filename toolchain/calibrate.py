@@ -317,7 +317,9 @@ def calibrate(
                 su_weights(edge, units[edge.source], plan.su, graph.shapes[edge.source], layer.shape)
                 for edge in floating.edges
             ]
-            wanted = graph.current(floating, values) * spatial(plan.su, layer.shape).float()
+            # Its bias is in the schedule already, and with it the shift that an initial potential may ask for.
+            unbiased = replace(floating, bias=torch.zeros_like(floating.bias))
+            wanted = graph.current(unbiased, values) * spatial(plan.su, layer.shape).float()
             layer = fit.fit(network, layer, nominal, outputs, wanted, chip)
             del wanted
         per_step = spatial(plan.su, layer.shape) / (plan.threshold or 1)

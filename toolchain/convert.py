@@ -25,7 +25,6 @@ from toolchain.importer import import_model
 from toolchain.progress import Progress
 
 
-
 @dataclass(frozen=True)
 class Recipe:
     """How to convert: everything that decides the result beside the model and the calibration inputs."""

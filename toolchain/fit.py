@@ -5,7 +5,7 @@ And the spikes that a calibrated layer receives are not the activations that the
 draw a coarse staircase, clip, and carry the errors of all layers below. Both are linear least squares on the spike
 counts n of the calibration data, layer after layer, without labels or gradients::
 
-    minimise over W, beta:  E |W n + beta - T * z|^2 + lambda |W - W_trained|^2        z: the ANN's current, su per step
+    minimise over W, beta:  E |W n + beta - T * z|^2 + lambda |W - W_trained|^2        z: the ANN's current but its bias
     lambda = F / N * mean |n|^2                                                       F synapses a neuron, N samples
 
 lambda is what makes the trained weights win where there are fewer samples than weights. The integers are then rounded
@@ -30,7 +30,7 @@ from toolchain.quantize import bias_schedule
 from toolchain.thresholds import positions
 
 LARGEST = 4608  #: synapses a neuron beyond which the F x F normal equations are not worth their time: 512 maps of 3x3
-SAMPLES = 1 << 15  #: places at which currents are compared, at least; 32 a synapse if there are as many
+SAMPLES = 1 << 15  #: places at which currents are compared, about; 32 a synapse where that is more
 CHUNK = 1 << 22  #: values of unfolded sources at a time
 BLOCK = 128  #: synapses that are rounded before the others hear of it
 
@@ -46,8 +46,9 @@ def fit(
     """Fit the largest edge of ``layer`` and its bias; the others stay as they are, their errors are fitted too.
 
     ``nominal`` holds the trained weights of every edge in su, float64; ``outputs`` the sources' spikes (T, B, *shape)
-    and the payload; ``wanted`` the ANN's current into the layer, su per step, (B, *shape). The layer's schedule becomes
-    a constant bias again. A layer of more than ``LARGEST`` synapses a neuron is returned as it is.
+    and the payload; ``wanted`` the ANN's current into the layer without its bias, su per step, (B, *shape). What
+    the integers lack of it on average is added to the layer's bias, which becomes constant again. A layer of more than
+    ``LARGEST`` synapses a neuron is returned as it is.
     """
     chosen = max(range(len(layer.edges)), key=lambda i: layer.edges[i].synapse.weight.size)
     synapse, weight = layer.edges[chosen].synapse, nominal[chosen]
@@ -63,8 +64,7 @@ def fit(
         else outputs[edge.source].sum(0, dtype=torch.int32).float()
         for edge in layer.edges
     }
-    trained = layer.per_neuron(layer.bias.sum(0)).copy()
-    missing = timesteps * wanted - torch.from_numpy(trained)
+    missing = timesteps * wanted
     for i, edge in enumerate(layer.edges):
         if i != chosen:
             missing -= _map(edge.synapse, counts[edge.source]).reshape(missing.shape)
@@ -91,7 +91,7 @@ def fit(
     edges[chosen] = replace(edges[chosen], synapse=replace(synapse, weight=new))
     rest = layer.bias.sum(0)
     if rest.ndim > 1 or len(beta) != layer.shape[0]:  # a bias of its own for every neuron
-        rest = trained
+        rest = layer.per_neuron(rest).copy()
         beta = beta.reshape(layer.shape) if len(beta) == layer.size else beta.reshape(-1, *(1,) * (rest.ndim - 1))
     schedule = bias_schedule((torch.from_numpy(rest) + beta) / timesteps, timesteps)
     return replace(layer, edges=tuple(edges), bias=schedule)
