@@ -10,7 +10,6 @@ and the spikes that it then emits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -51,8 +50,9 @@ class Batch:
 
     @cached_property
     def arriving(self) -> fast.Currents:
-        """The layer's synapses."""
-        return fast.Currents(self.network, self.layer)
+        """The layer's synapses, with room for any schedule inside the bias register."""
+        # Another schedule may not fire where the trained one does: nothing is taken off for sure, as in a readout.
+        return fast.Currents(self.network, replace(self.layer, kind="readout"), 2 * self.limit)
 
     def part(self, samples: slice) -> Batch:
         """Take some of the samples; nothing watches their registers."""
@@ -133,7 +133,8 @@ def none(batch: Batch) -> tuple[Layer, Tensor]:
 
 def _shortfall(batch: Batch) -> Tensor:
     """Mean spikes per step that are missing with the trained bias, per channel or neuron."""
-    fired = batch.fire(batch.layer).sum(0, dtype=torch.float32) / batch.network.timesteps
+    trial = replace(batch, registers=None)  # the network that is deployed may reach less, or more
+    fired = trial.fire(batch.layer).sum(0, dtype=torch.float32) / batch.network.timesteps
     return batch.mean(batch.target.clamp(0, 1)) - batch.mean(fired)
 
 
@@ -148,7 +149,7 @@ def static(batch: Batch) -> tuple[Layer, Tensor]:
 
 
 def potential(batch: Batch) -> tuple[Layer, Tensor]:
-    """Initial potential of SNN Calibration, advanced pipeline: ``v0[c] += T * theta * mean(a - s)``.
+    """Correct the initial potential as SNN Calibration's advanced pipeline does: ``v0[c] += T * theta * mean(a - s)``.
 
     Li et al., ICML 2021. Written into the first row of the schedule, which nothing tells from v0.
     """
@@ -249,8 +250,7 @@ def cheapest_bias(v: Tensor, cost: Tensor, theta: int) -> Tensor:
     ``v`` int64 (groups, n) falls along each row; ``cost`` (groups, n + 1) is that of 0..n of them firing. Equal
     potentials fire together. Of several such biases the one nearest to 0.
     """
-    groups, n = v.shape
-    far = torch.full((groups, 1), 1 << 40)
+    far = torch.full((len(v), 1), 1 << 40)
     lowest = theta - torch.cat([far, v], 1)  # the least bias that lets k fire
     highest = theta - 1 - torch.cat([v, -far], 1)  # the most that lets no other
     bias = torch.zeros_like(lowest).clamp(lowest, highest)
