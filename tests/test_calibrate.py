@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sim.chip import WIDE
+from sim.chip import LOIHI2, WIDE
 from sim.findings import Refused
+from sim.fixedpoint import Registers
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network
 from toolchain import calibrate, thresholds
 from toolchain.calibrate import RULES, Batch, cheapest_bias
@@ -217,6 +218,14 @@ def test_a_potential_equal_to_theta_counts_as_fired() -> None:
     assert layer.bias.tolist() == [[0], [-1]]
 
 
+def test_an_activation_beyond_the_threshold_asks_for_one_spike_a_step_and_no_more() -> None:
+    # 3 is wanted of the neuron at 1, none of the one at 3. One spike on average: 3 + b >= 10 > 1 + b.
+    batch = arriving([[1, 3]], [[3.0], [0.0]], theta=10)
+    assert calibrate.exact(batch)[0].bias.tolist() == [[7]]
+    # Both firing costs -1 and +1, which is as much as neither does.
+    assert calibrate.mse(batch)[0].bias.tolist() == [[0]]
+
+
 @pytest.mark.parametrize("rule", [calibrate.exact, calibrate.mse])
 def test_a_silent_channel_keeps_its_trained_bias(rule: calibrate.Rule) -> None:
     batch = arriving([[0, 0]] * 3, [[0.0]] * 2, bias=[[-5], [3], [-7]])
@@ -331,6 +340,15 @@ def test_no_rule_leaves_the_bias_register_and_all_return_the_spikes_of_their_sch
     assert np.abs(layer.offsets).max() == 900
     assert layer.bias.shape == ((5, 1, 2, 2) if per_neuron else (5, 1))
     assert torch.equal(spikes, batch.fire(layer))
+
+
+@pytest.mark.parametrize(("rule", "peak"), [("none", 12000), ("static", 8000), ("potential", 9000)])
+def test_only_the_schedule_that_is_kept_counts_as_reached(rule: str, peak: int) -> None:
+    # -3000 a step, and a spike of 1000 is wanted at each: 1000 more a step, or 4000 at once, of which one spike comes.
+    batch = arriving([[0]] * 4, [[1.0]], bias=[[-3000]] * 4)
+    registers = Registers(batch.network, LOIHI2, "strict")
+    RULES[rule](replace(batch, registers=registers))
+    assert registers.peak["layer"] == peak
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "none"])
