@@ -73,14 +73,17 @@ def run(
 class Currents:
     """Everything that arrives at one layer, with its synapses prepared once."""
 
-    def __init__(self, network: Network, layer: Layer) -> None:
-        """Raise :class:`Refused` where sums beyond 2**53 could not be exact."""
+    def __init__(self, network: Network, layer: Layer, margin: int = 0) -> None:
+        """Raise :class:`Refused` where sums beyond 2**53 could not be exact.
+
+        ``margin`` is what may be added to the layer's worst case, as another schedule than its own does.
+        """
         bound = largest_sum(network, layer)
         if bound >= 1 << 53:
             raise refuse(layer.name, f"currents of up to {bound} cannot be summed exactly", "use smaller weights")
         self._network, self._layer = network, layer
         exact = torch.float32 if bound < 1 << 24 else torch.float64
-        self._state = torch.int32 if worst_case(network, layer) < 1 << 31 else torch.int64
+        self._state = torch.int32 if worst_case(network, layer) + margin < 1 << 31 else torch.int64
         self._weights = [torch.from_numpy(edge.synapse.weight.copy()).to(exact) for edge in layer.edges]
 
     def __call__(self, outputs: Mapping[str, Tensor], steps: range | None = None) -> Tensor:

@@ -130,4 +130,4 @@ def test_choosing_ends_where_more_steps_no_longer_help() -> None:
 def test_the_choice_is_made_of_json_types(calibration: Tensor) -> None:
     document = choose(load_model(), calibration[:64], latency_budget=6).as_dict()
     assert set(document) == {"reason", "trials"}
-    assert document["trials"][0].keys() == {f for f in Trial.__dataclass_fields__}
+    assert document["trials"][0].keys() == set(Trial.__dataclass_fields__)

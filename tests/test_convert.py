@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
+import networks
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from exporters import netx
 from sim import chip, fast, reference
 from sim.findings import Refused
 from sim.network import INPUT
 from sim.trace import first_difference
+from toolchain import calibrate, fit
+from toolchain.activations import QCFS, TReLU
 from toolchain.convert import Conversion, convert
 from toolchain.demo import data, load_model
 from toolchain.demo.data import Digits
@@ -85,7 +90,7 @@ def test_calibration_brings_every_layers_mean_output_nearer_to_the_ann(
     }
     for layer in network.layers[:-1]:
         rho = (values[layer.name] / conversion.plans[layer.name].theta.reshape(-1, 1, 1)).transpose(0, 1)
-        rho = rho.flatten(1).double().mean(1).clamp(0, 1)
+        rho = rho.flatten(1).double().clamp(0, 1).mean(1)
         current = fast.Currents(network, layer)(outputs)
         miss = []
         for schedule in (plain[layer.name], layer):
@@ -103,19 +108,21 @@ def test_exact_meets_the_mean_to_within_one_sample_where_no_two_potentials_are_e
 ) -> None:
     """Wide registers make ties of potentials rare: silent background pixels are the only ones left."""
     x = digits.calibration_x
-    conversion = convert(trained, x, 4, chip="wide")
+    conversion = convert(trained, x, 4, chip="wide", method="exact")
     network, values = conversion.network, conversion.graph.run(x)
     trace = conversion.run(x)
     met = []
     for layer in network.layers[1:-1]:
         wanted = (values[layer.name] / conversion.plans[layer.name].theta.reshape(-1, 1, 1)).transpose(0, 1)
-        wanted = wanted.flatten(1).double().mean(1).clamp(0, 1) * (len(x) * layer.size // layer.shape[0])
+        wanted = wanted.flatten(1).double().clamp(0, 1).mean(1) * (len(x) * layer.size // layer.shape[0])
         fired = torch.from_numpy(trace.spikes[layer.name][:, -4:]).transpose(0, 2).flatten(2).double().sum(2).T
         met.append(((fired - wanted).abs() <= 1).double().mean().item())
     assert min(met) > 0.9
 
 
-def test_peaks_are_what_the_calibration_data_reached(conversion: Conversion, digits: Digits) -> None:
+@pytest.mark.parametrize("method", calibrate.RULES)
+def test_peaks_are_what_the_calibration_data_reached(method: str, digits: Digits, trained: nn.Module) -> None:
+    conversion = convert(trained, digits.calibration_x, 4, method=method)
     trace = conversion.run(digits.calibration_x)
     assert trace.peak == conversion.peak
     assert trace.overflows == 0
@@ -126,9 +133,10 @@ def test_peaks_are_what_the_calibration_data_reached(conversion: Conversion, dig
     [
         ({"timesteps": 0}, "timesteps: T = 0; give at least 1 step"),
         ({"holdoff": -1}, "holdoff: K = -1; give 0 or more steps"),
-        ({"method": "magic"}, "method: unknown value 'magic'; use one of none, ftbc, exact"),
-        ({"threshold": "median"}, "threshold: unknown value 'median'; use one of max, percentile, mse"),
-        ({"initial": "full"}, "initial: unknown value 'full'; use one of zero, half"),
+        ({"method": "magic"}, "method: unknown value 'magic'; use one of none, static, potential, ftbc, exact, mse"),
+        ({"threshold": "median"}, "threshold: unknown value 'median'; use one of given, max, percentile, mse"),
+        ({"initial": "full"}, "initial: unknown value 'full'; use one of auto, zero, half, shift"),
+        ({"weights": "float"}, "weights: unknown value 'float'; use one of nearest, fitted"),
         ({"chip": "loihi3"}, "chip: unknown value 'loihi3'; use one of loihi2, wide"),
         ({"input_bits": 1}, "input_bits: 1 bits; give 2 to 24"),
     ],
@@ -176,3 +184,146 @@ def test_an_mlp_on_flat_inputs_converts() -> None:
     with torch.no_grad():
         agreement = (conversion.predict(x) == model(x).argmax(1).numpy()).mean()
     assert agreement > 0.85
+
+
+# ---- results that may not depend on how they are computed ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[nn.Module, torch.Tensor]:
+    x = torch.randn(48, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    return networks.trained(networks.residual, (2, 4, 4)), x
+
+
+@pytest.mark.parametrize("method", calibrate.RULES)
+@pytest.mark.parametrize("chunk", [1, 300])
+def test_how_many_potentials_are_computed_at_a_time_changes_nothing(
+    method: str, chunk: int, small: tuple[nn.Module, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = small
+    expected = convert(model, x, 3, method=method)
+    monkeypatch.setattr(calibrate, "CHUNK", chunk)
+    monkeypatch.setattr(fit, "CHUNK", chunk)
+    found = convert(model, x, 3, method=method)
+    assert (found.network, found.peak) == (expected.network, expected.peak)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 48])
+def test_a_network_runs_the_same_in_batches_of_any_size(batch: int, small: tuple[nn.Module, torch.Tensor]) -> None:
+    model, x = small
+    network = convert(model, x, 3).network
+    payload = network.input.encode(x)
+    expected, found = fast.run(network, payload), fast.run(network, payload, batch=batch)
+    assert first_difference(expected, found) is None
+    assert found.peak == expected.peak
+
+
+# ---- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_defaults_are_fitted_weights_and_mse(small: tuple[nn.Module, torch.Tensor]) -> None:
+    model, x = small
+    spelt_out = {"method": "mse", "weights": "fitted", "per_neuron": False, "threshold": "mse", "initial": "auto"}
+    assert convert(model, x, 3).network == convert(model, x, 3, holdoff=1, chip="loihi2", **spelt_out).network
+
+
+def running_error(conversion: Conversion, x: torch.Tensor, name: str) -> float:
+    """Mean over steps and neurons of ``(S[t] - (t + 1) * a)^2`` in thresholds: what the rule mse makes small."""
+    layer = conversion.network[name]
+    theta = conversion.plans[name].theta.reshape(-1, *(1,) * (len(layer.shape) - 1))
+    a = (conversion.graph.run(x)[name] / theta).clamp(0, 1).numpy()[:, None]
+    timesteps = conversion.network.timesteps
+    sums = conversion.run(x).spikes[name][:, -timesteps:].cumsum(1)
+    steps = np.arange(1, timesteps + 1).reshape(1, -1, *(1,) * len(layer.shape))
+    return float(((sums - steps * a) ** 2).mean())
+
+
+def test_a_bias_for_every_neuron_brings_every_layer_nearer_to_its_activations(
+    small: tuple[nn.Module, torch.Tensor], tmp_path: Path
+) -> None:
+    model, x = small
+    shared, own = (convert(model, x, 4, per_neuron=per_neuron, weights="nearest") for per_neuron in (False, True))
+    for layer in own.network.layers:
+        if layer.kind == "spiking":
+            assert layer.bias.shape == (4, *layer.shape)
+            assert running_error(own, x, layer.name) < running_error(shared, x, layer.name)
+        else:  # the logits of all classes must stay comparable
+            assert layer.bias.shape == (4, *layer.shape[:1])
+    assert chip.check(own.network) == []
+    payload = own.network.input.encode(x[:3])
+    assert first_difference(reference.run(own.network, payload), fast.run(own.network, payload)) is None
+    netx.write_graph(own.network, tmp_path / "own.net")
+    assert netx.read(tmp_path / "own.net") == own.network
+
+
+def test_fitted_weights_bring_the_logits_nearer_to_the_models(digits: Digits, trained: nn.Module) -> None:
+    x = digits.calibration_x
+    with torch.no_grad():
+        expected = trained(digits.test_x).numpy()
+    error = []
+    for weights in ("nearest", "fitted"):
+        conversion = convert(trained, x, 4, weights=weights)
+        assert chip.check(conversion.network) == []
+        logits = conversion.run(digits.test_x, record=False).logits[:, -1]
+        error.append(float(((logits / float(conversion.plans["fc"].su[0]) / 4 - expected) ** 2).mean()))
+    assert error[1] < error[0]
+
+
+@pytest.mark.parametrize("weights", calibrate.WEIGHTS)
+def test_the_shift_of_rts_survives_the_fitting_of_weights(weights: str, small: tuple[nn.Module, torch.Tensor]) -> None:
+    """Half a threshold over the window, beside the bias that the weights ask for."""
+    model, x = small
+    zero, shift = (convert(model, x, 8, method="none", weights=weights, initial=i) for i in ("zero", "shift"))
+    stem = shift.network.layers[0]
+    # Both hear the same payload and have the same weights: what differs is the shift.
+    assert stem.edges == zero.network.layers[0].edges
+    difference = stem.bias.sum(0) - zero.network.layers[0].bias.sum(0)
+    assert np.abs(difference - stem.threshold / 2).max() <= 1
+
+
+# ---- activations with a threshold of their own -----------------------------------------------------------------------
+
+
+def test_a_given_threshold_is_refused_for_a_relu_in_one_line(small: tuple[nn.Module, torch.Tensor]) -> None:
+    model, x = small
+    with pytest.raises(Refused) as caught:
+        convert(model, x, threshold="given")
+    assert str(caught.value) == "stem.0: its ReLU has no threshold of its own; choose another threshold rule"
+
+
+@pytest.mark.parametrize(
+    ("activation", "theta", "v0"), [(nn.ReLU6(), 6.0, 0.5), (QCFS(4, 2.5), 2.5, 0.5), (TReLU(1.5), 1.5, 0.0)]
+)
+def test_a_given_threshold_is_that_of_the_activation(activation: nn.Module, theta: float, v0: float) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 3)).eval(), torch.randn(64, 6)
+    conversion = convert(model, x, 4, threshold="given", chip="wide")
+    assert conversion.plans["0"].theta.tolist() == [theta] * 8
+    layer = conversion.network.layers[0]
+    assert layer.v0.tolist() == [round(layer.threshold * v0)] * 8
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_qcfs_at_as_many_steps_as_levels_is_computed_without_any_error(bias: bool) -> None:
+    """The theorem of QCFS: from half a threshold, and with all of the input there, T = L steps are the activation.
+
+    Hold-off T - 1 makes the whole input wait for the first step. A bias comes bit by bit all the same, and may then
+    let a neuron fire too early.
+    """
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(2, 6, 3, padding=1, bias=bias), QCFS(4, 0.8), nn.Conv2d(6, 6, 3, bias=bias), QCFS(4, 0.4)),
+        *(nn.Flatten(), nn.Linear(24, 12, bias=bias), QCFS(4, 0.2), nn.Linear(12, 3, bias=bias)),
+    )
+    x = torch.randint(-127, 128, (200, 2, 4, 4)) / 127  # what a payload of 8 bits holds
+    options = {"holdoff": 3, "weights": "nearest", "method": "none", "chip": "wide", "threshold": "given"}
+    conversion = convert(model.eval(), x, 4, **options)
+    trace, values = conversion.run(x), conversion.graph.run(x)
+    for name in ("0", "2", "5"):
+        counts = trace.spikes[name][:, -4:].sum(1, dtype=np.int64)
+        wanted = (values[name] / conversion.plans[name].theta[0] * 4).round().long().numpy()
+        assert len(np.unique(wanted)) == 5
+        if bias:
+            assert (counts == wanted).mean() > 0.8
+        else:
+            assert np.array_equal(counts, wanted)

@@ -809,7 +809,7 @@ def test_a_replaced_pooling_that_pads_becomes_a_layer_of_its_own_and_needs_no_ma
     without = nn.Sequential(*(replaced[0], replaced[1], replaced[2][0], replaced[3]))
     x = torch.randn(4, 2, 8, 8)
     assert torch.equal(replaced(x), without(x))  # what it averages is not negative
-    with pytest.raises(Refused, match="or put nn.ReLU behind the pooling, which makes it a layer of its own"):
+    with pytest.raises(Refused, match=r"or put nn\.ReLU behind the pooling, which makes it a layer of its own"):
         import_model(without, (2, 8, 8), dense_limit=1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import torch
 from sim import chip
 from sim.chip import LOIHI2, WIDE
 from sim.findings import Refused
-from sim.network import INPUT
+from sim.network import INPUT, Network
 from toolchain import quantize, thresholds
 from toolchain.graph import FloatConv2d, FloatDense, FloatEdge, FloatGraph, FloatLayer
+from toolchain.quantize import Plan
 
 
 def test_the_maximum_and_the_percentile_are_taken_per_channel() -> None:
@@ -45,6 +47,36 @@ def test_a_silent_channel_gets_the_largest_threshold_and_a_silent_layer_one() ->
 def test_an_unknown_threshold_rule_is_refused() -> None:
     with pytest.raises(Refused, match="unknown rule 'median'; use one of max, percentile, mse"):
         thresholds.choose("median", torch.ones(1, 1), 8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "most", "spacing"),
+    [
+        ((600, 3, 32, 32), 19200, 33),  # 614400 // 19200 = 32, an image's width: one column would be looked at
+        ((3000, 2, 7, 7), 21000, 8),  # 7 is odd, and a width too
+        ((500, 1, 15, 12), 1000, 91),  # 90 passes over every sixth column only
+        ((40, 1, 33, 33), 18000, 2),
+        ((9, 1, 210, 1), 1000, 1),
+    ],
+)
+def test_thinned_images_are_looked_at_in_every_row_and_column_and_evenly_over_the_samples(
+    shape: tuple[int, ...], most: int, spacing: int
+) -> None:
+    samples, places = thresholds.positions(shape, most)
+    assert len(samples) == -(-shape[0] * shape[2] * shape[3] // spacing)
+    assert len(torch.unique(places // shape[3])) == shape[2]
+    assert len(torch.unique(places % shape[3])) == shape[3]
+    counts = torch.bincount(samples, minlength=shape[0])
+    assert counts.max() - counts.min() <= 1
+
+
+def test_nothing_is_left_out_where_there_is_little() -> None:
+    samples, places = thresholds.positions((5, 3, 4, 6), most=120)
+    assert (samples * 24 + places).tolist() == list(range(120))
+    samples, places = thresholds.positions((7, 3))
+    assert (samples.tolist(), places.tolist()) == (list(range(7)), [0] * 7)
+    x = torch.arange(5.0 * 3 * 4 * 6).reshape(5, 3, 4, 6)
+    assert torch.equal(thresholds.sampled(x), x.transpose(0, 1).reshape(3, -1))
 
 
 def test_source_thresholds_multiply_the_weights_of_their_channel() -> None:
@@ -87,9 +119,10 @@ def graph(weight: torch.Tensor, bias: torch.Tensor, readout: torch.Tensor) -> Fl
     return FloatGraph((weight.shape[1],), (hidden, out))
 
 
-def quantised(net: FloatGraph, x: torch.Tensor, limits: chip.Chip):
-    values = {INPUT: x, **net.run(x)}
-    return quantize.quantise(net, values, 8, 1, "mse", 0.5, 8, limits, lambda *_: None)
+def quantised(
+    net: FloatGraph, x: torch.Tensor, limits: chip.Chip, rule: str = "mse", initial: str = "auto", timesteps: int = 8
+) -> tuple[Network, dict[str, Plan]]:
+    return quantize.quantise(net, x, timesteps, 1, rule, initial, 8, limits, lambda *_: None)
 
 
 def test_no_weight_is_clipped_because_thresholds_give_way() -> None:
@@ -139,3 +172,39 @@ def test_the_end_of_a_bounded_activation_is_its_threshold() -> None:
     bounded = FloatGraph(net.input_shape, (replace(net.layers[0], upper=6.0), net.layers[1]))
     assert quantised(bounded, x, WIDE)[1]["a"].theta.tolist() == [6.0] * 4
     assert quantised(net, x, WIDE)[1]["a"].theta.max() < 1.1
+
+
+# ---- initial potentials ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("initial", "v0", "shift"), [("zero", 0.0, 0.0), ("half", 0.5, 0.0), ("shift", 0.0, 0.5), ("auto", 0.5, 0.0)]
+)
+def test_half_a_threshold_comes_at_once_or_bit_by_bit_or_not_at_all(initial: str, v0: float, shift: float) -> None:
+    x = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
+    net = graph(torch.eye(4), torch.tensor([0.0, 0.1, -0.1, 0.0]), torch.eye(4))
+    network, plans = quantised(net, x, WIDE, initial=initial)
+    layer = network["a"]
+    assert layer.v0.tolist() == [round(layer.threshold * v0)] * 4
+    trained = net.layers[0].bias.double() * plans["a"].su * 8
+    assert np.abs(layer.bias.sum(0) - trained.numpy() - layer.threshold * shift).max() <= 0.5
+    assert np.ptp(layer.bias, axis=0).max() <= 1
+    assert (network["out"].v0.tolist(), network["out"].bias.any()) == ([0] * 4, False)
+
+
+@pytest.mark.parametrize(("trained_for", "like"), [(None, "half"), ("half", "half"), ("shift", "shift")])
+def test_auto_takes_the_initial_potential_that_the_activation_was_trained_for(trained_for: Any, like: str) -> None:
+    x = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
+    net = graph(torch.eye(4), torch.zeros(4), torch.eye(4))
+    net = FloatGraph(net.input_shape, (replace(net.layers[0], upper=1.0, initial=trained_for), net.layers[1]))
+    assert quantised(net, x, WIDE)[0] == quantised(net, x, WIDE, initial=like)[0]
+    assert quantised(net, x, WIDE)[0] != quantised(net, x, WIDE, initial="zero")[0]
+
+
+def test_a_given_threshold_is_refused_where_the_activation_gives_none() -> None:
+    x = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
+    net = graph(torch.eye(4), torch.zeros(4), torch.eye(4))
+    with pytest.raises(Refused, match=r"^a: its ReLU has no threshold of its own; choose another threshold rule$"):
+        quantised(net, x, LOIHI2, rule="given")
+    bounded = FloatGraph(net.input_shape, (replace(net.layers[0], upper=0.75), net.layers[1]))
+    assert quantised(bounded, x, LOIHI2, rule="given")[1]["a"].theta.tolist() == [0.75] * 4

@@ -50,8 +50,9 @@ class Batch:
 
     @cached_property
     def arriving(self) -> fast.Currents:
-        """The layer's synapses."""
-        return fast.Currents(self.network, self.layer)
+        """The layer's synapses, with room for any schedule inside the bias register."""
+        # Another schedule may not fire where the trained one does: nothing is taken off for sure, as in a readout.
+        return fast.Currents(self.network, replace(self.layer, kind="readout"), 2 * self.limit)
 
     def part(self, samples: slice) -> Batch:
         """Take some of the samples; nothing watches their registers."""
@@ -132,12 +133,13 @@ def none(batch: Batch) -> tuple[Layer, Tensor]:
 
 def _shortfall(batch: Batch) -> Tensor:
     """Mean spikes per step that are missing with the trained bias, per channel or neuron."""
-    fired = batch.fire(batch.layer).sum(0, dtype=torch.float32) / batch.network.timesteps
+    trial = replace(batch, registers=None)  # the network that is deployed may reach less, or more
+    fired = trial.fire(batch.layer).sum(0, dtype=torch.float32) / batch.network.timesteps
     return batch.mean(batch.target.clamp(0, 1)) - batch.mean(fired)
 
 
 def static(batch: Batch) -> tuple[Layer, Tensor]:
-    """Correct the bias as SNN Calibration's light pipeline: ``b[c] += theta * mean(a - s)``, the mean over all T too.
+    """Bias correction of SNN Calibration, light pipeline: ``b[c] += theta * mean(a - s)``, the mean over all T too.
 
     Li et al., ICML 2021: the same correction at every step.
     """
@@ -147,7 +149,7 @@ def static(batch: Batch) -> tuple[Layer, Tensor]:
 
 
 def potential(batch: Batch) -> tuple[Layer, Tensor]:
-    """Correct the initial potential as SNN Calibration's advanced pipeline: ``v0[c] += T * theta * mean(a - s)``.
+    """Correct the initial potential as SNN Calibration's advanced pipeline does: ``v0[c] += T * theta * mean(a - s)``.
 
     Li et al., ICML 2021. Written into the first row of the schedule, which nothing tells from v0.
     """
@@ -315,7 +317,9 @@ def calibrate(
                 su_weights(edge, units[edge.source], plan.su, graph.shapes[edge.source], layer.shape)
                 for edge in floating.edges
             ]
-            wanted = graph.current(floating, values) * spatial(plan.su, layer.shape).float()
+            # Its bias is in the schedule already, and with it the shift that an initial potential may ask for.
+            unbiased = replace(floating, bias=torch.zeros_like(floating.bias))
+            wanted = graph.current(unbiased, values) * spatial(plan.su, layer.shape).float()
             layer = fit.fit(network, layer, nominal, outputs, wanted, chip)
             del wanted
         per_step = spatial(plan.su, layer.shape) / (plan.threshold or 1)

@@ -47,8 +47,9 @@ def fit(
     """Fit the edges of ``layer``, the largest first, each to what the others leave, and its bias.
 
     ``nominal`` holds the trained weights of every edge in su, float64; ``outputs`` the sources' spikes (T, B, *shape)
-    and the payload; ``wanted`` the ANN's current into the layer, su per step, (B, *shape). The layer's schedule becomes
-    a constant bias again. An edge of more than ``LARGEST`` synapses a neuron stays as it is.
+    and the payload; ``wanted`` the ANN's current into the layer without its bias, su per step, (B, *shape). What the
+    integers lack of it on average is added to the layer's bias, which becomes constant again. An edge of more than
+    ``LARGEST`` synapses a neuron stays as it is.
     """
     timesteps, edges = network.timesteps, list(layer.edges)
     counts = {
@@ -59,7 +60,7 @@ def fit(
     }
     trained = torch.from_numpy(layer.bias.sum(0, dtype=np.int64)).double()
     bias = torch.from_numpy(layer.per_neuron(trained.numpy()).copy())  # over the window, su
-    missing = timesteps * wanted - bias.float()
+    missing = timesteps * wanted
     for edge in edges:
         missing -= _map(edge.synapse, counts[edge.source]).reshape(missing.shape)
 

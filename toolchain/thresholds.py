@@ -33,11 +33,14 @@ def quantisation_error(a: Tensor, theta: Tensor, timesteps: int) -> Tensor:
 def positions(shape: Sequence[int], most: int = VALUES) -> tuple[Tensor, Tensor]:
     """Choose about ``most`` evenly spread values of each channel of (B, C, ...): their samples and places, int64 (n,).
 
-    ``x.flatten(2)[samples, :, places]`` are the values, (n, C). The spacing is odd, so that it does not fall into step
-    with the rows of an image.
+    ``x.flatten(2)[samples, :, places]`` are the values, (n, C). The spacing has no divisor in common with the size of
+    an image, so that it does not fall into step with its rows.
     """
     space = math.prod(shape[2:])
-    every = torch.arange(0, shape[0] * space, max(1, shape[0] * space // most) | 1)
+    spacing = max(1, shape[0] * space // most)
+    while math.gcd(spacing, space) > 1:
+        spacing += 1
+    every = torch.arange(0, shape[0] * space, spacing)
     return every // space, every % space
 
 
