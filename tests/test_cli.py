@@ -67,7 +67,8 @@ def test_convert_writes_a_bundle_and_reports_it(place: Workplace) -> None:
         "network.net", "config.json", "provenance.json", "report.json", "report.md",
         "accuracy.png", "attribution.png", "rates.png", "bias_schedule.png",
     }  # fmt: skip
-    assert json.loads((place.bundle / "config.json").read_text())["method"] == "exact"
+    config = json.loads((place.bundle / "config.json").read_text())
+    assert (config["method"], config["weights"]) == ("mse", "fitted")
 
 
 def test_convert_says_why_the_accuracy_is_what_it_is_with_and_without_labels(place: Workplace) -> None:

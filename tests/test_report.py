@@ -30,6 +30,7 @@ REPORT: dict[str, Any] = {
     "timesteps": 4,
     "holdoff": 1,
     "method": "exact",
+    "weights": "fitted",
     "samples": 200,
     "accuracy": {"ann": score(98.5), "int8": score(97.25), "lava": score(93.75, 16)},
     "agreement": {"folded": agreement(100.0), "int8": agreement(96.5), "lava": agreement(87.5, 16)},

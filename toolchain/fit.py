@@ -52,6 +52,10 @@ def fit(
     ``LARGEST`` synapses a neuron stays as it is.
     """
     timesteps, edges = network.timesteps, list(layer.edges)
+    largest_first = sorted(range(len(edges)), key=lambda i: -edges[i].synapse.weight.size)
+    chosen = [i for i in largest_first if _synapses(edges[i].synapse) <= LARGEST]
+    if not chosen:
+        return layer
     counts = {
         edge.source: outputs[edge.source].float() * timesteps
         if edge.source == INPUT
@@ -64,21 +68,21 @@ def fit(
     for edge in edges:
         missing -= _map(edge.synapse, counts[edge.source]).reshape(missing.shape)
 
-    for i in sorted(range(len(edges)), key=lambda i: -edges[i].synapse.weight.size):
+    apart = trained.ndim > 1  # a bias of its own for every neuron
+    for i in chosen:
         synapse, arrived = edges[i].synapse, counts[edges[i].source]
         groups = synapse.groups if isinstance(synapse, Conv2d) else 1
         rows = nominal[i].reshape(groups, len(nominal[i]) // groups, -1).mT  # (groups, F, outputs of a group)
-        if rows.shape[1] > LARGEST:
-            continue
         missing += _map(synapse, arrived).reshape(missing.shape)
         pairs = _pairs(synapse, arrived, missing, groups, max(SAMPLES, 32 * rows.shape[1]))
         integers, beta = _solve(rows, pairs, chip.weight_limit)
         synapse = replace(synapse, weight=integers.mT.reshape(nominal[i].shape).to(torch.int32).numpy())
         edges[i] = replace(edges[i], synapse=synapse)
-        beta = beta.reshape(layer.shape) if beta.numel() == layer.size else beta.reshape(-1, *(1,) * (bias.ndim - 1))
+        apart |= isinstance(synapse, Dense) and len(layer.shape) > 1
+        beta = beta.reshape(layer.shape) if isinstance(synapse, Dense) else beta.reshape(-1, *(1,) * (bias.ndim - 1))
         bias += beta
         missing -= _map(synapse, arrived).reshape(missing.shape) + beta.float()
-    if trained.ndim == 1:  # of a channel
+    if not apart:
         bias = bias.reshape(len(trained), -1)[:, 0]
     return replace(layer, edges=tuple(edges), bias=bias_schedule(bias / timesteps, timesteps))
 
@@ -106,6 +110,11 @@ def _solve(rows: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], limit: int) -> 
     fitted = rows + inverse @ (product - square @ rows + ridge[:, None, None] * rows)
     integers = _round(fitted, inverse, limit)
     return integers, (target - (mean[:, None] @ integers)[:, 0]).flatten()
+
+
+def _synapses(synapse: Synapse) -> int:
+    """How many synapses of the edge a neuron has."""
+    return synapse.weight[0].size
 
 
 def _map(synapse: Synapse, counts: Tensor) -> Tensor:
