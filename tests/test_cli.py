@@ -101,6 +101,42 @@ def test_options_reach_the_recipe(place: Workplace) -> None:
     ]
 
 
+def test_a_recipe_is_a_baseline_that_options_change(place: Workplace) -> None:
+    out = place.folder / "baseline"
+    assert run("convert", *place.arguments(), "--recipe", "ftbc", "--timesteps", 2, "-o", out).exit_code == 0
+    config = json.loads((out / "config.json").read_text())
+    wanted = {"timesteps": 2, "holdoff": 0, "method": "ftbc", "weights": "nearest", "threshold": "mse"}
+    assert {key: config[key] for key in wanted} == wanted
+
+
+def test_auto_keeps_the_budget_and_explains_its_choice(place: Workplace) -> None:
+    out = place.folder / "auto"
+    result = run("convert", *place.arguments(), "--auto", "--latency-budget", 7, "-o", out)
+    assert result.exit_code == 0
+    report = json.loads((out / "report.json").read_text())
+    assert all(trial["steps"] <= 7 for trial in report["choice"]["trials"])
+    assert report["choice"]["reason"] in result.stdout.replace("\n", " ")
+    assert report["choice"]["reason"] in (out / "report.md").read_text()
+    assert json.loads(run("inspect", out, "--json").stdout)["steps"] <= 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--latency-budget", 9], "--latency-budget: 9 steps without --auto; add --auto, or give --timesteps"),
+        (["--auto", "--timesteps", 4, "--method", "exact"], "--auto: --timesteps, --method given too"),
+        (["--auto", "--latency-budget", 2], "latency budget: 2 steps; this network takes at least 5"),
+        (["--recipe", "tsc"], "recipe: unknown recipe 'tsc'; use one of ann2loihi, rmp"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(place: Workplace, options: list[Any], message: str) -> None:
+    out = place.folder / "refused"
+    result = run("convert", *place.arguments(), *options, "-o", out)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not out.exists()
+
+
 def test_evaluate_gives_accuracy_interval_and_count_at_every_step(place: Workplace) -> None:
     result = json.loads(run("evaluate", place.bundle, "--data", place.test, "--json").stdout)
     rows = result["accuracy_by_step"]
