@@ -22,6 +22,7 @@ Rates = dict[str, tuple[np.ndarray, np.ndarray]]  #: by spiking layer: wanted an
 
 #: Inputs whose rates are compared with their activations; enough for a stable picture, few enough to be quick.
 RATE_SAMPLES = 256
+RATE_BATCH = 32  #: of them traced at a time
 
 
 @torch.no_grad()
@@ -89,17 +90,17 @@ def by_step(logits: np.ndarray, y: Tensor) -> list[dict[str, Any]]:
 def rates(conversion: Conversion, x: Tensor) -> Rates:
     """Wanted rates, ``clip(activation / theta, 0, 1)``, and measured ones of each spiking layer; float32 (n,) both."""
     x = as_inputs(x[:RATE_SAMPLES], conversion.network.input.shape)
-    trace, values = conversion.run(x, overflow="count"), conversion.graph.run(x)
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for part in x.split(RATE_BATCH):
+        trace = conversion.run(part, overflow="count")
+        for layer, _, activation in conversion.graph.walk(part):
+            if layer.kind == "spiking":
+                theta = spatial(conversion.plans[layer.name].theta, layer.shape).float()
+                wanted = (activation / theta).clamp(0, 1).flatten().numpy()
+                found.setdefault(layer.name, []).append((wanted, trace.rates(layer.name).ravel()))
     return {
-        layer.name: (
-            (values[layer.name] / conversion.plans[layer.name].theta.reshape(-1, *(1,) * (len(layer.shape) - 1)))
-            .clamp(0, 1)
-            .flatten()
-            .numpy(),
-            trace.rates(layer.name).ravel(),
-        )
-        for layer in conversion.network.layers
-        if layer.kind == "spiking"
+        name: (np.concatenate(w), np.concatenate(r))
+        for name, (w, r) in ((n, zip(*p, strict=True)) for n, p in found.items())
     }
 
 

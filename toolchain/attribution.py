@@ -38,7 +38,7 @@ from sim.network import INPUT, Layer
 from sim.trace import Trace
 from toolchain.convert import Conversion, as_inputs
 from toolchain.graph import FloatLayer
-from toolchain.quantize import INITIAL, spatial
+from toolchain.quantize import initial_potential, spatial
 from toolchain.recipe import Recipe
 
 PARTS = ("inherited", "weights", "clipping", "staircase", "timing")  #: in the order of the module's docstring
@@ -189,7 +189,7 @@ def _layer(
 
 def _half(recipe: Recipe, layer: Layer, floating: FloatLayer) -> Tensor:
     """Sum up what a neuron gets beside its activation so that it rounds: v0 and the whole window's shift, su."""
-    _, shift = INITIAL[(floating.initial or "half") if recipe.initial == "auto" else recipe.initial]
+    _, shift = initial_potential(recipe.initial, floating)
     return spatial(torch.from_numpy(layer.v0.copy()), layer.shape) + shift * layer.threshold
 
 

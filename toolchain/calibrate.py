@@ -322,9 +322,7 @@ def calibrate(
             wanted = graph.current(unbiased, values) * spatial(plan.su, layer.shape).float()
             layer = fit.fit(network, layer, nominal, outputs, wanted, chip)
             del wanted
-        per_step = spatial(plan.su, layer.shape) / (plan.threshold or 1)
-        target = activation.clone() if layer.kind == "readout" else activation
-        target = target * per_step.float()
+        target = activation * (spatial(plan.su, layer.shape) / (plan.threshold or 1)).float()
         apart = per_neuron and layer.kind == "spiking"
         if apart:
             layer = replace(layer, bias=layer.per_neuron(layer.bias))

@@ -34,6 +34,11 @@ SAMPLES = 256  #: inputs that the scales are chosen on; more would change thresh
 INITIAL = {"zero": (0.0, 0.0), "half": (0.5, 0.0), "shift": (0.0, 0.5)}
 
 
+def initial_potential(initial: str, layer: FloatLayer) -> tuple[float, float]:
+    """Say what v0 of a layer is, and what is added over the window beside its bias, in thresholds."""
+    return INITIAL[(layer.initial or "half") if initial == "auto" else initial]
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """The integer scale of one layer."""
@@ -221,9 +226,9 @@ def quantise(
         edges = tuple(
             integer_edge(e, units[e.source], plan.su, graph.shapes[e.source], chip, layer.shape) for e in layer.edges
         )
-        start, per_step = INITIAL[(layer.initial or "half") if initial == "auto" else initial]
+        start, shift = initial_potential(initial, layer)
         beta = layer.bias.double() * (spatial(plan.su, layer.shape) if layer.bias.shape == layer.shape else plan.su)
-        bias = bias_schedule(beta + per_step * plan.threshold / timesteps, timesteps)
+        bias = bias_schedule(beta + shift * plan.threshold / timesteps, timesteps)
         v0 = np.full(layer.shape[0], round(plan.threshold * start))
         layers.append(Layer(layer.name, layer.shape, edges, plan.threshold, v0, bias, layer.kind))
     progress(len(layers), len(layers))
