@@ -21,6 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
@@ -51,6 +52,7 @@ STYLES = {
     "exact": ("#56B4E9", "D"),
     "mse": (BLUE, "o"),
 }
+ASIDE = 0.05  #: between the points of two rules, in doublings of T
 
 app = typer.Typer(add_completion=False)
 
@@ -278,21 +280,30 @@ class Outcome:
             rows = list(self._lines(weights, chip))[1:]
             for k, axes in zip(matrix.holdoffs, line, strict=True):
                 axes.axhspan(self.ann["low"], self.ann["high"], color=GREY, alpha=0.12, linewidth=0)
-                axes.axhline(self.ann["accuracy"], color=GREY, linestyle="--", label=TRAINED)
-                for rule, values in ((rule, values) for of, rule, values in rows if of == str(k)):
+                trained = f"{TRAINED}, {self.ann['accuracy']:.1f} %"
+                axes.axhline(self.ann["accuracy"], color=GREY, linestyle="--", label=trained)
+                for place, (rule, values) in enumerate((rule, values) for of, rule, values in rows if of == str(k)):
                     colour, marker = STYLES.get(rule, (GREY, "*"))
-                    axes.plot(
-                        matrix.timesteps,
-                        [row.get("accuracy", math.nan) for row in values],
+                    y, least, most = (
+                        np.array([row.get(key, math.nan) for row in values]) for key in ("accuracy", "low", "high")
+                    )
+                    # Beside each other, as rules are often equally good.
+                    aside = 2 ** (ASIDE * (place - (len(matrix.rules) - 1) / 2))
+                    axes.errorbar(
+                        [t * aside for t in matrix.timesteps],
+                        y,
+                        ((y - least).tolist(), (most - y).tolist()),  # as arrays, matplotlib warns of a single T
                         color=colour,
                         marker=marker,
                         markersize=5,
-                        linewidth=1.4,
                         markerfacecolor="white" if marker != "x" else colour,
+                        linewidth=1.3,
+                        elinewidth=0.8,
                         label=rule,
                     )
-                axes.set_title(f"K = {k}: {weights}, {chip}", loc="left", fontsize=10)
+                axes.set_title(f"K = {k}, {weights} weights, {chip}", loc="left", fontsize=10)
                 axes.set_xscale("log", base=2)
+                axes.set_xlim(matrix.timesteps[0] / 1.3, matrix.timesteps[-1] * 1.3)
                 axes.xaxis.set_major_locator(FixedLocator(matrix.timesteps))
                 axes.xaxis.set_minor_locator(NullLocator())
                 axes.xaxis.set_major_formatter(lambda t, _: f"{t:g}")
@@ -302,13 +313,14 @@ class Outcome:
         for axes in panels[-1]:
             axes.set_xlabel("time steps T")
         figure.suptitle(
-            f"{self._setting['network']}: accuracy after T steps, n = {self._setting['n']} test images",
+            f"{self._setting['network']}: accuracy after T steps with 95 % intervals, "
+            f"n = {self._setting['n']} test images",
             fontsize=11,
         )
         figure.legend(
             *panels[0, 0].get_legend_handles_labels(),
             loc="outside lower center",
-            ncols=4,
+            ncols=4 if wide < 3 else 1 + len(matrix.rules),
             frameon=False,
             fontsize=9,
         )

@@ -77,6 +77,27 @@ def test_tables_name_n_and_give_every_accuracy(measured: tuple[Path, Result]) ->
     assert (folder / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_plot_shows_the_accuracies_with_their_intervals(measured: tuple[Path, Result]) -> None:
+    matrix = accuracy.Matrix(["none", "exact"], [1, 2], [0, 1], ["nearest"], ["loihi2"])
+    work = accuracy.workload.load(None, None, 64, N)
+    results = accuracy.Results(measured[0] / "results.json", work, resume=True)
+    figure = accuracy.Outcome(matrix, results).figure()
+    assert f"n = {N} test images" in figure.get_suptitle()
+    ann = results.get(None)
+    assert ann is not None
+    for k, axes in zip(matrix.holdoffs, figure.axes, strict=True):
+        assert f"K = {k}" in axes.get_title(loc="left")
+        (dashed,) = (line for line in axes.lines if line.get_linestyle() == "--")
+        assert list(np.asarray(dashed.get_ydata())) == [ann["accuracy"]] * 2
+        for rule, container in zip(matrix.rules, axes.containers, strict=True):
+            wanted = [results.get(Recipe(t, k, rule, "nearest")) for t in matrix.timesteps]
+            assert container.get_label() == rule
+            line, _, (bars,) = container
+            assert list(line.get_ydata()) == [row["accuracy"] for row in wanted if row]
+            ends = [[y for _, y in segment] for segment in bars.get_segments()]
+            assert np.allclose(ends, [[row["low"], row["high"]] for row in wanted if row])
+
+
 def test_resuming_measures_only_what_is_missing(
     measured: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,11 +181,11 @@ def test_the_matrix_has_no_configuration_twice() -> None:
 def test_calibration_is_timed_against_forward_passes(tmp_path: Path) -> None:
     file = tmp_path / "times.json"
     options = ("--timesteps", "2", "--holdoff", "0", "--calibration", "64", "--repeats", "2", "--threads", "1")
-    chosen = ("--rules", "none", "--fitted", "mse", "--json", str(file))
+    chosen = ("--rules", ",", "--fitted", "mse", "--json", str(file))
     done = CliRunner().invoke(calibration_time.app, [*options, *chosen], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     found = json.loads(file.read_text())
-    assert [(row["rule"], row["weights"]) for row in found] == [("none", "nearest"), ("mse", "fitted")]
+    assert [(row["rule"], row["weights"]) for row in found] == [("mse", "fitted")]
     for row in found:
         assert (row["timesteps"], row["holdoff"], row["n"], row["threads"]) == (2, 0, 64, 1)
         ratios = [c / f for c, f in zip(row["seconds"], row["forward_seconds"], strict=True)]
