@@ -134,14 +134,14 @@ def table(rows: list[dict[str, Any]]) -> Table:
     result = Table(
         title=f"{first['network']}: calibration for T = {first['timesteps']}, K = {first['holdoff']}, "
         f"n = {first['n']}, {first['threads']} threads",
-        caption="passes: how often the trained network could have run over the same inputs, by CPU: in the cores' seconds",
+        caption="passes: runs of the trained network over the same inputs, by CPU: in the cores' seconds",
         caption_justify="left",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
     for column in ("rule", "weights"):
         result.add_column(column, no_wrap=True)
-    for column in ("passes", "min..max", "by CPU", "seconds", "a pass, s", "peak MiB"):
+    for column in ("passes", "min..max", "by CPU", "seconds", "a pass", "MiB"):
         result.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         if "refused" in row:
