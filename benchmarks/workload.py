@@ -1,0 +1,143 @@
+"""What the benchmarks share: the networks and images that they measure on, and how they read their options."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor, nn
+
+from sim.findings import Refused, refuse
+
+ROOT = Path(__file__).parents[1]
+CALIBRATION = 512  #: CIFAR-10 images to calibrate on, unless another number is asked for
+
+out, err = Console(), Console(stderr=True)
+
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="Holds cifar10_train.npz and cifar10_test.npz; digits without it."),
+]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", metavar="FILE", help="State_dict of the CIFAR ResNet-20; goes with --data.")
+]
+Calibration = Annotated[
+    int | None, typer.Option("--calibration", metavar="N", help="Calibration images: 512, or all 256 digits.")
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the measured rows here.")]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """A trained network with its images."""
+
+    name: str
+    model: nn.Module  #: in eval mode
+    calibration_x: Tensor  #: float32 (N, C, H, W)
+    test_x: Tensor  #: float32 (n, C, H, W)
+    test_y: Tensor  #: int64 (n,)
+
+    @property
+    def checksum(self) -> str:
+        """Tell trained weights apart: 12 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for key, value in self.model.state_dict().items():
+            digest.update(key.encode() + value.numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+
+def load(data: Path | None, weights: Path | None, calibration: int | None, samples: int | None = None) -> Workload:
+    """Load ResNet-20 with CIFAR-10, or the digits where neither is given: the first images of either part.
+
+    Raises :class:`Refused` where only one is given, a file cannot be used, or there are fewer images.
+    """
+    if (data is None) != (weights is None):
+        raise refuse("--data, --weights", "one without the other", "give both, or neither for the digits")
+    if data is None:
+        from toolchain import demo
+        from toolchain.demo import data as digits
+
+        parts = digits.load()
+        x = _first("--calibration", parts.calibration_x, calibration)
+        test_x, test_y = (_first("--samples", part, samples) for part in (parts.test_x, parts.test_y))
+        return Workload("digits_cnn", demo.load_model(), x, test_x, test_y)
+
+    from toolchain.loading import existing, load_model
+
+    model = load_model(f"{ROOT / 'examples' / 'resnet20.py'}:resnet20", weights)
+    train, test = (existing(data / f"cifar10_{part}.npz") for part in ("train", "test"))
+    x, _ = _decode(train, CALIBRATION if calibration is None else calibration)
+    return Workload("resnet20", model, x, *_decode(test, samples))
+
+
+def _first(option: str, values: Tensor, count: int | None) -> Tensor:
+    if count is not None and not 1 <= count <= len(values):
+        raise refuse(option, f"{count} images asked for", f"there are 1 to {len(values)}")
+    return values[:count]
+
+
+def _decode(path: Path, count: int | None) -> tuple[Tensor, Tensor]:
+    from examples.cifar10 import decode
+
+    try:
+        x, y = decode(path, count)
+    except (ValueError, KeyError, OSError) as error:
+        raise refuse(str(path), str(error), "see examples/cifar10.py for what it holds") from error
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+
+def names(text: str) -> list[str]:
+    """Split ``a,b``; each once, in the order given."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def integers(option: str, text: str) -> list[int]:
+    """Split ``1,2``; :class:`Refused` where a part is no integer."""
+    try:
+        return sorted({int(part) for part in names(text)})
+    except ValueError:
+        raise refuse(option, repr(text), "give integers separated by commas") from None
+
+
+def guarded(function: F) -> F:
+    """Print what a command refuses, line by line, and end with exit code 2."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Refused as error:
+            for line in str(error).splitlines():
+                err.print(f"[red]error:[/red] {plain(line)}", soft_wrap=True, highlight=False)
+            raise typer.Exit(2) from None
+
+    return run  # type: ignore[return-value]
+
+
+def plain(text: str) -> str:
+    """Keep rich from reading brackets as markup."""
+    return text.replace("[", r"\[")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file beside its place and rename it, so that an interrupted run leaves a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write JSON, as :func:`write` does."""
+    write(path, json.dumps(document, indent=2) + "\n")
