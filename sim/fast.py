@@ -20,6 +20,8 @@ from sim.fixedpoint import Policy, Registers, largest_sum, shift, worst_case
 from sim.network import INPUT, Conv2d, Dense, Layer, Network
 from sim.trace import Trace
 
+PIECE = 1 << 18  #: potentials that are reset at a time
+
 Bias = Callable[[int, Tensor], Tensor]  #: (window step tau, potentials (B, *shape)) -> bias that broadcasts to them
 
 
@@ -83,7 +85,8 @@ class Currents:
             raise refuse(layer.name, f"currents of up to {bound} cannot be summed exactly", "use smaller weights")
         self._network, self._layer = network, layer
         exact = torch.float32 if bound < 1 << 24 else torch.float64
-        self._state = torch.int32 if worst_case(network, layer) + margin < 1 << 31 else torch.int64
+        #: of the currents, wide enough for the potentials too
+        self.dtype = torch.int32 if worst_case(network, layer) + margin < 1 << 31 else torch.int64
         self._weights = [torch.from_numpy(edge.synapse.weight.copy()).to(exact) for edge in layer.edges]
 
     def __call__(self, outputs: Mapping[str, Tensor], steps: range | None = None) -> Tensor:
@@ -96,7 +99,7 @@ class Currents:
         steps = network.busy(layer) if steps is None else steps
         first = layer.edges[0].source
         samples = outputs[first].shape[0 if first == INPUT else 1]
-        total = torch.zeros((len(steps), samples, *layer.shape), dtype=self._state)
+        total: Tensor | None = None
         for edge, weight in zip(layer.edges, self._weights, strict=True):
             begin = network.phase[edge.source] + 1
             here = range(max(begin, steps.start), min(begin + network.timesteps, steps.stop))
@@ -113,10 +116,14 @@ class Currents:
                 current = functional.conv2d(frames, weight, None, s.stride, s.padding, s.dilation, s.groups)
             else:
                 raise TypeError(f"{type(edge.synapse).__name__} is not a synapse; known: Dense, Conv2d")
-            total[here.start - steps.start : here.stop - steps.start] += shift(
-                current.to(self._state), edge.exponent
-            ).reshape(-1, samples, *layer.shape)
-        return total
+            current = shift(current.to(self.dtype), edge.exponent).reshape(-1, samples, *layer.shape)
+            if total is None and here == steps and len(current) == len(steps):
+                total = current
+                continue
+            if total is None:
+                total = torch.zeros((len(steps), samples, *layer.shape), dtype=self.dtype)
+            total[here.start - steps.start : here.stop - steps.start] += current
+        return torch.zeros((len(steps), samples, *layer.shape), dtype=self.dtype) if total is None else total
 
 
 def fire(
@@ -135,6 +142,7 @@ def fire(
     """
     phase, steps = network.phase[layer.name], network.busy(layer)
     spikes = potentials = v = offset = torch.empty(0)
+    piece = max(1, PIECE // layer.size)
 
     def tensor(values: np.ndarray) -> Tensor:
         return torch.from_numpy(layer.per_neuron(values).copy()).to(v.dtype)
@@ -155,8 +163,10 @@ def fire(
         if registers is not None and len(v):
             registers.watch(layer, t, v, offset)
         if t >= phase and layer.kind == "spiking":
-            torch.ge(v, layer.threshold, out=spikes[index])
-            v.sub_(spikes[index], alpha=layer.threshold)
+            # As bool, and in pieces that stay in the cache: several times faster than on bytes and all at once.
+            torch.ge(v, layer.threshold, out=spikes[index].view(torch.bool))
+            for potential, fired in zip(v.split(piece), spikes[index].split(piece), strict=True):
+                potential.sub_(fired.to(v.dtype).mul_(layer.threshold))
         if record:
             potentials[index] = v
     return spikes, potentials if record else v[None]

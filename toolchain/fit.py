@@ -15,7 +15,6 @@ one synapse after the other, and what rounding adds to the current is taken up b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -32,7 +31,7 @@ from toolchain.thresholds import positions
 
 LARGEST = 4608  #: synapses a neuron beyond which the F x F normal equations are not worth their time: 512 maps of 3x3
 SAMPLES = 1 << 15  #: places at which currents are compared, at least; 32 a synapse if there are as many
-CHUNK = 1 << 22  #: values of unfolded sources at a time
+CHUNK = 1 << 22  #: values that synapses receive, at a time
 BLOCK = 128  #: synapses that are rounded before the others hear of it
 
 
@@ -133,17 +132,17 @@ def _pairs(
         yield counts.flatten(1).T.double()[None], missing.flatten(1).T.double()[None]
         return
     samples, places = positions(missing.shape, most)
-    kernel, space = synapse.weight.shape[2:], math.prod(missing.shape[2:])
-    step = max(1, CHUNK // (counts.shape[1] * math.prod(kernel) * space))
-    for start in range(0, len(counts), step):
-        here = (samples >= start) & (samples < start + step)
-        columns = functional.unfold(
-            counts[start : start + step], kernel, synapse.dilation, synapse.padding, synapse.stride
-        )
-        at = samples[here] - start, places[here]
-        x = columns[at[0], :, at[1]].T.reshape(groups, -1, len(at[0]))
-        z = missing[start : start + step].flatten(2)[at[0], :, at[1]].T.reshape(groups, -1, len(at[0]))
-        yield x, z
+    (top, left), kernel, width = synapse.padding, synapse.weight.shape[2:], missing.shape[3]
+    padded = functional.pad(counts, (left, left, top, top))
+    row = padded.shape[3]
+    corner = places // width * synapse.stride[0] * row + places % width * synapse.stride[1]
+    tap = torch.arange(kernel[0])[:, None] * synapse.dilation[0] * row + torch.arange(kernel[1]) * synapse.dilation[1]
+    sources, lacking = padded.flatten(2), missing.flatten(2)
+    for part in torch.arange(len(places)).split(max(1, CHUNK // (counts.shape[1] * tap.numel()))):
+        at = samples[part]
+        x = sources[at[:, None], :, corner[part, None] + tap.flatten()]  # (n, taps, C_in)
+        z = lacking[at, :, places[part]]
+        yield x.mT.reshape(len(at), groups, -1).permute(1, 2, 0), z.T.reshape(groups, -1, len(at))
 
 
 def _round(weights: Tensor, inverse: Tensor, limit: int) -> Tensor:
