@@ -58,7 +58,7 @@ def fit(
     counts = {
         edge.source: outputs[edge.source].float() * timesteps
         if edge.source == INPUT
-        else outputs[edge.source].sum(0, dtype=torch.int32).float()
+        else outputs[edge.source].sum(0, dtype=torch.uint8 if timesteps < 256 else torch.int32).float()
         for edge in edges
     }
     trained = torch.from_numpy(layer.bias.sum(0, dtype=np.int64)).double()
