@@ -273,6 +273,14 @@ def test_a_layer_of_too_many_synapses_is_returned_as_it_is(monkeypatch: pytest.M
     assert given.fitted() is given.network["layer"]
 
 
+def test_a_selecting_edge_gets_no_synapses_that_it_did_not_have() -> None:
+    selecting = np.zeros((4, 3, 1, 1), int)
+    selecting[[0, 1, 2], [0, 1, 2]] = 50
+    given = problem((3, 5, 6), Conv2d(selecting), 0, samples=200, wrong=0.0)
+    given.wanted += torch.randn(given.wanted.shape, generator=torch.Generator().manual_seed(0)) * 9
+    assert given.fitted() == given.network["layer"]
+
+
 @pytest.mark.parametrize("chunk", [1, 5000])
 def test_how_many_sources_are_unfolded_at_a_time_changes_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     given = problem((3, 5, 6), Conv2d(integers(4, 3, 3, 3)), 3, samples=60)

@@ -48,11 +48,12 @@ def fit(
     ``nominal`` holds the trained weights of every edge in su, float64; ``outputs`` the sources' spikes (T, B, *shape)
     and the payload; ``wanted`` the ANN's current into the layer without its bias, su per step, (B, *shape). What the
     integers lack of it on average is added to the layer's bias, which becomes constant again. An edge of more than
-    ``LARGEST`` synapses a neuron stays as it is.
+    ``LARGEST`` synapses a neuron stays as it is, and so does one that mostly selects, as a shortcut into more channels:
+    fitting would add synapses where there are none.
     """
     timesteps, edges = network.timesteps, list(layer.edges)
     largest_first = sorted(range(len(edges)), key=lambda i: -edges[i].synapse.weight.size)
-    chosen = [i for i in largest_first if _synapses(edges[i].synapse) <= LARGEST]
+    chosen = [i for i in largest_first if edges[i].synapse.weight[0].size <= LARGEST and not _sparse(nominal[i])]
     if not chosen:
         return layer
     counts = {
@@ -111,9 +112,9 @@ def _solve(rows: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], limit: int) -> 
     return integers, (target - (mean[:, None] @ integers)[:, 0]).flatten()
 
 
-def _synapses(synapse: Synapse) -> int:
-    """How many synapses of the edge a neuron has."""
-    return synapse.weight[0].size
+def _sparse(weights: Tensor) -> bool:
+    """Whether most weights are zero."""
+    return bool((weights == 0).double().mean() > 0.5)
 
 
 def _map(synapse: Synapse, counts: Tensor) -> Tensor:
