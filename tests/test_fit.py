@@ -130,6 +130,15 @@ def test_weights_and_bias_that_explain_the_currents_are_found_exactly(name: str)
     assert np.ptp(made.bias, axis=0).max() <= 1  # the same at every step, up to rounding
 
 
+def test_a_wrong_second_edge_is_fitted_after_the_largest_to_what_that_leaves() -> None:
+    # Of two edges from unrelated sources both find their weights, and the bias counts once.
+    right, other = Dense(integers(5, 6)), Dense(integers(5, 3, seed=1))
+    second = (sent(3000, (3,), 8), replace(other, weight=other.weight + integers(5, 3, seed=2) // 20), other)
+    made = problem((6,), right, 40, second=second).fitted()
+    assert made.edges == (Edge("second", other), Edge("source", right))
+    assert made.bias.sum(0).tolist() == [40] * 5
+
+
 def test_the_largest_edge_takes_up_what_another_one_does_wrong() -> None:
     # The second edge hears copies of neurons 0 and 1 with weights that are 7 too small.
     right = Dense(integers(5, 6))
