@@ -29,10 +29,9 @@ from torch import Tensor, nn
 
 from benchmarks import workload
 from benchmarks.workload import ROOT, Calibration, Data, JsonFile, Weights, err, guarded, names, out
-from sim import chip as chips
 from sim.findings import Refused, refuse
-from toolchain import calibrate, quantize
-from toolchain.convert import Recipe
+from toolchain import calibrate
+from toolchain.convert import Recipe, calibrated, quantise
 from toolchain.importer import import_model
 
 BATCHES = (64, 128, 256)  #: the forward pass is given the fastest of them
@@ -78,35 +77,15 @@ def measure(work: workload.Workload, recipe: Recipe, repeats: int) -> dict[str, 
     ``cpu_ratio`` those of the cores' seconds.
     ``peak_before`` is the process's peak memory, in bytes, when calibration begins, ``peak`` that at the end.
     """
-    chip, x = chips.CHIPS[recipe.chip], work.calibration_x
+    x = work.calibration_x
     batch = fastest_batch(work.model, x)
     graph = import_model(work.model, tuple(x.shape[1:]))
     with torch.no_grad():
-        network, plans = quantize.quantise(
-            graph,
-            x,
-            recipe.timesteps,
-            recipe.holdoff,
-            recipe.threshold,
-            recipe.initial,
-            recipe.input_bits,
-            chip,
-            lambda *_: None,
-        )
+        network, plans = quantise(graph, x, recipe)
 
     @torch.no_grad()
     def calibration() -> None:
-        calibrate.calibrate(
-            network,
-            graph,
-            plans,
-            x,
-            rule=recipe.method,
-            weights=recipe.weights,
-            per_neuron=recipe.per_neuron,
-            chip=chip,
-            progress=lambda *_: None,
-        )
+        calibrated(network, graph, plans, x, recipe)
 
     before = peak()
     times = [(seconds(lambda: forward(work.model, x, batch)), seconds(calibration)) for _ in range(repeats)]

@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sim import chip as chips
 from sim.findings import Refused, refuse
-from toolchain import quantize
-from toolchain.convert import Conversion, as_inputs, convert
+from toolchain.convert import Conversion, as_inputs, convert, quantise
 from toolchain.graph import FloatGraph
 from toolchain.importer import import_model
 from toolchain.progress import Progress
@@ -79,9 +77,7 @@ def choose(
     # Every fourth, not the last quarter: data may be sorted.
     held = torch.arange(len(x)) % HELD_OUT == HELD_OUT - 1
     wanted = graph.logits(x[held]).flatten(1).argmax(1)
-    network, _ = quantize.quantise(
-        graph, x, 1, 0, base.threshold, base.initial, base.input_bits, chips.CHIPS[base.chip], lambda *_: None
-    )
+    network, _ = quantise(graph, x, replace(base, timesteps=1))
 
     def steps(recipe: Recipe) -> int:
         return replace(network, holdoff=recipe.holdoff).steps + recipe.timesteps - 1

@@ -122,8 +122,16 @@ def convert(
 
 
 def _build(graph: FloatGraph, x: Tensor, recipe: Recipe, progress: Progress) -> Conversion:
-    chip = chips.CHIPS[recipe.chip]
-    network, plans = quantize.quantise(
+    network, plans = quantise(graph, x, recipe, progress)
+    network, peak = calibrated(network, graph, plans, x, recipe, progress)
+    return Conversion(network, graph, recipe, plans, peak)
+
+
+def quantise(
+    graph: FloatGraph, x: Tensor, recipe: Recipe, progress: Progress = lambda *_: None
+) -> tuple[Network, dict[str, quantize.Plan]]:
+    """Build the recipe's integer network before calibration, see :func:`toolchain.quantize.quantise`."""
+    return quantize.quantise(
         graph,
         x,
         recipe.timesteps,
@@ -131,10 +139,21 @@ def _build(graph: FloatGraph, x: Tensor, recipe: Recipe, progress: Progress) -> 
         recipe.threshold,
         recipe.initial,
         recipe.input_bits,
-        chip,
+        chips.CHIPS[recipe.chip],
         lambda *p: progress("quantising", *p),
     )
-    network, peak = calibrate.calibrate(
+
+
+def calibrated(
+    network: Network,
+    graph: FloatGraph,
+    plans: dict[str, quantize.Plan],
+    x: Tensor,
+    recipe: Recipe,
+    progress: Progress = lambda *_: None,
+) -> tuple[Network, dict[str, int]]:
+    """Calibrate what :func:`quantise` has built, see :func:`toolchain.calibrate.calibrate`."""
+    return calibrate.calibrate(
         network,
         graph,
         plans,
@@ -142,7 +161,6 @@ def _build(graph: FloatGraph, x: Tensor, recipe: Recipe, progress: Progress) -> 
         rule=recipe.method,
         weights=recipe.weights,
         per_neuron=recipe.per_neuron,
-        chip=chip,
+        chip=chips.CHIPS[recipe.chip],
         progress=lambda *p: progress("calibrating", *p),
     )
-    return Conversion(network, graph, recipe, plans, peak)
