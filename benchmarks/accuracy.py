@@ -1,4 +1,4 @@
-"""How accurate converted networks are: bias rules x T x K, with nearest and fitted weights, 8-bit and wide registers.
+"""How accurate converted networks are: bias rules x T x K x integer weights, 8-bit and wide registers.
 
 Every accuracy is that of the network converted for its T, read at step T, on the same test images as the trained
 network's. The whole matrix on ResNet-20 takes hours::
@@ -338,7 +338,9 @@ def main(
     timesteps: Annotated[str, typer.Option(help="T, separated by commas.")] = "1,2,4,8",
     holdoffs: Annotated[str, typer.Option(help="K, separated by commas.")] = "0,1,2",
     rules: Annotated[str, typer.Option(help="Bias rules.")] = ",".join(calibrate.RULES),
-    weights_rules: Annotated[str, typer.Option(help="How weights become integers.")] = ",".join(calibrate.WEIGHTS),
+    weights_rules: Annotated[
+        str, typer.Option(help="How weights become integers; tuned adds minutes to every configuration.")
+    ] = "nearest,fitted",
     chips: Annotated[str, typer.Option(help="Registers: loihi2 is 8-bit weights, wide nearly float.")] = "loihi2,wide",
     samples: Annotated[int | None, typer.Option(metavar="N", help="Test images; all by default.")] = None,
     calibration: Calibration = None,

@@ -59,7 +59,7 @@ def conversion(timesteps: int, inputs: int, recipe: Recipe | None = None, **laye
     plans["out"] = Plan(0, torch.ones(n), torch.full((n,), 100 / float(made.theta[0]), dtype=torch.float64))
     network = Network(Input((inputs,), bits=12), tuple(integer), timesteps)
     graph = FloatGraph((inputs,), tuple(floating))
-    return Conversion(network, graph, recipe or Recipe(timesteps=timesteps, holdoff=0), plans, {})
+    return Conversion(network, graph, graph, recipe or Recipe(timesteps=timesteps, holdoff=0), plans, {})
 
 
 def attributed(made: Conversion, *x: list[float]) -> dict[str, dict[str, Any]]:
@@ -95,8 +95,8 @@ def test_what_lies_between_the_steps_is_lost_to_the_staircase() -> None:
     assert shares(row) == pytest.approx(NONE | {"staircase": (18 / 34) ** 0.5})
     text = decided(row, Recipe(timesteps=1))
     assert "No layer stands out, a adds most: T = 1 draws its activations in too coarse steps" in text
-    assert text.endswith("Try timesteps=2.")
-    assert decided(row, Recipe(timesteps=1, initial="zero")).endswith('Try timesteps=2 or initial="half".')
+    assert text.endswith('Try timesteps=2 or recipe="tuned", which takes minutes.')
+    assert 'Try timesteps=2, initial="half" or recipe' in decided(row, Recipe(timesteps=1, initial="zero"))
 
 
 def test_integers_that_are_not_the_weights_are_to_blame_for_the_currents_that_they_change() -> None:
@@ -278,7 +278,7 @@ def test_advice_names_fields_of_the_recipe_that_exist() -> None:
         assert any(helps(Recipe()) for _, helps in advice)
         for text, _ in advice:
             name, equals, _ = text.partition("=")
-            assert not equals or name in fields
+            assert not equals or name in fields or text.startswith('recipe="tuned"')
 
 
 # ---- the rung of the ladder -----------------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ def test_a_skip_edge_reads_the_same_staircase() -> None:
     network = replace(
         made.network, layers=(*made.network.layers[:-1], replace(out, edges=(*out.edges, Edge("a", Dense([[1]])))))
     )
-    made = replace(made, graph=FloatGraph((1,), tuple(layers)), network=network)
+    made = replace(made, source=FloatGraph((1,), tuple(layers)), network=network)
     assert assess.staircase_logits(made, torch.tensor([[3.0], [5.0]])).tolist() == [[0], [16]]
 
 
@@ -342,7 +342,9 @@ def test_the_layer_that_adds_most_is_named_where_none_costs_more_than_its_stairc
     rows = [row("a", staircase=0.2), row("b", 0.5, staircase=0.2, timing=0.1), row("c", 0.9, staircase=0.1)]
     text = attribution.verdict(rows, Recipe(timesteps=4), classes(0), classes(50))
     assert "No layer stands out, b adds most: T = 4 draws" in text
-    assert text.endswith("Try timesteps=8.")
+    assert text.endswith('Try timesteps=8 or recipe="tuned", which takes minutes.')
+    tuned = attribution.verdict(rows, Recipe(timesteps=4, weights="tuned"), classes(0), classes(50))
+    assert tuned.endswith("Try timesteps=8.")
 
 
 def test_a_loss_within_the_noise_of_its_samples_is_no_loss() -> None:

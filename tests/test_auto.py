@@ -33,7 +33,7 @@ def test_every_recipe_converts_the_kind_of_network_that_it_is_for() -> None:
         model = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 3))
         conversion = convert(model, x, 4, recipe=name)
         assert conversion.recipe == replace(named, timesteps=4)
-        assert conversion.network.holdoff == (1 if name == "ann2loihi" else 0)
+        assert conversion.network.holdoff == (1 if name in ("ann2loihi", "tuned") else 0)
         if named.threshold == "given":
             with pytest.raises(Refused, match="0: its ReLU has no threshold of its own; choose another threshold rule"):
                 convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), x, 4, recipe=name)
@@ -48,9 +48,9 @@ def test_a_recipe_can_be_named_given_and_changed(calibration: Tensor) -> None:
 
 
 def test_unknown_recipes_and_fields_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(Refused, match="recipe: unknown recipe 'tsc'; use one of ann2loihi, rmp, opi, rts, snnc-lp"):
+    with pytest.raises(Refused, match="recipe: unknown recipe 'tsc'; use one of ann2loihi, tuned, rmp, opi, rts"):
         recipe("tsc")
-    with pytest.raises(Refused, match="recipe: no field 'steps'; use timesteps, holdoff, method, weights"):
+    with pytest.raises(Refused, match="recipe: no field 'steps'; use timesteps, holdoff, method, weights, updates"):
         recipe(steps=3)
 
 
@@ -92,6 +92,19 @@ def test_a_budget_is_kept_and_used(calibration: Tensor) -> None:
     )
     assert agreement == max(t.agreement for t in choice.trials)
     assert choice.reason.endswith(f"of what takes at most 8 steps; it takes {choice.conversion.network.steps}.")
+
+
+def test_what_is_chosen_for_a_tuned_recipe_is_tuned(calibration: Tensor) -> None:
+    base = recipe("tuned", updates=2, method="ftbc")
+    choice = choose(load_model(), calibration, base, latency_budget=6)
+    chosen = choice.conversion.recipe
+    assert (chosen.weights, chosen.method, chosen.updates) == ("tuned", "ftbc", 2)
+    assert {trial.method for trial in choice.trials} == {"mse", "exact"}
+    assert (
+        choice.conversion.network
+        != convert(load_model(), calibration, recipe=replace(chosen, weights="fitted")).network
+    )
+    assert choice.reason.endswith("Its weights were then tuned, with ftbc.")
 
 
 def test_a_budget_below_the_networks_depth_is_refused(calibration: Tensor) -> None:

@@ -12,7 +12,7 @@ from networks import trained
 from torch import nn
 
 from exporters import engines, netx
-from sim.network import Shape
+from sim.network import INPUT, Shape
 from sim.trace import first_difference
 from toolchain import assess
 from toolchain.convert import as_inputs, convert
@@ -40,6 +40,21 @@ def test_a_converted_network_runs_the_same_on_every_engine(
     assert result.spikes > 50
     for run in result.runs[1:]:
         compared(f"reference = {run.engine}")
+
+
+def test_a_shifted_input_runs_the_same_on_every_engine(compared: Callable[[str], None]) -> None:
+    model = trained(networks.residual, (2, 4, 4))
+    stem = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    stem.bias = nn.Parameter(torch.full((stem.out_channels,), 3.0))  # so large that only a small THETA has room for it
+    x = torch.randn(64, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    network = convert(model, x, 4, shift_input=True).network
+    assert min(edge.exponent for layer in network.layers for edge in layer.edges if edge.source == INPUT) < 0
+    result = engines.verify(network, network.input.encode(as_inputs(x[:3])))
+    assert result.difference is None
+    assert result.spikes > 50
+    assert len(result.runs) > 2
+    for run in result.runs[1:]:
+        compared(f"reference = {run.engine}, shifted input")
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -28,8 +28,9 @@ class Problem:
     outputs: dict[str, Tensor]
     wanted: Tensor
 
-    def fitted(self) -> Layer:
-        return fit.fit(self.network, self.network["layer"], self.nominal, self.outputs, self.wanted, LOIHI2)
+    def fitted(self, keep: bool = False) -> Layer:
+        layer = self.network["layer"]
+        return fit.fit(self.network, layer, self.nominal, self.outputs, self.wanted, LOIHI2, keep=keep)
 
     @property
     def weight(self) -> np.ndarray:
@@ -269,6 +270,28 @@ def test_blocks_of_synapses_only_change_how_fast_it_is(block: int, monkeypatch: 
     expected = fit._round(weights, inverse, 127)
     monkeypatch.setattr(fit, "BLOCK", block)
     assert torch.equal(fit._round(weights, inverse, 127), expected)
+
+
+def test_weights_that_are_kept_are_only_rounded_and_the_bias_makes_the_mean_right() -> None:
+    given = problem((3, 5, 6), Conv2d(integers(4, 3, 3, 3)), 5, samples=300)
+    # Channels that fire alike share their errors.
+    given.outputs["source"][:, :, 1:] = given.outputs["source"][:, :, :1]
+    nominal = given.nominal[0].numpy()
+    made = given.fitted(keep=True)
+    kept, nearest = made.edges[0].synapse.weight, np.rint(nominal)
+    assert np.abs(kept - nominal).max() < 4  # not 8 on average, as far as the right ones are
+    assert (kept != nearest).any()
+    got = current(made.edges[0].synapse, given.outputs["source"]) + made.bias.sum(0)[:, None, None]
+    assert (got.mean((0, 2, 3)) - T * given.wanted.double().mean((0, 2, 3))).abs().max() <= 1
+
+    def costs(weight: np.ndarray) -> float:
+        synapse = replace(made.edges[0].synapse, weight=weight)
+        error = current(synapse, given.outputs["source"]) - functional.conv2d(
+            given.outputs["source"].sum(0).double(), given.nominal[0]
+        )
+        return float((error - error.mean((0, 2, 3), keepdim=True)).square().mean())
+
+    assert costs(kept) < 0.8 * costs(nearest.astype(int))
 
 
 # ---- size ------------------------------------------------------------------------------------------------------------

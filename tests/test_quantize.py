@@ -120,9 +120,15 @@ def graph(weight: torch.Tensor, bias: torch.Tensor, readout: torch.Tensor) -> Fl
 
 
 def quantised(
-    net: FloatGraph, x: torch.Tensor, limits: chip.Chip, rule: str = "mse", initial: str = "auto", timesteps: int = 8
+    net: FloatGraph,
+    x: torch.Tensor,
+    limits: chip.Chip,
+    rule: str = "mse",
+    initial: str = "auto",
+    timesteps: int = 8,
+    shift: bool = False,
 ) -> tuple[Network, dict[str, Plan]]:
-    return quantize.quantise(net, x, timesteps, 1, rule, initial, 8, limits, lambda *_: None)
+    return quantize.quantise(net, x, timesteps, 1, rule, initial, 8, shift, limits, lambda *_: None)
 
 
 def test_no_weight_is_clipped_because_thresholds_give_way() -> None:
@@ -172,6 +178,66 @@ def test_the_end_of_a_bounded_activation_is_its_threshold() -> None:
     bounded = FloatGraph(net.input_shape, (replace(net.layers[0], upper=6.0), net.layers[1]))
     assert quantised(bounded, x, WIDE)[1]["a"].theta.tolist() == [6.0] * 4
     assert quantised(net, x, WIDE)[1]["a"].theta.max() < 1.1
+
+
+def test_thresholds_of_channels_are_taken_as_they_are() -> None:
+    x = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
+    net, own = graph(torch.eye(4), torch.zeros(4), torch.eye(4)), torch.tensor([1.0, 2.0, 0.5, 1.5])
+    bounded = FloatGraph(net.input_shape, (replace(net.layers[0], upper=own), net.layers[1]))
+    assert quantised(bounded, x, WIDE)[1]["a"].theta.tolist() == own.tolist()
+    assert torch.equal(bounded.run(x)["a"], torch.minimum(x, own))
+
+
+# ---- the graded input ------------------------------------------------------------------------------------------------
+
+
+def coarse() -> tuple[FloatGraph, torch.Tensor]:
+    """A first layer whose bias fills the bias register at a small THETA already."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 8, generator=generator)
+    return graph(weight, torch.full((6,), 8.0), torch.eye(6)), torch.randn(256, 8, generator=generator)
+
+
+def test_a_shift_to_the_right_gives_input_and_weights_all_their_bits() -> None:
+    net, x = coarse()
+    found = {}
+    for shift in (False, True):
+        network, plans = quantised(net, x, LOIHI2, shift=shift)
+        assert chip.check(network) == []
+        edge, unit = network["a"].edges[0], 1 / network.input.scale
+        assert network["out"].edges[0].exponent == 0
+        # What a payload unit adds on average, in the layer's own unit, is the trained weight.
+        value = torch.from_numpy(edge.synapse.weight.copy()) * 2.0**edge.exponent / unit / plans["a"].su[:, None]
+        assert plans["a"].exponent == edge.exponent
+        found[shift] = (
+            edge.exponent,
+            int(np.abs(edge.synapse.weight).max()),
+            float(x.abs().max()) / unit,
+            float((value - net.layers[0].edges[0].map.weight).square().mean()),
+        )
+    (none, small, payload, error), (exponent, large, finer, smaller) = found[False], found[True]
+    assert (none, exponent < 0) == (0, True)
+    assert small < 64 <= large <= 127
+    assert finer > payload
+    assert smaller < error / 4
+
+
+def test_what_a_shift_rounds_down_is_made_up_for_in_the_bias() -> None:
+    net, x = coarse()
+    network, plans = quantised(net, x, LOIHI2, shift=True)
+    layer, edge = network["a"], network["a"].edges[0]
+    payload = torch.from_numpy(network.input.encode(x.numpy())).double()
+    sums = payload @ torch.from_numpy(edge.synapse.weight.copy()).double().T
+    lost = (sums * 2.0**edge.exponent - (sums * 2.0**edge.exponent).floor()).mean(0)
+    made_up = layer.bias.sum(0) / 8 - (net.layers[0].bias.double() * plans["a"].su).numpy()
+    assert np.abs(lost.numpy() - made_up).max() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("largest", "exponent"), [(500.0, 0), (127.0, 0), (64.0, 0), (63.0, -1), (20.0, -2), (0.1, -6), (0.0, -6)]
+)
+def test_the_shift_is_the_largest_that_the_weights_have_room_for(largest: float, exponent: int) -> None:
+    assert quantize._exponent(largest, LOIHI2) == exponent
 
 
 # ---- initial potentials ----------------------------------------------------------------------------------------------

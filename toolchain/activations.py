@@ -23,14 +23,25 @@ def _check(where: str, threshold: float, levels: int = 1) -> None:
         raise Refused(findings)
 
 
+def staircase(x: Tensor, threshold: Tensor | float, levels: int) -> Tensor:
+    """``threshold * clip(floor(x * levels / threshold + 1/2), 0, levels) / levels``, for a threshold that broadcasts.
+
+    The gradient goes straight through the floor: it is 1 for x in [0, threshold] and 0 elsewhere, and that of the
+    threshold is ``(output - x) / threshold`` there, 0 below and 1 above.
+    """
+    steps = (x / threshold).clamp(0, 1) * levels
+    # The difference is 0 and has the gradient of steps.
+    whole = (steps + 0.5).floor().detach() + (steps - steps.detach())
+    return threshold * (whole / levels)
+
+
 class QCFS(nn.Module):
     """Quantisation clip-floor-shift: ``lambda * clip(floor(x * L / lambda + 1/2) / L, 0, 1)``.
 
     Bu et al., "Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency spiking neural networks", ICLR 2022.
     A neuron with threshold lambda and initial potential lambda/2 emits this in L steps. ``levels`` is L; ``threshold``
     starts lambda, one trainable parameter. The default is far above what batch-normalised currents reach, so that
-    nothing is clipped before lambda has learnt where to. The gradient goes straight through the floor: it is 1 for x
-    in [0, lambda] and 0 elsewhere, and that of lambda is ``(output - x) / lambda`` there, 0 below and 1 above.
+    nothing is clipped before lambda has learnt where to. For its gradients see :func:`staircase`.
 
     The buffer ``noise`` is the delta of noisy quantised activation (the same plus ``delta * G``, G ~ N(0, 1) per
     element, in training only); at 0, where it starts, this is QCFS. Raises :class:`sim.findings.Refused` for a
@@ -48,10 +59,7 @@ class QCFS(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply it to every element."""
-        steps = (x / self.threshold).clamp(0, 1) * self.levels
-        # The difference is 0 and has the gradient of steps.
-        whole = (steps + 0.5).floor().detach() + (steps - steps.detach())
-        y = self.threshold * (whole / self.levels)
+        y = staircase(x, self.threshold, self.levels)
         return y + self.noise * torch.randn_like(y) if self.training and self.noise else y
 
     def extra_repr(self) -> str:

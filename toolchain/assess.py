@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from exporters.report import wilson
 from sim import chip as chips
 from sim.fixedpoint import worst_case
-from sim.network import INPUT, Network
+from sim.network import Network
 from toolchain import attribution
 from toolchain.convert import Conversion, as_inputs
+from toolchain.graph import FloatGraph
 from toolchain.progress import Progress
 from toolchain.quantize import spatial
 
@@ -40,24 +42,14 @@ def model_logits(model: nn.Module, x: Tensor, batch: int = 256) -> Tensor:
 def staircase_logits(conversion: Conversion, x: Tensor, batch: int = 256) -> Tensor:
     """Logits of the float graph whose activations take the steps that T spikes can draw, float32 (B, N).
 
-    ``clip(floor(a * T / theta + 1/2), 0, T) * theta / T`` with every channel's threshold: what is left of a network if
-    spikes arrive evenly and integers cost nothing.
+    With every channel's threshold (:func:`toolchain.activations.staircase`): what is left of a network if spikes
+    arrive evenly and integers cost nothing.
     """
-    graph, timesteps, last_reader = conversion.graph, conversion.recipe.timesteps, conversion.network.last_reader
-    parts = []
-    for chunk in x.split(batch):
-        values = {INPUT: chunk}
-        for layer in graph.layers:
-            a = graph.forward(layer, values)
-            if layer.kind == "spiking":
-                step = spatial(conversion.plans[layer.name].theta, layer.shape).float() / timesteps
-                a = (a / step + 0.5).floor().clamp(0, timesteps) * step
-            values[layer.name] = a
-            for edge in layer.edges:
-                if last_reader[edge.source] == layer.name:
-                    values.pop(edge.source, None)
-        parts.append(values[graph.layers[-1].name])
-    return torch.cat(parts)
+    plans, timesteps = conversion.plans, conversion.recipe.timesteps
+    stairs = tuple(
+        replace(layer, upper=plans[layer.name].theta, levels=timesteps) for layer in conversion.source.layers
+    )
+    return FloatGraph(conversion.source.input_shape, stairs).logits(x, batch)
 
 
 def classes(logits: Any) -> Tensor:

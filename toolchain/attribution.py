@@ -62,8 +62,8 @@ ADVICE: dict[str, tuple[str, tuple[Advice, ...]]] = {
     "weights": (
         "its weights are too coarse as integers",
         (
-            ('weights="fitted"', lambda r: r.weights != "fitted"),
-            ("more calibration data to fit the weights to", lambda r: r.weights == "fitted"),
+            ('weights="fitted"', lambda r: r.weights == "nearest"),
+            ("more calibration data to fit the weights to", lambda r: r.weights != "nearest"),
             ("a model without channels whose weights dwarf the others'", _always),
         ),
     ),
@@ -79,13 +79,14 @@ ADVICE: dict[str, tuple[str, tuple[Advice, ...]]] = {
         (
             ("timesteps={more}", _always),
             ('initial="half"', lambda r: r.initial == "zero"),
+            ('recipe="tuned", which takes minutes', lambda r: r.weights != "tuned"),
         ),
     ),
     "timing": (
         "spikes arrive unevenly, and it fires too early or too late",
         (
             ("holdoff={later}", _always),
-            ('method="mse"', lambda r: r.method != "mse"),
+            ('method="mse"', lambda r: r.method not in ("mse", "exact")),
         ),
     ),
     "dead": (

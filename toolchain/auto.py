@@ -66,9 +66,13 @@ def choose(
     ``base`` says everything else. T doubles until agreement with the ANN grows by less than its standard error. With a
     ``latency_budget``, in steps until the logits, the recipe of the highest agreement inside it is taken; without one
     the fastest whose agreement lies within one standard error of the best (Breiman et al.'s one-standard-error
-    rule). Raises :class:`Refused` where nothing fits the budget or the chip, and for fewer than ``FEWEST`` inputs.
+    rule). Where ``base`` tunes weights, which takes minutes, they are fitted in the trials, and what is chosen is
+    tuned, with the bias rule of ``base``. Raises :class:`Refused` where nothing fits the budget or the chip, and for
+    fewer than ``FEWEST`` inputs.
     """
-    base, tell = base or Recipe(), progress or (lambda *_: None)
+    wished, tell = base or Recipe(), progress or (lambda *_: None)
+    tunes = wished.weights == "tuned"
+    base = replace(wished, weights="fitted") if tunes else wished
     x = as_inputs(calibration)
     graph = model if isinstance(model, FloatGraph) else import_model(model, tuple(x.shape[1:]))
     x = as_inputs(x, graph.input_shape)
@@ -115,6 +119,9 @@ def choose(
         raise refuse("choosing T and K", "no recipe could be converted", str(trials[0][0].refused))
 
     recipe, reason = _decide(trials, latency_budget)
+    if tunes:
+        recipe = replace(recipe, weights=wished.weights, method=wished.method)
+        reason += f" Its weights were then tuned, with {wished.method}."
     return Choice(convert(graph, x, recipe=recipe, progress=progress), tuple(t for t, _ in trials), reason)
 
 

@@ -301,7 +301,9 @@ RULES: dict[str, Rule] = {
     "exact": exact,
     "mse": mse,
 }
-WEIGHTS = ("nearest", "fitted")  #: how weights become integers: each to the nearest one, or see :mod:`toolchain.fit`
+#: How weights become integers: each the nearest one, fitted to the spikes that arrive (see :mod:`toolchain.fit`), or
+#: tuned as floats (see :mod:`toolchain.tune`) and then rounded as those that are fitted.
+WEIGHTS = ("nearest", "fitted", "tuned")
 
 
 def calibrate(
@@ -329,7 +331,7 @@ def calibrate(
     for done, (floating, values, activation) in enumerate(graph.walk(x)):
         progress(done, len(network.layers))
         layer, plan = network.layers[done], plans[floating.name]
-        if weights == "fitted":
+        if weights != "nearest":
             nominal = [
                 su_weights(edge, units[edge.source], plan.su, graph.shapes[edge.source], layer.shape)
                 for edge in floating.edges
@@ -337,7 +339,7 @@ def calibrate(
             # Its bias is in the schedule already, and with it the shift that an initial potential may ask for.
             unbiased = replace(floating, bias=torch.zeros_like(floating.bias))
             wanted = graph.current(unbiased, values) * spatial(plan.su, layer.shape).float()
-            layer = fit.fit(network, layer, nominal, outputs, wanted, chip)
+            layer = fit.fit(network, layer, nominal, outputs, wanted, chip, keep=weights == "tuned")
             del wanted
         target = activation * (spatial(plan.su, layer.shape) / (plan.threshold or 1)).float()
         apart = per_neuron and layer.kind == "spiking"

@@ -45,8 +45,8 @@ Bundle = Annotated[Path, typer.Argument(metavar="DIR", help="What `convert` has 
 
 # Written out, since naming the recipes by importing them would make `--help` wait for torch.
 RECIPES_HELP = (
-    "Where to start from: ann2loihi, or a published baseline: rmp, opi, rts, snnc-lp, snnc-ap, qcfs, nq, ftbc, "
-    "ftbc+rts, ftbc+qcfs."
+    "Where to start from: ann2loihi; tuned, which takes minutes; or a published baseline: rmp, opi, rts, snnc-lp, "
+    "snnc-ap, qcfs, nq, ftbc, ftbc+rts, ftbc+qcfs."
 )
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -196,10 +196,16 @@ def convert(
     method: Annotated[
         str | None, typer.Option(help="Bias rule: none, static, potential, ftbc, exact, mse.  [mse]")
     ] = None,
-    weight_rule: Annotated[str | None, typer.Option(help="Integer weights: nearest or fitted.  [fitted]")] = None,
+    weight_rule: Annotated[
+        str | None, typer.Option(help="Integer weights: nearest, fitted, or tuned by gradients.  [fitted]")
+    ] = None,
+    updates: Annotated[int | None, typer.Option(help="Gradient steps that tune weights.  [2000]")] = None,
     per_neuron: Annotated[bool | None, typer.Option(help="Whether every neuron gets its own biases.  [no]")] = None,
     threshold: Annotated[str | None, typer.Option(help="Threshold rule: given, max, percentile, mse.  [mse]")] = None,
     initial: Annotated[str | None, typer.Option(help="Initial potential: auto, zero, half, shift.  [auto]")] = None,
+    shift_input: Annotated[
+        bool | None, typer.Option(help="Input weights finer than a synaptic unit, which netx does not read.  [no]")
+    ] = None,
     auto: Annotated[bool, typer.Option("--auto", help="Choose T, K and the bias rule on held-out inputs.")] = False,
     latency_budget: Annotated[
         int | None, typer.Option(metavar="STEPS", help="With --auto: steps until the logits, at most.")
@@ -223,9 +229,11 @@ def convert(
         "holdoff": holdoff,
         "method": method,
         "weights": weight_rule,
+        "updates": updates,
         "per_neuron": per_neuron,
         "threshold": threshold,
         "initial": initial,
+        "shift_input": shift_input,
     }
     if latency_budget is not None and not auto:
         raise refuse("--latency-budget", f"{latency_budget} steps without --auto", "add --auto, or give --timesteps")

@@ -1,6 +1,6 @@
 """The pipeline: a trained torch model and calibration inputs become an integer Network::
 
-import -> thresholds -> quantise -> calibrate, layer by layer in topological order
+import -> (tune ->) thresholds -> quantise -> calibrate, layer by layer in topological order
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sim.findings import Refused, refuse
 from sim.fixedpoint import Policy
 from sim.network import Network, Shape
 from sim.trace import Trace
-from toolchain import calibrate, quantize
+from toolchain import calibrate, quantize, tune
 from toolchain.graph import FloatGraph
 from toolchain.importer import import_model
 from toolchain.progress import Progress
@@ -32,7 +32,8 @@ class Conversion:
     """The result: the deployable network, and the float graph and scales that it came from."""
 
     network: Network
-    graph: FloatGraph
+    graph: FloatGraph  #: equals the torch model
+    source: FloatGraph  #: what was quantised: the same graph, or with tuned weights its copy for T steps
     recipe: Recipe
     plans: dict[str, quantize.Plan]  #: by layer: THETA and the activation that one spike per step stands for
     peak: dict[str, int]  #: by layer: largest register magnitude on the calibration inputs, su
@@ -122,9 +123,17 @@ def convert(
 
 
 def _build(graph: FloatGraph, x: Tensor, recipe: Recipe, progress: Progress) -> Conversion:
-    network, plans = quantise(graph, x, recipe, progress)
-    network, peak = calibrated(network, graph, plans, x, recipe, progress)
-    return Conversion(network, graph, recipe, plans, peak)
+    source = tuned(graph, x, recipe, progress) if recipe.weights == "tuned" else graph
+    network, plans = quantise(source, x, recipe, progress)
+    network, peak = calibrated(network, source, plans, x, recipe, progress)
+    return Conversion(network, graph, source, recipe, plans, peak)
+
+
+def tuned(graph: FloatGraph, x: Tensor, recipe: Recipe, progress: Progress = lambda *_: None) -> FloatGraph:
+    """Tune the graph to the recipe's T from the thresholds that it would get, see :func:`toolchain.tune.tune`."""
+    _, plans = quantise(graph, x, recipe, progress)
+    thetas = {layer.name: plans[layer.name].theta for layer in graph.layers if layer.kind == "spiking"}
+    return tune.tune(graph, x, thetas, recipe.timesteps, recipe.updates, lambda *p: progress("tuning", *p))
 
 
 def quantise(
@@ -139,6 +148,7 @@ def quantise(
         recipe.threshold,
         recipe.initial,
         recipe.input_bits,
+        recipe.shift_input,
         chips.CHIPS[recipe.chip],
         lambda *p: progress("quantising", *p),
     )

@@ -42,6 +42,8 @@ def fit(
     outputs: Mapping[str, Tensor],
     wanted: Tensor,
     chip: Chip,
+    *,
+    keep: bool = False,
 ) -> Layer:
     """Fit the edges of ``layer``, the largest first, each to what the others leave, and its bias.
 
@@ -49,15 +51,15 @@ def fit(
     and the payload; ``wanted`` the ANN's current into the layer without its bias, su per step, (B, *shape). What the
     integers lack of it on average is added to the layer's bias, which becomes constant again. An edge of more than
     ``LARGEST`` synapses a neuron stays as it is, and so does one that mostly selects, as a shortcut into more channels:
-    fitting would add synapses where there are none.
+    fitting would add synapses where there are none. With ``keep`` the trained weights are only rounded, together.
     """
     timesteps, edges = network.timesteps, list(layer.edges)
     largest_first = sorted(range(len(edges)), key=lambda i: -edges[i].synapse.weight.size)
-    chosen = [i for i in largest_first if edges[i].synapse.weight[0].size <= LARGEST and not _sparse(nominal[i])]
+    chosen = [i for i in largest_first if edges[i].synapse.weight[0].size <= LARGEST and not selects(nominal[i])]
     if not chosen:
         return layer
     counts = {
-        edge.source: outputs[edge.source].float() * timesteps
+        edge.source: outputs[edge.source].float() * timesteps * 2.0**edge.exponent
         if edge.source == INPUT
         else outputs[edge.source].sum(0, dtype=torch.uint8 if timesteps < 256 else torch.int32).float()
         for edge in edges
@@ -72,10 +74,12 @@ def fit(
     for i in chosen:
         synapse, arrived = edges[i].synapse, counts[edges[i].source]
         groups = synapse.groups if isinstance(synapse, Conv2d) else 1
-        rows = nominal[i].reshape(groups, len(nominal[i]) // groups, -1).mT  # (groups, F, outputs of a group)
+        rows = (
+            (nominal[i] / 2.0 ** edges[i].exponent).reshape(groups, len(nominal[i]) // groups, -1).mT
+        )  # (groups, F, outputs of a group)
         missing += _map(synapse, arrived).reshape(missing.shape)
         pairs = _pairs(synapse, arrived, missing, groups, max(SAMPLES, 32 * rows.shape[1]))
-        integers, beta = _solve(rows, pairs, chip.weight_limit)
+        integers, beta = _solve(rows, pairs, chip.weight_limit, keep)
         synapse = replace(synapse, weight=integers.mT.reshape(nominal[i].shape).to(torch.int32).numpy())
         edges[i] = replace(edges[i], synapse=synapse)
         apart |= isinstance(synapse, Dense) and len(layer.shape) > 1
@@ -87,10 +91,11 @@ def fit(
     return replace(layer, edges=tuple(edges), bias=bias_schedule(bias / timesteps, timesteps))
 
 
-def _solve(rows: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], limit: int) -> tuple[Tensor, Tensor]:
+def _solve(rows: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], limit: int, keep: bool) -> tuple[Tensor, Tensor]:
     """Integer weights (groups, F, outputs) within +-limit and the bias (outputs of all groups,) that fit ``pairs``.
 
-    ``rows`` are the trained weights; the pairs are what :func:`_pairs` yields. All float64, the bias su a window.
+    ``rows`` are the trained weights, which ``keep`` only rounds; the pairs are what :func:`_pairs` yields. All float64,
+    the bias su a window.
     """
     groups, size, _ = rows.shape
     square, mean = rows.new_zeros(groups, size, size), rows.new_zeros(groups, size)
@@ -107,13 +112,13 @@ def _solve(rows: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], limit: int) -> 
     ridge = size / n * square.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-9)
     square.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(square))
-    fitted = rows + inverse @ (product - square @ rows + ridge[:, None, None] * rows)
+    fitted = rows if keep else rows + inverse @ (product - square @ rows + ridge[:, None, None] * rows)
     integers = _round(fitted, inverse, limit)
     return integers, (target - (mean[:, None] @ integers)[:, 0]).flatten()
 
 
-def _sparse(weights: Tensor) -> bool:
-    """Whether most weights are zero."""
+def selects(weights: Tensor) -> bool:
+    """Whether most weights are zero, as in a shortcut into more channels."""
     return bool((weights == 0).double().mean() > 0.5)
 
 

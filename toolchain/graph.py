@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sim.network import INPUT, Pair, Shape
+from toolchain.activations import staircase
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,8 @@ class FloatLayer:
     edges: tuple[FloatEdge, ...]
     bias: Tensor  #: float32 (C,), or (*shape) where it differs over space
     kind: Literal["spiking", "readout"] = "spiking"
-    upper: float | None = None  #: where the activation ends, in its own unit; None for a ReLU, which does not
+    #: Where the activation ends, in its own unit, for all channels or float32 (C,); None for a ReLU, which does not.
+    upper: float | Tensor | None = None
     levels: int | None = None  #: steps from 0 to ``upper`` that a quantised activation takes; None for a continuous one
     #: Initial potential that the activation was trained for: "half" a threshold, or that half as a "shift", 1/T of it
     #: at every step; None leaves it to the recipe.
@@ -78,10 +80,12 @@ class FloatLayer:
         """Apply the activation to (B, *shape)."""
         if self.kind == "readout":
             return current
-        if self.upper is None or self.levels is None:
-            return current.clamp(0, self.upper)
-        steps = (current / self.upper).clamp(0, 1) * self.levels
-        return self.upper * ((steps + 0.5).floor() / self.levels)
+        if self.upper is None:
+            return current.clamp_min(0)
+        upper = torch.as_tensor(self.upper).reshape(-1, *(1,) * (len(self.shape) - 1))
+        if self.levels is None:
+            return torch.minimum(current.clamp_min(0), upper)
+        return staircase(current, upper, self.levels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,12 +100,10 @@ class FloatGraph:
         """Shape of the input and of every layer, by name."""
         return {INPUT: self.input_shape} | {layer.name: layer.shape for layer in self.layers}
 
-    @torch.no_grad()
     def run(self, x: Tensor) -> dict[str, Tensor]:
         """Activations of every layer (the readout's are the logits) for model inputs float32 (B, *input_shape)."""
         return {layer.name: activation for layer, _, activation in self.walk(x)}
 
-    @torch.no_grad()
     def walk(self, x: Tensor) -> Iterator[tuple[FloatLayer, dict[str, Tensor], Tensor]]:
         """Go through the layers in order: each with its sources' values and its activation, (B, *shape).
 
@@ -117,12 +119,10 @@ class FloatGraph:
                 if last_reader[source] == layer.name:
                     del values[source]
 
-    @torch.no_grad()
     def forward(self, layer: FloatLayer, values: Mapping[str, Tensor]) -> Tensor:
         """Compute one layer's activation from its sources' (B, *shape)."""
         return layer.activate(self.current(layer, values))
 
-    @torch.no_grad()
     def current(self, layer: FloatLayer, values: Mapping[str, Tensor]) -> Tensor:
         """Compute what one layer's activation is applied to from its sources' (B, *shape)."""
         bias = layer.bias if layer.bias.shape == layer.shape else layer.bias.reshape(-1, *(1,) * (len(layer.shape) - 1))

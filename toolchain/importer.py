@@ -160,7 +160,7 @@ class _Current(_Affine):
     def keeps(self, layer: FloatLayer) -> bool:
         """Whether the activation leaves what ``layer`` emits as it is."""
         if self.levels is None:
-            return self.upper is None or self.upper >= (layer.upper or math.inf)
+            return self.upper is None or self.upper >= float(layer.upper or math.inf)
         return (self.upper, self.levels) == (layer.upper, layer.levels)
 
 

@@ -47,6 +47,7 @@ class Plan:
     theta: Tensor  #: float32 (C,): the activation that one spike per step stands for
     su: Tensor  #: float64 (C,): synaptic units per unit of activation, THETA / theta, or the readout's one scale
     cost: float = 0.0  #: expected squared error of the activations, summed over channels
+    exponent: int = 0  #: of the weights of the graded input, which a shift to the right makes finer than a su
 
 
 def scaled(map_: FloatMap, unit: Tensor, source: Shape) -> Tensor:
@@ -66,13 +67,15 @@ def su_weights(edge: FloatEdge, unit: Tensor, su: Tensor, source: Shape, neurons
     return weight * per_row.reshape(-1, *(1,) * (weight.ndim - 1))
 
 
-def integer_edge(edge: FloatEdge, unit: Tensor, su: Tensor, source: Shape, chip: Chip, neurons: Shape) -> Edge:
-    """Quantise one edge: ``round(w * unit * su)``, clipped to the chip's weights."""
-    integers = su_weights(edge, unit, su, source, neurons).round()
+def integer_edge(
+    edge: FloatEdge, unit: Tensor, su: Tensor, source: Shape, chip: Chip, neurons: Shape, exponent: int = 0
+) -> Edge:
+    """Quantise one edge: ``round(w * unit * su / 2**exponent)``, clipped to the chip's weights."""
+    integers = (su_weights(edge, unit, su, source, neurons) / 2.0**exponent).round()
     array = integers.clamp(-chip.weight_limit, chip.weight_limit).to(torch.int32).numpy()
     m = edge.map
     synapse = Conv2d(array, m.stride, m.padding, m.dilation, m.groups) if isinstance(m, FloatConv2d) else Dense(array)
-    return Edge(edge.source, synapse)
+    return Edge(edge.source, synapse, exponent)
 
 
 def bias_schedule(beta: Tensor, timesteps: int) -> np.ndarray:
@@ -137,6 +140,7 @@ def plan_layer(
     values: Mapping[str, Tensor],
     timesteps: int,
     chip: Chip,
+    shift: bool = False,
 ) -> Plan:
     """Choose THETA and final thresholds of one spiking layer.
 
@@ -144,18 +148,21 @@ def plan_layer(
     ``values`` the float activations of its sources on calibration samples. For each legal THETA a channel's threshold
     is raised until its weights fit 8 bits, ``theta_c >= max|w_c * unit| * THETA / 127``. The THETA taken minimises the
     expected squared error of the activations: staircase, weight rounding (a uniform error of 1/12 su^2 per synapse
-    and source unit) and, from the graded input, the payload's own rounding as measured. Potentials and biases must
-    stay inside the registers, with ``MARGIN`` to spare.
+    and source unit) and, from the graded input, the payload's own rounding as measured. With ``shift`` the weights of
+    the graded input get the exponent at which they use all bits. Potentials and biases must stay inside the registers,
+    with ``MARGIN`` to spare.
     Raises :class:`Refused` where no THETA satisfies them.
     """
     shape = graph.shapes
-    largest, noise = largest_weights(graph, layer, units), 0.0
+    largest, noise, graded = largest_weights(graph, layer, units), 0.0, 0.0
     rounding = torch.zeros(len(theta), dtype=torch.float64)
     for edge in layer.edges:
         fan_in = edge.map.weight[0].numel()
         energy = (values[edge.source].double() / spatial(units[edge.source], shape[edge.source])) ** 2
-        noise += float(energy.mean()) * fan_in / 12
-        if edge.source == INPUT:
+        if edge.source != INPUT:
+            noise += float(energy.mean()) * fan_in / 12
+        else:
+            graded += float(energy.mean()) * fan_in / 12
             exact = values[INPUT].double() / units[INPUT]
             squares = (edge.map.weight.double() ** 2).reshape(len(theta), -1).sum(1) * units[INPUT] ** 2
             rounding += squares * ((exact.round() - exact) ** 2).mean()
@@ -174,10 +181,11 @@ def plan_layer(
             break
         if float((timesteps * su * beta).max()) * MARGIN + threshold > chip.bias_limit:
             break
-        error = quantisation_error(a, raised.float(), timesteps) + noise * su**-2 + rounding
-        cost = float(error.sum())
+        exponent = _exponent(float((largest * su).max()), chip) if shift and graded else 0
+        rounded = (noise + graded * 4.0**exponent) * su**-2 + rounding
+        cost = float((quantisation_error(a, raised.float(), timesteps) + rounded).sum())
         if best is None or cost < best.cost:
-            best = Plan(threshold, raised.float(), su, cost)
+            best = Plan(threshold, raised.float(), su, cost, exponent)
     if best is None:
         raise refuse(
             layer.name,
@@ -185,6 +193,13 @@ def plan_layer(
             "check the layer's weights and biases for outliers, or use fewer timesteps",
         )
     return best
+
+
+def _exponent(largest: float, chip: Chip) -> int:
+    """Exponent, 0 or less, at which weights of up to ``largest`` su use all the bits that they have."""
+    # One is left for Lava, which doubles weights of mixed sign and takes one off.
+    lowest = chip.weight_exponents[0] + 1
+    return max(lowest, min(0, math.ceil(math.log2(max(largest, 2.0**lowest) / chip.weight_limit))))
 
 
 def quantise(
@@ -195,6 +210,7 @@ def quantise(
     rule: str,
     initial: str,
     input_bits: int,
+    shift_input: bool,
     chip: Chip,
     progress: Callable[[int, int], object],
 ) -> tuple[Network, dict[str, Plan]]:
@@ -202,7 +218,8 @@ def quantise(
 
     Scales look at the first ``SAMPLES`` of the inputs ``x`` (B, *input_shape). ``rule`` names the threshold rule; an
     activation that ends somewhere, as ReLU6 does, says itself where a rate of one is. ``initial`` is one of
-    ``INITIAL``. ``progress`` gets (layers done, layers in all).
+    ``INITIAL``. ``shift_input`` lets the weights of the graded input have a negative exponent. ``progress`` gets
+    (layers done, layers in all).
     """
     units: dict[str, Tensor] = {}
     plans: dict[str, Plan] = {}
@@ -211,12 +228,14 @@ def quantise(
         progress(done, len(graph.layers))
         if layer.kind == "spiking":
             if layer.upper is not None:
-                theta = torch.full(layer.shape[:1], layer.upper)
+                theta = torch.as_tensor(layer.upper).expand(layer.shape[0])
             elif rule == "given":
                 raise refuse(layer.name, "its ReLU has no threshold of its own", "choose another threshold rule")
             else:
                 theta = thresholds.choose(rule, activation, timesteps)
-            plan_with = partial(plan_layer, graph, layer, theta, values=values, timesteps=timesteps, chip=chip)
+            plan_with = partial(
+                plan_layer, graph, layer, theta, values=values, timesteps=timesteps, chip=chip, shift=shift_input
+            )
         else:
             plan_with = partial(plan_readout, graph, layer, values=values, timesteps=timesteps, chip=chip)
         if INPUT not in units and INPUT in values:
@@ -224,11 +243,16 @@ def quantise(
         plan = plans[layer.name] = plan_with(units=units)
         units[layer.name] = plan.theta
         edges = tuple(
-            integer_edge(e, units[e.source], plan.su, graph.shapes[e.source], chip, layer.shape) for e in layer.edges
+            integer_edge(
+                *(e, units[e.source], plan.su, graph.shapes[e.source], chip, layer.shape),
+                exponent=plan.exponent if e.source == INPUT else 0,
+            )
+            for e in layer.edges
         )
         start, shift = initial_potential(initial, layer)
         beta = layer.bias.double() * (spatial(plan.su, layer.shape) if layer.bias.shape == layer.shape else plan.su)
-        bias = bias_schedule(beta + shift * plan.threshold / timesteps, timesteps)
+        lost = (1 - 2.0**plan.exponent) / 2  # by rounding towards minus infinity, on average
+        bias = bias_schedule(beta + shift * plan.threshold / timesteps + lost, timesteps)
         v0 = np.full(layer.shape[0], round(plan.threshold * start))
         layers.append(Layer(layer.name, layer.shape, edges, plan.threshold, v0, bias, layer.kind))
     progress(len(layers), len(layers))

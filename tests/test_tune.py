@@ -1,0 +1,167 @@
+"""Networks tuned to few steps: what they gain, what they learn, and what stays as it was."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import networks
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sim import chip
+from sim.network import INPUT
+from toolchain import assess
+from toolchain.activations import staircase
+from toolchain.convert import convert, tuned
+from toolchain.demo import data, load_model
+from toolchain.graph import FloatDense, FloatEdge, FloatGraph, FloatLayer
+from toolchain.importer import import_model
+from toolchain.recipe import Recipe
+from toolchain.tune import RATE, tune
+
+T = 2
+
+
+def quiet(done: int, total: int) -> None:
+    pass
+
+
+def inputs(samples: int, seed: int = 0) -> Tensor:
+    return torch.randn(samples, 2, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def residual() -> FloatGraph:
+    return import_model(networks.trained(networks.residual, (2, 4, 4)), (2, 4, 4))
+
+
+def stairs(graph: FloatGraph, thetas: dict[str, Tensor]) -> FloatGraph:
+    """The graph with activations of T steps and nothing else changed."""
+    return FloatGraph(
+        graph.input_shape,
+        tuple(replace(layer, upper=thetas.get(layer.name), levels=T) for layer in graph.layers),
+    )
+
+
+def starts(graph: FloatGraph, x: Tensor) -> dict[str, Tensor]:
+    return {
+        layer.name: a.amax([0, *range(2, a.ndim)]) * 0.9 + 0.1
+        for layer, _, a in graph.walk(x)
+        if layer.kind == "spiking"
+    }
+
+
+def test_the_tuned_staircase_is_nearer_to_the_network_on_inputs_it_has_not_seen(residual: FloatGraph) -> None:
+    x, unseen = inputs(256), inputs(512, seed=1)
+    thetas, wanted = starts(residual, x), residual.logits(unseen)
+    made = tune(residual, x, thetas, T, 300, quiet)
+    before = (stairs(residual, thetas).logits(unseen) - wanted).square().mean()
+    assert (made.logits(unseen) - wanted).square().mean() < before / 2
+
+
+def test_everything_but_selecting_edges_is_learnt_and_the_given_network_stays() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(64, 4, generator=generator)
+    selecting = torch.eye(4)
+    hidden = FloatLayer(
+        "a", (4,), (FloatEdge(INPUT, FloatDense(torch.rand(4, 4, generator=generator))),), torch.rand(4) - 0.5
+    )
+    shortcut = FloatLayer(
+        "b",
+        (4,),
+        (FloatEdge("a", FloatDense(torch.rand(4, 4, generator=generator))), FloatEdge(INPUT, FloatDense(selecting))),
+        torch.rand(4) - 0.5,
+    )
+    out = FloatLayer("out", (3,), (FloatEdge("b", FloatDense(torch.rand(3, 4))),), torch.zeros(3), "readout")
+    graph = FloatGraph((4,), (hidden, shortcut, out))
+    thetas = starts(graph, x)
+    before = graph.logits(x)
+    made = tune(graph, x, thetas, T, 5, quiet)
+    assert torch.equal(graph.logits(x), before)
+    assert torch.equal(made.layers[1].edges[1].map.weight, selecting)
+    for old, new in zip(graph.layers, made.layers, strict=True):
+        assert not torch.equal(old.edges[0].map.weight, new.edges[0].map.weight)
+        assert not torch.equal(old.bias, new.bias)
+        if new.kind == "spiking":
+            upper = torch.as_tensor(new.upper)
+            assert (upper.shape, new.levels) == ((4,), T)
+            assert not torch.equal(upper, thetas[new.name])
+            # Nothing moves by more than its rate an update.
+            assert (upper / thetas[new.name]).log().abs().max() <= 5 * RATE * 1.01
+        assert not any(edge.map.weight.requires_grad for edge in new.edges)
+    assert (made.layers[2].upper, made.layers[2].levels) == (None, None)
+
+
+def test_a_threshold_far_too_high_is_brought_down() -> None:
+    x = torch.rand(256, 1, generator=torch.Generator().manual_seed(0))
+    one = FloatLayer("a", (1,), (FloatEdge(INPUT, FloatDense(torch.ones(1, 1))),), torch.zeros(1))
+    out = FloatLayer("out", (1,), (FloatEdge("a", FloatDense(torch.ones(1, 1))),), torch.zeros(1), "readout")
+    graph = FloatGraph((1,), (one, out))
+    made = tune(graph, x, {"a": torch.tensor([2.0])}, T, 1500, quiet)
+    # Steps of 0, theta / 2 and theta serve values in 0..1 best at a theta of 0.8.
+    assert 0.6 < float(torch.as_tensor(made.layers[0].upper)) < 1.1
+    unit = staircase(x, 2.0, T)
+    assert (made.logits(x) - x).square().mean() < (unit - x).square().mean() / 4
+
+
+def test_the_same_inputs_give_the_same_network(residual: FloatGraph) -> None:
+    x = inputs(40)
+    one, two = (tune(residual, x, starts(residual, x), T, 10, quiet) for _ in range(2))
+    for a, b in zip(one.layers, two.layers, strict=True):
+        assert torch.equal(a.bias, b.bias)
+        assert all(torch.equal(e.map.weight, f.map.weight) for e, f in zip(a.edges, b.edges, strict=True))
+
+
+@pytest.mark.parametrize("samples", [1, 5])
+def test_few_inputs_are_mixed_too(samples: int, residual: FloatGraph) -> None:
+    x = inputs(samples)
+    made = tune(residual, x, starts(residual, x), T, 3, quiet)
+    assert made.logits(x).isfinite().all()
+
+
+def test_where_nothing_spikes_nothing_is_learnt() -> None:
+    graph = import_model(nn.Linear(4, 3), (4,))
+    made = tune(graph, torch.randn(64, 4), {}, T, 3, quiet)
+    assert torch.equal(made.layers[0].edges[0].map.weight, graph.layers[0].edges[0].map.weight)
+
+
+def test_progress_counts_the_updates(residual: FloatGraph) -> None:
+    told: list[tuple[int, int]] = []
+    x = inputs(8)
+    tune(residual, x, starts(residual, x), T, 3, lambda *p: told.append(p))
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_tuned_weights_bring_few_steps_nearer_to_the_model_than_fitted_ones() -> None:
+    digits, model = data.load(), load_model()
+    with torch.no_grad():
+        wanted = model(digits.test_x)
+    error = {}
+    for weights in ("fitted", "tuned"):
+        conversion = convert(model, digits.calibration_x, T, weights=weights, method="exact", updates=1000)
+        assert chip.check(conversion.network) == []
+        logits = torch.from_numpy(conversion.run(digits.test_x, record=False).logits[:, -1])
+        error[weights] = float((logits / conversion.plans["fc"].su[0] / T - wanted).square().mean())
+    assert error["tuned"] < 0.9 * error["fitted"]
+
+
+def test_the_ladder_shows_the_tuned_staircase(residual: FloatGraph) -> None:
+    x = inputs(128)
+    conversion = convert(residual, x, T, recipe="tuned", updates=100)
+    assert conversion.graph is residual
+    assert torch.equal(conversion.graph.logits(x), residual.logits(x))
+    wanted, plain = residual.logits(x), convert(residual, x, T)
+    distance = [(assess.staircase_logits(c, x) - wanted).square().mean() for c in (plain, conversion)]
+    assert distance[1] < distance[0]
+
+
+def test_tuning_starts_from_the_thresholds_that_the_recipe_asks_for(residual: FloatGraph) -> None:
+    x = inputs(64)
+    uppers = {}
+    for rule in ("max", "mse"):
+        made = tuned(residual, x, Recipe(timesteps=T, weights="tuned", threshold=rule, updates=1))
+        uppers[rule] = torch.as_tensor(made.layers[0].upper)
+    assert not torch.allclose(uppers["max"], uppers["mse"], rtol=0.05)
+    assert math.isfinite(float(uppers["max"].sum()))

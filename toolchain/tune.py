@@ -1,0 +1,124 @@
+"""Weights, biases and thresholds tuned to the staircase that T spikes draw: by gradients, without labels.
+
+Rounding activations to T steps moves every layer's output, and weights trained without it know nothing of it. Here the
+trained network teaches a copy of itself whose activations take those steps. With the teacher's activations ``a`` and
+logits ``z``, the copy's ``a'`` and ``z'``, it minimises ::
+
+    sum |z' - z|^2 / sum var(z)  +  MIDDLE * sum over spiking layers  mean (a' - a)^2 / var(a)
+
+over the weights w, the biases and, per channel, the thresholds theta; gradients go straight through the floor
+(:func:`toolchain.activations.staircase`), as learned step sizes have it (Esser et al., ICLR 2020).
+
+A few hundred inputs would be learnt by heart. So none is seen twice: each update mixes pairs of them, at a random angle
+phi in 0..pi/2, in a way that keeps their contrast (as Tokozume et al., Between-class learning, CVPR 2018)::
+
+    mean(x) + cos(phi) * (x1 - mean(x)) + sin(phi) * (x2 - mean(x))
+
+What the teacher says about a mixture needs no labels either. Plain averages have less contrast than real inputs, and
+what is learnt on them fits real ones less well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toolchain.fit import selects
+from toolchain.graph import FloatGraph, FloatLayer
+from toolchain.quantize import SAMPLES
+
+BATCH = 16  #: inputs an update
+#: How far an update moves a parameter at first: a share of the weights' rms, of the activations' standard deviation
+#: for biases, and of each threshold itself.
+RATE = 3e-3
+MIDDLE = 0.1  #: what the layers' errors weigh beside that of the logits
+
+
+def tune(
+    graph: FloatGraph,
+    x: Tensor,
+    thetas: Mapping[str, Tensor],
+    timesteps: int,
+    updates: int,
+    progress: Callable[[int, int], object],
+) -> FloatGraph:
+    """Return ``graph`` with tuned parameters and activations of T steps, each layer's ``upper`` its thresholds (C,).
+
+    ``x`` (B, *input_shape) are model inputs, ``thetas`` the thresholds to start from by spiking layer, (C,), as
+    :class:`toolchain.quantize.Plan` has them. Edges that mostly select, as a shortcut into more channels, keep their
+    weights. Deterministic. ``progress`` gets (updates done, updates in all).
+    """
+    std = {
+        layer.name: (a.var(0, correction=0).mean() if layer.kind == "readout" else a.var(correction=0)).sqrt().item()
+        for layer, _, a in graph.walk(x[:SAMPLES])
+    }
+    copies = [_Copy.of(layer, thetas.get(layer.name)) for layer in graph.layers]
+    groups = [group for copy in copies for group in copy.groups(std[copy.layer.name])]
+    optimiser = torch.optim.Adam(groups)
+    # The rates fall to 0 along half a cosine.
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
+
+    def student() -> FloatGraph:
+        return FloatGraph(graph.input_shape, tuple(copy.tuned(timesteps) for copy in copies))
+
+    mean, generator = x.mean(0), torch.Generator().manual_seed(0)
+    for update in range(updates):
+        progress(update, updates)
+        batch = x[torch.randperm(len(x), generator=generator)[:BATCH]]
+        angle = torch.rand(len(batch), *(1,) * (x.ndim - 1), generator=generator) * (math.pi / 2)
+        mixed = mean + angle.cos() * (batch - mean) + angle.sin() * (batch.roll(1, 0) - mean)
+        with torch.enable_grad():
+            loss = torch.zeros(())
+            for (layer, _, wanted), (_, _, found) in zip(graph.walk(mixed), student().walk(mixed), strict=True):
+                error = (found - wanted).square().mean() / max(std[layer.name] ** 2, 1e-12)
+                loss = loss + (1 if layer.kind == "readout" else MIDDLE) * error
+            optimiser.zero_grad()
+            loss.backward()
+        optimiser.step()
+        schedule.step()
+    progress(updates, updates)
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_(False)
+    return student()
+
+
+@dataclass(frozen=True, eq=False)
+class _Copy:
+    """What is learnt of one layer."""
+
+    layer: FloatLayer
+    weights: tuple[Tensor, ...]  #: by edge; those that are kept need no gradient
+    bias: Tensor
+    log_theta: Tensor | None  #: (C,), None for the readout
+
+    @classmethod
+    def of(cls, layer: FloatLayer, theta: Tensor | None) -> _Copy:
+        weights = [edge.map.weight.clone() for edge in layer.edges]
+        return cls(
+            layer,
+            tuple(weight.requires_grad_(not selects(weight)) for weight in weights),
+            layer.bias.clone().requires_grad_(),
+            None if theta is None else theta.log().requires_grad_(),
+        )
+
+    def groups(self, std: float) -> list[dict[str, Any]]:
+        """Group the parameters by the rate that suits them; ``std`` is that of the layer's activations."""
+        rates = [(weight, RATE * weight.square().mean().sqrt().item()) for weight in self.weights]
+        rates += [(self.bias, RATE * std)]
+        rates += [] if self.log_theta is None else [(self.log_theta, RATE)]
+        return [{"params": [parameter], "lr": rate} for parameter, rate in rates if parameter.requires_grad]
+
+    def tuned(self, timesteps: int) -> FloatLayer:
+        """Build the layer as it is learnt so far, with an activation of T steps."""
+        edges = tuple(
+            replace(edge, map=replace(edge.map, weight=weight))
+            for edge, weight in zip(self.layer.edges, self.weights, strict=True)
+        )
+        layer = replace(self.layer, edges=edges, bias=self.bias)
+        return layer if self.log_theta is None else replace(layer, upper=self.log_theta.exp(), levels=timesteps)
