@@ -109,6 +109,16 @@ def test_a_recipe_is_a_baseline_that_options_change(place: Workplace) -> None:
     assert {key: config[key] for key in wanted} == wanted
 
 
+def test_a_tuned_network_with_a_shifted_input_is_written_and_evaluated(place: Workplace) -> None:
+    out = place.folder / "tuned"
+    options = ["--recipe", "tuned", "--updates", 3, "--shift-input", "--timesteps", 2]
+    assert run("convert", *place.arguments(), *options, "-o", out).exit_code == 0
+    config = json.loads((out / "config.json").read_text())
+    wanted = {"method": "exact", "weights": "tuned", "updates": 3, "shift_input": True}
+    assert {key: config[key] for key in wanted} == wanted
+    assert run("evaluate", out, "--data", place.calibration).exit_code == 0
+
+
 def test_auto_keeps_the_budget_and_explains_its_choice(place: Workplace) -> None:
     out = place.folder / "auto"
     result = run("convert", *place.arguments(), "--auto", "--latency-budget", 7, "-o", out)
