@@ -267,7 +267,7 @@ def _show(report: dict[str, Any]) -> None:
     """Print a report's layers, accuracies, and what they come from."""
     from exporters.report import RUNGS
 
-    recipe = f"T = {report['timesteps']}, K = {report['holdoff']}, {report['method']}"
+    recipe = f"T = {report['timesteps']}, K = {report['holdoff']}, {report['method']}, {report['weights']} weights"
     out.print(_layers(f"{report['model']}, {recipe}", report["layers"]))
     accuracy, agreement = report.get("accuracy", {}), report["agreement"]
     # The interval is that of the accuracy, where there are labels.
