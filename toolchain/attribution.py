@@ -57,6 +57,10 @@ def _always(recipe: Recipe) -> bool:
     return True
 
 
+def _clips_by_rule(recipe: Recipe) -> bool:
+    return recipe.threshold != "max" and recipe.weights != "tuned"  # which learns where to clip
+
+
 #: By cause: what happens, and what may help.
 ADVICE: dict[str, tuple[str, tuple[Advice, ...]]] = {
     "weights": (
@@ -70,7 +74,7 @@ ADVICE: dict[str, tuple[str, tuple[Advice, ...]]] = {
     "clipping": (
         "activations above the threshold are cut off",
         (
-            ('threshold="max", which cuts off less at the price of larger steps', lambda r: r.threshold != "max"),
+            ('threshold="max", which cuts off less at the price of larger steps', _clips_by_rule),
             ("more calibration data, as similar as possible to what the network will see", _always),
         ),
     ),
@@ -86,7 +90,7 @@ ADVICE: dict[str, tuple[str, tuple[Advice, ...]]] = {
         "spikes arrive unevenly, and it fires too early or too late",
         (
             ("holdoff={later}", _always),
-            ('method="mse"', lambda r: r.method not in ("mse", "exact")),
+            ('method="mse"', lambda r: r.method != "mse" and r.weights != "tuned"),
         ),
     ),
     "dead": (

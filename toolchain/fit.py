@@ -74,9 +74,8 @@ def fit(
     for i in chosen:
         synapse, arrived = edges[i].synapse, counts[edges[i].source]
         groups = synapse.groups if isinstance(synapse, Conv2d) else 1
-        rows = (
-            (nominal[i] / 2.0 ** edges[i].exponent).reshape(groups, len(nominal[i]) // groups, -1).mT
-        )  # (groups, F, outputs of a group)
+        trained_weights = nominal[i] / 2.0 ** edges[i].exponent
+        rows = trained_weights.reshape(groups, len(trained_weights) // groups, -1).mT  # (groups, F, outputs of a group)
         missing += _map(synapse, arrived).reshape(missing.shape)
         pairs = _pairs(synapse, arrived, missing, groups, max(SAMPLES, 32 * rows.shape[1]))
         integers, beta = _solve(rows, pairs, chip.weight_limit, keep)

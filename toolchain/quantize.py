@@ -159,10 +159,11 @@ def plan_layer(
     for edge in layer.edges:
         fan_in = edge.map.weight[0].numel()
         energy = (values[edge.source].double() / spatial(units[edge.source], shape[edge.source])) ** 2
+        uniform = float(energy.mean()) * fan_in / 12
         if edge.source != INPUT:
-            noise += float(energy.mean()) * fan_in / 12
+            noise += uniform
         else:
-            graded += float(energy.mean()) * fan_in / 12
+            graded += uniform
             exact = values[INPUT].double() / units[INPUT]
             squares = (edge.map.weight.double() ** 2).reshape(len(theta), -1).sum(1) * units[INPUT] ** 2
             rounding += squares * ((exact.round() - exact) ** 2).mean()
