@@ -15,28 +15,30 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import typer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from rich import box
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from benchmarks import workload
-from benchmarks.workload import Calibration, Data, JsonFile, Weights, err, guarded, integers, names, out
+from benchmarks.workload import Calibration, Data, JsonFile, Weights, integers, names
 from exporters.report import BLUE, DPI, GREY, VERMILION
 from sim.findings import Finding, Refused, refuse
-from toolchain import calibrate
+from sim.progress import counting
+from toolchain.app.console import bars, guarded, out, say
 from toolchain.assess import model_logits, score
-from toolchain.convert import Recipe, convert
+from toolchain.convert import convert
+from toolchain.graph import FloatGraph
 from toolchain.importer import import_model
+from toolchain.recipe import Method, Recipe
 
 Row = dict[str, Any]
 
@@ -125,35 +127,18 @@ class Results:
         workload.write_json(self._path, {"rows": list(self._rows.values())})
 
 
-def measure(work: workload.Workload, graph: Any, recipe: Recipe, tell: Callable[[float], object]) -> Row:
+def measure(work: workload.Workload, graph: FloatGraph, recipe: Recipe) -> Row:
     """Convert and count the right answers; a refused conversion is a row with its reason.
 
-    ``tell`` gets the share that is done. Potentials that leave the registers on test images are counted, ``overflows``.
+    Potentials that leave the registers on test images are counted, ``overflows``.
     """
-    parts = {"quantising": (0.0, 0.2), "calibrating": (0.2, 0.6), "running": (0.8, 0.2)}  # rough shares of the time
-    ran = 0
-
-    def progress(what: str, done: int, total: int) -> None:
-        start, share = parts.get(what, (0.0, 0.0))
-        tell(start + share * done / max(1, total))
-
-    def running(samples: int) -> None:
-        nonlocal ran
-        ran += samples
-        progress("running", ran, len(work.test_x))
-
     start = time.perf_counter()
     try:
-        conversion = convert(
-            graph,
-            work.calibration_x,
-            **recipe.as_dict(),
-            progress=progress,
-        )
+        conversion = convert(graph, work.calibration_x, recipe=recipe)
     except Refused as error:
         return {"refused": [str(finding) for finding in error.findings]}
     converted = time.perf_counter()
-    trace = conversion.run(work.test_x, record=False, overflow="count", progress=running)
+    trace = conversion.run(work.test_x, record=False, overflow="count")
     return {
         **score(trace.logits[:, -1], work.test_y),
         "overflows": trace.overflows,
@@ -167,28 +152,12 @@ def run(work: workload.Workload, recipes: Iterable[Recipe], results: Results) ->
     if results.get(None) is None:
         results.put(None, score(model_logits(work.model, work.test_x), work.test_y))
     missing = [recipe for recipe in recipes if results.get(recipe) is None]
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    cost = {recipe: 1.0 + recipe.timesteps for recipe in missing}
     graph = import_model(work.model, tuple(work.calibration_x.shape[1:]))
-    # A configuration takes minutes: an estimate that looks back 30 s, as rich's does, would know too little.
-    with Progress(*columns, console=err, transient=True, speed_estimate_period=36000) as bar:
-        task, before = bar.add_task("", total=sum(cost.values())), 0.0
-        for done, recipe in enumerate(missing):
-            bar.update(task, description=f"{done + 1} of {len(missing)}: {label(recipe)}")
-
-            def tell(share: float, before: float = before, recipe: Recipe = recipe) -> None:
-                bar.update(task, completed=before + share * cost[recipe])
-
-            results.put(recipe, measure(work, graph, recipe, tell))
-            before += cost[recipe]
-            bar.update(task, completed=before)
+    costs = [1 + recipe.timesteps for recipe in missing]
+    with bars(), counting(f"{len(missing)} configurations, in steps", sum(costs)) as advance:
+        for recipe, cost in zip(missing, costs, strict=True):
+            results.put(recipe, measure(work, graph, recipe))
+            advance(cost)
 
 
 def label(recipe: Recipe) -> str:
@@ -337,7 +306,7 @@ def main(
     weights: Weights = None,
     timesteps: Annotated[str, typer.Option(help="T, separated by commas.")] = "1,2,4,8",
     holdoffs: Annotated[str, typer.Option(help="K, separated by commas.")] = "0,1,2",
-    rules: Annotated[str, typer.Option(help="Bias rules.")] = ",".join(calibrate.RULES),
+    rules: Annotated[str, typer.Option(help="Bias rules.")] = ",".join(get_args(Method)),
     weights_rules: Annotated[
         str, typer.Option(help="How weights become integers; tuned adds minutes to every configuration.")
     ] = "nearest,fitted",
@@ -367,8 +336,8 @@ def main(
     for table in outcome.tables():
         out.print(table)
     for line in outcome.refusals():
-        out.print(workload.plain(line), style="yellow", highlight=False, soft_wrap=True)
-    out.print(f"written to {output}", highlight=False, soft_wrap=True)
+        say(line, "yellow")
+    say(f"written to {output}")
 
 
 if __name__ == "__main__":

@@ -18,21 +18,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import torch
 import typer
 from rich import box
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks import workload
-from benchmarks.workload import ROOT, Calibration, Data, JsonFile, Weights, err, guarded, names, out
+from benchmarks.workload import ROOT, Calibration, Data, JsonFile, Weights, names
 from sim.findings import Refused, refuse
-from toolchain import calibrate
-from toolchain.convert import Recipe, calibrated, quantise
+from sim.progress import track
+from toolchain.app.console import bars, guarded, out, say
+from toolchain.calibration.run import calibrate
 from toolchain.importer import import_model
+from toolchain.recipe import Method, Recipe
+from toolchain.scales.integers import build
+from toolchain.scales.plan import choose_scales
 
 BATCHES = (64, 128, 256)  #: the forward pass is given the fastest of them
 UNIT = 1 if sys.platform == "darwin" else 1024  #: bytes of ru_maxrss
@@ -81,11 +84,12 @@ def measure(work: workload.Workload, recipe: Recipe, repeats: int) -> dict[str, 
     batch = fastest_batch(work.model, x)
     graph = import_model(work.model, tuple(x.shape[1:]))
     with torch.no_grad():
-        network, plans = quantise(graph, x, recipe)
+        scales = choose_scales(graph, x, recipe)
+        network = build(graph, scales, recipe)
 
     @torch.no_grad()
     def calibration() -> None:
-        calibrated(network, graph, plans, x, recipe)
+        calibrate(network, graph, scales, x, recipe)
 
     before = peak()
     times = [(seconds(lambda: forward(work.model, x, batch)), seconds(calibration)) for _ in range(repeats)]
@@ -161,7 +165,7 @@ def main(
     calibration: Calibration = None,
     timesteps: Annotated[int, typer.Option(help="T, the length of every firing window.")] = 8,
     holdoff: Annotated[int, typer.Option(help="K, steps that a layer integrates before it may fire.")] = 1,
-    rules: Annotated[str, typer.Option(help="Bias rules, with nearest weights.")] = ",".join(calibrate.RULES),
+    rules: Annotated[str, typer.Option(help="Bias rules, with nearest weights.")] = ",".join(get_args(Method)),
     fitted: Annotated[str, typer.Option(help="Bias rules with fitted weights.")] = f"none,{Recipe().method}",
     repeats: Annotated[int, typer.Option(help="Forward passes and calibrations, in turn.")] = 3,
     threads: Annotated[int | None, typer.Option(help="Threads of torch, for both; its own choice by default.")] = None,
@@ -199,30 +203,18 @@ def main(
     }
     given |= {"--threads": threads, "--data": data and data.resolve(), "--weights": weights and weights.resolve()}
     options = [str(part) for key, value in given.items() if value is not None for part in (key, value)]
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
     rows = []
-    # Rules take minutes each: an estimate that looks back 30 s, as rich's does, would never see two of them.
-    with Progress(*columns, console=err, transient=True, speed_estimate_period=36000) as bar:
-        task = bar.add_task("", total=len(pairs))
-        for rule, how in pairs:
-            bar.update(task, description=f"{rule}, {how} weights")
+    with bars():
+        for rule, how in track("measuring", pairs):
             rows.append(alone(options, rule, how))
-            bar.advance(task)
             if json_file is not None:
                 workload.write_json(json_file, rows)
     out.print(table(rows))
     for row in rows:
         if "refused" in row:
-            out.print(workload.plain(f"{row['rule']}, {row['weights']}: {row['refused']}"), soft_wrap=True)
+            say(f"{row['rule']}, {row['weights']}: {row['refused']}")
     if hasattr(os, "getloadavg"):
-        out.print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", highlight=False)
+        say(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 
 if __name__ == "__main__":

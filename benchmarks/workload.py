@@ -5,23 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from torch import Tensor, nn
 
-from sim.findings import Refused, refuse
+from sim.findings import refuse
 
 ROOT = Path(__file__).parents[1]
 CALIBRATION = 512  #: CIFAR-10 images to calibrate on, unless another number is asked for
-
-out, err = Console(), Console(stderr=True)
 
 Data = Annotated[
     Path | None,
@@ -34,8 +29,6 @@ Calibration = Annotated[
     int | None, typer.Option("--calibration", metavar="N", help="Calibration images: 512, or all 256 digits.")
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the measured rows here.")]
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +66,8 @@ def load(data: Path | None, weights: Path | None, calibration: int | None, sampl
         test_x, test_y = (_first("--samples", part, samples) for part in (parts.test_x, parts.test_y))
         return Workload("digits_cnn", demo.load_model(), x, test_x, test_y)
 
-    from toolchain.loading import existing, load_model
+    from toolchain.inputs import existing
+    from toolchain.loading import load_model
 
     model = load_model(f"{ROOT / 'examples' / 'resnet20.py'}:resnet20", weights)
     train, test = (existing(data / f"cifar10_{part}.npz") for part in ("train", "test"))
@@ -108,26 +102,6 @@ def integers(option: str, text: str) -> list[int]:
         return sorted({int(part) for part in names(text)})
     except ValueError:
         raise refuse(option, repr(text), "give integers separated by commas") from None
-
-
-def guarded(function: F) -> F:
-    """Print what a command refuses, line by line, and end with exit code 2."""
-
-    @wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except Refused as error:
-            for line in str(error).splitlines():
-                err.print(f"[red]error:[/red] {plain(line)}", soft_wrap=True, highlight=False)
-            raise typer.Exit(2) from None
-
-    return run  # type: ignore[return-value]
-
-
-def plain(text: str) -> str:
-    """Keep rich from reading brackets as markup."""
-    return text.replace("[", r"\[")
 
 
 def write(path: Path, text: str) -> None:

@@ -14,10 +14,11 @@ from torch import Tensor
 from exporters import report as reports
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network
 from toolchain import assess, attribution
-from toolchain.convert import Conversion, Recipe, convert
+from toolchain.convert import Conversion, convert
 from toolchain.demo import data, load_model
 from toolchain.graph import FloatDense, FloatEdge, FloatGraph, FloatLayer
-from toolchain.quantize import Plan
+from toolchain.recipe import Recipe
+from toolchain.scales.plan import Plan, Scales
 
 NONE = dict.fromkeys(attribution.CAUSES, 0)
 
@@ -59,7 +60,9 @@ def conversion(timesteps: int, inputs: int, recipe: Recipe | None = None, **laye
     plans["out"] = Plan(0, torch.ones(n), torch.full((n,), 100 / float(made.theta[0]), dtype=torch.float64))
     network = Network(Input((inputs,), bits=12), tuple(integer), timesteps)
     graph = FloatGraph((inputs,), tuple(floating))
-    return Conversion(network, graph, graph, recipe or Recipe(timesteps=timesteps, holdoff=0), plans, {})
+    return Conversion(
+        network, graph, graph, recipe or Recipe(timesteps=timesteps, holdoff=0), Scales(torch.tensor(1.0), plans), {}
+    )
 
 
 def attributed(made: Conversion, *x: list[float]) -> dict[str, dict[str, Any]]:
@@ -219,9 +222,9 @@ def test_shares_add_up_to_the_error_that_spikes_and_activations_have(
     for row in attribution.attribute(converted, x):
         a = wanted[row["name"]].numpy().astype(np.float64)
         if row["name"] == "fc":
-            s = trace.logits[:, -1] / (float(converted.plans["fc"].su[0]) * 2)
+            s = trace.logits[:, -1] / (float(converted.scales["fc"].su[0]) * 2)
         else:
-            s = trace.rates(row["name"]) * converted.plans[row["name"]].theta.numpy()[:, None, None]
+            s = trace.rates(row["name"]) * converted.scales[row["name"]].theta.numpy()[:, None, None]
         error = np.sqrt(((s - a) ** 2).mean() / (a**2).mean())
         assert row["error"] == pytest.approx(error, rel=1e-5)
         assert row["inherited"] + row["own"] == pytest.approx(row["error"], abs=1e-9)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,13 +11,14 @@ import typer
 from torch import Tensor, nn
 
 from sim.findings import Refused
-from toolchain import auto, cli
-from toolchain.activations import QCFS, TReLU
+from toolchain import auto
+from toolchain.app import cli
 from toolchain.auto import Trial, choose
-from toolchain.calibrate import RULES, WEIGHTS
+from toolchain.calibration.rules import RULES
 from toolchain.convert import convert
 from toolchain.demo import data, load_model
-from toolchain.recipe import RECIPES, Recipe, recipe
+from toolchain.graph.activations import QCFS, TReLU
+from toolchain.recipe import RECIPES, Method, Recipe, named
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +29,20 @@ def calibration() -> Tensor:
 def test_every_recipe_converts_the_kind_of_network_that_it_is_for() -> None:
     torch.manual_seed(0)
     x = torch.rand(40, 6)
-    for name, named in RECIPES.items():
+    for name, meant in RECIPES.items():
         activation = QCFS(4, 1.0) if name in ("qcfs", "ftbc+qcfs", "nq") else TReLU(1.0) if "rts" in name else nn.ReLU()
         model = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 3))
         conversion = convert(model, x, 4, recipe=name)
-        assert conversion.recipe == replace(named, timesteps=4)
+        assert conversion.recipe == replace(meant, timesteps=4)
         assert conversion.network.holdoff == (1 if name in ("ann2loihi", "tuned") else 0)
-        if named.threshold == "given":
+        if meant.threshold == "given":
             with pytest.raises(Refused, match="0: its ReLU has no threshold of its own; choose another threshold rule"):
                 convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), x, 4, recipe=name)
 
 
 def test_a_recipe_can_be_named_given_and_changed(calibration: Tensor) -> None:
-    assert recipe("rmp", timesteps=2).timesteps == 2
-    assert recipe() == Recipe()
+    assert named("rmp", timesteps=2).timesteps == 2
+    assert named() == Recipe()
     model = load_model()
     given = Recipe(timesteps=2, weights="nearest")
     assert convert(model, calibration, recipe=given, holdoff=0).recipe == replace(given, holdoff=0)
@@ -49,21 +50,26 @@ def test_a_recipe_can_be_named_given_and_changed(calibration: Tensor) -> None:
 
 def test_unknown_recipes_and_fields_are_refused_with_the_known_ones() -> None:
     with pytest.raises(Refused, match="recipe: unknown recipe 'tsc'; use one of ann2loihi, tuned, rmp, opi, rts"):
-        recipe("tsc")
+        named("tsc")
     with pytest.raises(Refused, match="recipe: no field 'steps'; use timesteps, holdoff, method, weights, updates"):
-        recipe(steps=3)
+        named(steps=3)
 
 
-def test_the_command_line_names_every_recipe_and_rule() -> None:
-    assert all(name in cli.RECIPES_HELP for name in RECIPES)
-    options = {parameter.name: parameter.help for parameter in cli_options()}
-    assert all(rule in str(options["method"]) for rule in RULES)
-    assert all(rule in str(options["weight_rule"]) for rule in WEIGHTS)
+def test_every_bias_rule_that_a_recipe_may_name_exists() -> None:
+    assert tuple(RULES) == get_args(Method)
 
 
-def cli_options() -> list[Any]:
+def test_the_command_line_has_an_option_for_every_field_of_a_recipe() -> None:
     group: Any = typer.main.get_command(cli.app)
-    return list(group.commands["convert"].params)
+    options = {parameter.name: parameter for parameter in group.commands["convert"].params}
+    for field in fields(Recipe):
+        option = field.metadata["option"]
+        if option is not None:
+            parameter = options[(option or field.name).replace("-", "_")]
+            assert field.metadata["help"] in str(parameter.help)
+            assert parameter.default is None  # what is not given is the recipe's
+    assert options["method"].metavar == "|".join(RULES)
+    assert all(name in str(options["recipe"].help) for name in RECIPES)
 
 
 def test_without_a_budget_the_fastest_within_a_standard_error_is_taken(calibration: Tensor) -> None:
@@ -95,7 +101,7 @@ def test_a_budget_is_kept_and_used(calibration: Tensor) -> None:
 
 
 def test_what_is_chosen_for_a_tuned_recipe_is_tuned(calibration: Tensor) -> None:
-    base = recipe("tuned", updates=2, method="ftbc")
+    base = named("tuned", updates=2, method="ftbc")
     choice = choose(load_model(), calibration, base, latency_budget=6)
     chosen = choice.conversion.recipe
     assert (chosen.weights, chosen.method, chosen.updates) == ("tuned", "ftbc", 2)

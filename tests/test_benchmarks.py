@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,8 +14,9 @@ from typer.testing import CliRunner, Result
 
 from benchmarks import accuracy, calibration_time
 from sim.findings import refuse
-from toolchain.convert import Recipe, convert
+from toolchain.convert import convert
 from toolchain.demo import data, load_model
+from toolchain.recipe import Method, Recipe
 
 N = 60  #: test digits
 SMALL = ("--rules", "none,exact", "--timesteps", "1,2", "--holdoffs", "0,1", "--samples", str(N), "--calibration", "64")
@@ -106,9 +107,9 @@ def test_resuming_measures_only_what_is_missing(
     asked: list[Recipe] = []
     measure = accuracy.measure
 
-    def watched(work: Any, graph: Any, recipe: Recipe, tell: Any) -> Any:
+    def watched(work: Any, graph: Any, recipe: Recipe) -> Any:
         asked.append(recipe)
-        return measure(work, graph, recipe, tell)
+        return measure(work, graph, recipe)
 
     monkeypatch.setattr(accuracy, "measure", watched)
     assert run(*SMALL, *ONE, "-o", tmp_path, "--resume").exit_code == 0
@@ -135,7 +136,7 @@ def test_results_are_not_overwritten_unasked(measured: tuple[Path, Result]) -> N
 
 def test_a_refused_conversion_is_a_row_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def picky(*arguments: Any, **options: Any) -> Any:
-        if options["timesteps"] == 2:
+        if options["recipe"].timesteps == 2:
             raise refuse("conv1", "no integer threshold [here]", "use fewer timesteps")
         return convert(*arguments, **options)
 
@@ -152,7 +153,7 @@ def test_a_refused_conversion_is_a_row_with_its_reason(tmp_path: Path, monkeypat
     ("arguments", "message"),
     [
         (("--rules", "best"), "method: unknown value 'best'"),
-        (("--timesteps", "0,2"), "timesteps: T = 0; give at least 1 step"),
+        (("--timesteps", "0,2"), "timesteps: 0 is out of range; give 1 to 4096"),
         (("--timesteps", "two"), "--timesteps: 'two'; give integers separated by commas"),
         (("--rules", ","), "rules: nothing to measure; name at least one"),
         (("--samples", "542"), "--samples: 542 images asked for; there are 1 to 541"),
@@ -168,7 +169,7 @@ def test_what_cannot_be_measured_is_refused_in_a_line(arguments: tuple[str, str]
 
 
 def test_every_rule_has_a_marker_and_a_colour_of_its_own() -> None:
-    assert set(accuracy.STYLES) == set(accuracy.calibrate.RULES)
+    assert set(accuracy.STYLES) == set(get_args(Method))
     assert all(len(set(styles)) == len(styles) for styles in zip(*accuracy.STYLES.values(), strict=True))
 
 

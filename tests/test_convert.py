@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import networks
 import numpy as np
@@ -17,11 +17,13 @@ from sim import chip, fast, reference
 from sim.findings import Refused
 from sim.network import INPUT
 from sim.trace import first_difference
-from toolchain import calibrate, fit
-from toolchain.activations import QCFS, TReLU
+from toolchain.calibration import batch, fit
+from toolchain.calibration.rules import RULES
 from toolchain.convert import Conversion, convert
 from toolchain.demo import data, load_model
 from toolchain.demo.data import Digits
+from toolchain.graph.activations import QCFS, TReLU
+from toolchain.recipe import WeightRule
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def test_wide_registers_follow_the_float_graph_where_one_layer_spikes(digits: Di
     errors = []
     for timesteps in (8, 64):
         wide = convert(model, x, timesteps, chip="wide", method="none", threshold="max")
-        logits = wide.run(x).logits[:, -1] / float(wide.plans["3"].su[0]) / timesteps
+        logits = wide.run(x).logits[:, -1] / float(wide.scales["3"].su[0]) / timesteps
         errors.append(np.abs(logits - wide.graph.logits(x).numpy()).mean())
     assert errors[1] < errors[0] / 4
 
@@ -89,7 +91,7 @@ def test_calibration_brings_every_layers_mean_output_nearer_to_the_ann(
         name: torch.from_numpy(spikes[:, -8:]).transpose(0, 1) for name, spikes in trace.spikes.items()
     }
     for layer in network.layers[:-1]:
-        rho = (values[layer.name] / conversion.plans[layer.name].theta.reshape(-1, 1, 1)).transpose(0, 1)
+        rho = (values[layer.name] / conversion.scales[layer.name].theta.reshape(-1, 1, 1)).transpose(0, 1)
         rho = rho.flatten(1).double().clamp(0, 1).mean(1)
         current = fast.Currents(network, layer)(outputs)
         miss = []
@@ -113,14 +115,14 @@ def test_exact_meets_the_mean_to_within_one_sample_where_no_two_potentials_are_e
     trace = conversion.run(x)
     met = []
     for layer in network.layers[1:-1]:
-        wanted = (values[layer.name] / conversion.plans[layer.name].theta.reshape(-1, 1, 1)).transpose(0, 1)
+        wanted = (values[layer.name] / conversion.scales[layer.name].theta.reshape(-1, 1, 1)).transpose(0, 1)
         wanted = wanted.flatten(1).double().clamp(0, 1).mean(1) * (len(x) * layer.size // layer.shape[0])
         fired = torch.from_numpy(trace.spikes[layer.name][:, -4:]).transpose(0, 2).flatten(2).double().sum(2).T
         met.append(((fired - wanted).abs() <= 1).double().mean().item())
     assert min(met) > 0.9
 
 
-@pytest.mark.parametrize("method", calibrate.RULES)
+@pytest.mark.parametrize("method", RULES)
 def test_peaks_are_what_the_calibration_data_reached(method: str, digits: Digits, trained: nn.Module) -> None:
     conversion = convert(trained, digits.calibration_x, 4, method=method)
     trace = conversion.run(digits.calibration_x)
@@ -131,15 +133,21 @@ def test_peaks_are_what_the_calibration_data_reached(method: str, digits: Digits
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"timesteps": 0}, "timesteps: T = 0; give at least 1 step"),
-        ({"holdoff": -1}, "holdoff: K = -1; give 0 or more steps"),
+        ({"timesteps": 0}, "timesteps: 0 is out of range; give 1 to 4096"),
+        ({"holdoff": -1}, "holdoff: -1 is out of range; give 0 to 4096"),
         ({"method": "magic"}, "method: unknown value 'magic'; use one of none, static, potential, ftbc, exact, mse"),
         ({"threshold": "median"}, "threshold: unknown value 'median'; use one of given, max, percentile, mse"),
         ({"initial": "full"}, "initial: unknown value 'full'; use one of auto, zero, half, shift"),
         ({"weights": "float"}, "weights: unknown value 'float'; use one of nearest, fitted, tuned"),
-        ({"updates": 0}, "updates: 0 gradient steps; give at least 1"),
+        ({"updates": 0}, "updates: 0 is out of range; give 1 to 10000000"),
         ({"chip": "loihi3"}, "chip: unknown value 'loihi3'; use one of loihi2, wide"),
-        ({"input_bits": 1}, "input_bits: 1 bits; give 2 to 24"),
+        ({"timesteps": "8"}, "timesteps: '8' is no integer; give 1 to 4096"),
+        ({"timesteps": 2.5}, "timesteps: 2.5 is no integer; give 1 to 4096"),
+        ({"timesteps": True}, "timesteps: True is no integer; give 1 to 4096"),
+        ({"per_neuron": "no"}, "per_neuron: 'no' is neither True nor False; give one of them"),
+        ({"method": None}, "method: unknown value None; use one of none, static, potential, ftbc, exact, mse"),
+        ({"recipe": ["ftbc"]}, r"recipe: unknown recipe \['ftbc'\]; use one of ann2loihi, tuned, rmp"),
+        ({"input_bits": 1}, "input_bits: 1 is out of range; give 2 to 24"),
     ],
 )
 def test_recipes_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
@@ -196,14 +204,14 @@ def small() -> tuple[nn.Module, torch.Tensor]:
     return networks.trained(networks.residual, (2, 4, 4)), x
 
 
-@pytest.mark.parametrize("method", calibrate.RULES)
+@pytest.mark.parametrize("method", RULES)
 @pytest.mark.parametrize("chunk", [1, 300])
 def test_how_many_potentials_are_computed_at_a_time_changes_nothing(
     method: str, chunk: int, small: tuple[nn.Module, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, x = small
     expected = convert(model, x, 3, method=method)
-    monkeypatch.setattr(calibrate, "CHUNK", chunk)
+    monkeypatch.setattr(batch, "CHUNK", chunk)
     monkeypatch.setattr(fit, "CHUNK", chunk)
     found = convert(model, x, 3, method=method)
     assert (found.network, found.peak) == (expected.network, expected.peak)
@@ -231,7 +239,7 @@ def test_the_defaults_are_fitted_weights_and_mse(small: tuple[nn.Module, torch.T
 def running_error(conversion: Conversion, x: torch.Tensor, name: str) -> float:
     """Mean over steps and neurons of ``(S[t] - (t + 1) * a)^2`` in thresholds: what the rule mse makes small."""
     layer = conversion.network[name]
-    theta = conversion.plans[name].theta.reshape(-1, *(1,) * (len(layer.shape) - 1))
+    theta = conversion.scales[name].theta.reshape(-1, *(1,) * (len(layer.shape) - 1))
     a = (conversion.graph.run(x)[name] / theta).clamp(0, 1).numpy()[:, None]
     timesteps = conversion.network.timesteps
     sums = conversion.run(x).spikes[name][:, -timesteps:].cumsum(1)
@@ -266,11 +274,11 @@ def test_fitted_weights_bring_the_logits_nearer_to_the_models(digits: Digits, tr
         conversion = convert(trained, x, 4, weights=weights)
         assert chip.check(conversion.network) == []
         logits = conversion.run(digits.test_x, record=False).logits[:, -1]
-        error.append(float(((logits / float(conversion.plans["fc"].su[0]) / 4 - expected) ** 2).mean()))
+        error.append(float(((logits / float(conversion.scales["fc"].su[0]) / 4 - expected) ** 2).mean()))
     assert error[1] < error[0]
 
 
-@pytest.mark.parametrize("weights", calibrate.WEIGHTS)
+@pytest.mark.parametrize("weights", get_args(WeightRule))
 def test_the_shift_of_rts_survives_the_fitting_of_weights(weights: str, small: tuple[nn.Module, torch.Tensor]) -> None:
     """Half a threshold over the window, beside the bias that the weights ask for."""
     model, x = small
@@ -299,7 +307,7 @@ def test_a_given_threshold_is_that_of_the_activation(activation: nn.Module, thet
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 3)).eval(), torch.randn(64, 6)
     conversion = convert(model, x, 4, threshold="given", chip="wide")
-    assert conversion.plans["0"].theta.tolist() == [theta] * 8
+    assert conversion.scales["0"].theta.tolist() == [theta] * 8
     layer = conversion.network.layers[0]
     assert layer.v0.tolist() == [round(layer.threshold * v0)] * 8
 
@@ -322,7 +330,7 @@ def test_qcfs_at_as_many_steps_as_levels_is_computed_without_any_error(bias: boo
     trace, values = conversion.run(x), conversion.graph.run(x)
     for name in ("0", "2", "5"):
         counts = trace.spikes[name][:, -4:].sum(1, dtype=np.int64)
-        wanted = (values[name] / conversion.plans[name].theta[0] * 4).round().long().numpy()
+        wanted = (values[name] / conversion.scales[name].theta[0] * 4).round().long().numpy()
         assert len(np.unique(wanted)) == 5
         if bias:
             assert (counts == wanted).mean() > 0.8

@@ -15,7 +15,8 @@ from exporters import engines, netx
 from sim.network import INPUT, Shape
 from sim.trace import first_difference
 from toolchain import assess
-from toolchain.convert import as_inputs, convert
+from toolchain.convert import convert
+from toolchain.inputs import as_inputs
 
 NETWORKS = {
     "residual": (networks.residual, (2, 4, 4), "ann2loihi"),

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from sim.findings import Refused
 from sim.network import INPUT, Shape
-from toolchain.activations import QCFS, TReLU
 from toolchain.graph import FloatConv2d, FloatDense, FloatGraph, FloatLayer
+from toolchain.graph.activations import QCFS, TReLU
 from toolchain.importer import DENSE_LIMIT, LayerReport, import_model, inspect_model, replace_max_pooling
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from sim.findings import Refused
-from toolchain import loading
-from toolchain.convert import as_inputs
+from toolchain import inputs, loading
+from toolchain.inputs import as_inputs
 
 FACTORY = """
 import torch
@@ -104,7 +104,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(factory: str, tmp_path: Path) -
         f"{code}|cannot be read as a torch file", refusal(loading.load_model, factory, tmp_path / "plain.pt")
     )
     np.savez(tmp_path / "data.npz", x=np.array([Payload(trap)], dtype=object))
-    assert "is not a readable .npz file" in refusal(loading.load_arrays, tmp_path / "data.npz")
+    assert "is not a readable .npz file" in refusal(inputs.load_arrays, tmp_path / "data.npz")
     assert not trap.exists()
 
 
@@ -127,11 +127,11 @@ def test_weights_of_another_kind_are_refused(factory: str, tmp_path: Path) -> No
 
 def test_arrays_come_back_as_model_inputs(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=np.full((2, 1, 3, 3), 51, np.uint8), y=np.array([1, 0], np.int32))
-    x, y = loading.load_arrays(tmp_path / "data.npz", (1, 3, 3))
+    x, y = inputs.load_arrays(tmp_path / "data.npz", (1, 3, 3))
     assert torch.equal(x, torch.full((2, 1, 3, 3), 51 / 255))
     assert y is not None
     assert y.tolist() == [1, 0]
-    with_first = loading.selected(x, y, 1)
+    with_first = inputs.selected(x, y, 1)
     assert with_first[0].shape == (1, 1, 3, 3)
 
 
@@ -155,7 +155,7 @@ GOOD = np.zeros((2, 1, 3, 3), np.float32)
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     np.savez(tmp_path / "data.npz", **arrays)
-    assert message in refusal(loading.load_arrays, tmp_path / "data.npz", (1, 3, 3))
+    assert message in refusal(inputs.load_arrays, tmp_path / "data.npz", (1, 3, 3))
 
 
 def test_files_that_are_no_archives_or_promise_too_much_are_refused(
@@ -165,16 +165,16 @@ def test_files_that_are_no_archives_or_promise_too_much_are_refused(
     whole = (tmp_path / "data.npz").read_bytes()
     for name, content in (("cut.npz", whole[:200]), ("empty.npz", b""), ("text.npz", b"x,y\n1,2\n")):
         (tmp_path / name).write_bytes(content)
-        assert "is not a readable .npz file" in refusal(loading.load_arrays, tmp_path / name)
-    assert "no such file or directory" in refusal(loading.load_arrays, tmp_path / "none.npz")
-    monkeypatch.setattr(loading, "ARRAY_LIMIT", 100)
-    assert "bytes, more than 100; split the data" in refusal(loading.load_arrays, tmp_path / "data.npz")
+        assert "is not a readable .npz file" in refusal(inputs.load_arrays, tmp_path / name)
+    assert "no such file or directory" in refusal(inputs.load_arrays, tmp_path / "none.npz")
+    monkeypatch.setattr(inputs, "ARRAY_LIMIT", 100)
+    assert "bytes, more than 100; split the data" in refusal(inputs.load_arrays, tmp_path / "data.npz")
 
 
 def test_asking_for_samples_that_are_not_there_is_refused() -> None:
     x = torch.zeros(3, 2)
     for samples in (0, -1, 4):
-        assert f"samples: {samples} asked for; the data holds 1 to 3" in refusal(loading.selected, x, None, samples)
+        assert f"samples: {samples} asked for; the data holds 1 to 3" in refusal(inputs.selected, x, None, samples)
 
 
 def test_inputs_of_wrong_rank_are_refused() -> None:

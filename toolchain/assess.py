@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from exporters.report import wilson
-from sim import chip as chips
 from sim.fixedpoint import worst_case
 from sim.network import Network
+from sim.progress import track
 from toolchain import attribution
-from toolchain.convert import Conversion, as_inputs
+from toolchain.convert import Conversion
 from toolchain.graph import FloatGraph
-from toolchain.progress import Progress
-from toolchain.quantize import spatial
+from toolchain.graph.channels import spatial
+from toolchain.inputs import as_inputs
 
 Rates = dict[str, tuple[np.ndarray, np.ndarray]]  #: by spiking layer: wanted and measured rates, float32 (n,) both
 
@@ -42,12 +42,12 @@ def model_logits(model: nn.Module, x: Tensor, batch: int = 256) -> Tensor:
 def staircase_logits(conversion: Conversion, x: Tensor, batch: int = 256) -> Tensor:
     """Logits of the float graph whose activations take the steps that T spikes can draw, float32 (B, N).
 
-    With every channel's threshold (:func:`toolchain.activations.staircase`): what is left of a network if spikes
+    With every channel's threshold (:func:`toolchain.graph.activations.staircase`): what is left of a network if spikes
     arrive evenly and integers cost nothing.
     """
-    plans, timesteps = conversion.plans, conversion.recipe.timesteps
+    scales, timesteps = conversion.scales, conversion.recipe.timesteps
     stairs = tuple(
-        replace(layer, upper=plans[layer.name].theta, levels=timesteps) for layer in conversion.source.layers
+        replace(layer, upper=scales[layer.name].theta, levels=timesteps) for layer in conversion.source.layers
     )
     return FloatGraph(conversion.source.input_shape, stairs).logits(x, batch)
 
@@ -87,7 +87,7 @@ def rates(conversion: Conversion, x: Tensor) -> Rates:
         trace = conversion.run(part, overflow="count")
         for layer, _, activation in conversion.graph.walk(part):
             if layer.kind == "spiking":
-                theta = spatial(conversion.plans[layer.name].theta, layer.shape).float()
+                theta = spatial(conversion.scales[layer.name].theta, layer.shape).float()
                 wanted = (activation / theta).clamp(0, 1).flatten().numpy()
                 found.setdefault(layer.name, []).append((wanted, trace.rates(layer.name).ravel()))
     return {
@@ -125,7 +125,7 @@ def layer_table(network: Network) -> list[dict[str, Any]]:
 
 def measured_layers(conversion: Conversion, measured: Rates) -> list[dict[str, Any]]:
     """Build the layer table with what the run showed: register peaks, spikes, and rates against activations."""
-    limit = chips.CHIPS[conversion.recipe.chip].state_limit
+    limit = conversion.recipe.limits.state_limit
     table = []
     for row in layer_table(conversion.network):
         row |= {"peak": conversion.peak[row["name"]], "state_limit": limit}
@@ -148,7 +148,6 @@ def report(
     *,
     wide: Conversion | None = None,
     others: Mapping[int, Conversion] | None = None,
-    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure a conversion on ``x`` (B, ...) and labels ``y`` (B,), where there are any; JSON types throughout.
 
@@ -158,7 +157,6 @@ def report(
     :func:`toolchain.attribution.attribute` has it, and the ``verdict`` in words.
     """
     recipe = conversion.recipe
-    tell = progress or (lambda *_: None)
     findings: list[str] = []
 
     def spiking(which: Conversion) -> np.ndarray:
@@ -176,15 +174,13 @@ def report(
     if wide is not None:
         rungs["wide"] = lambda: spiking(wide)[:, -1]
     logits = {}
-    for done, (rung, run) in enumerate(rungs.items()):
-        tell("measuring accuracy", done, len(rungs) + 1)
+    for rung, run in track("measuring accuracy", rungs.items()):
         logits[rung] = run()
     steps = spiking(conversion)
     logits["int8"] = steps[:, -1]
-    tell("measuring accuracy", len(rungs) + 1, len(rungs) + 1)
 
     explained = x[:RATE_SAMPLES]
-    shares = attribution.attribute(conversion, explained, lambda *p: tell("finding what costs accuracy", *p))
+    shares = attribution.attribute(conversion, explained)
     result: dict[str, Any] = {
         "timesteps": recipe.timesteps,
         "holdoff": recipe.holdoff,

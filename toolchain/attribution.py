@@ -35,11 +35,14 @@ from torch import Tensor
 
 from exporters.report import wilson
 from sim.network import INPUT, Layer
+from sim.progress import track
 from sim.trace import Trace
-from toolchain.convert import Conversion, as_inputs
+from toolchain.convert import Conversion
 from toolchain.graph import FloatLayer
-from toolchain.quantize import initial_potential, spatial
+from toolchain.graph.channels import spatial
+from toolchain.inputs import as_inputs
 from toolchain.recipe import Recipe
+from toolchain.scales.integers import initial_potential
 
 PARTS = ("inherited", "weights", "clipping", "staircase", "timing")  #: in the order of the module's docstring
 CAUSES = (*PARTS[1:], "dead")  #: of which a layer's own error consists
@@ -122,28 +125,21 @@ class _Sums:
 
 
 @torch.no_grad()
-def attribute(
-    conversion: Conversion, x: Any, progress: Callable[[int, int], object] | None = None
-) -> list[dict[str, Any]]:
+def attribute(conversion: Conversion, x: Any) -> list[dict[str, Any]]:
     """Split every layer's error on model inputs ``x`` (B, *input_shape) by cause; rows of JSON types.
 
     A row holds ``name``; ``error`` and its shares ``inherited``, ``own`` and each of ``CAUSES`` (see the module's
     docstring); and for a spiking layer ``saturated``, the share of neurons that fire at every step while the ANN's
     activation is above theta; ``residual_outside``, the share whose last potential is outside 0..THETA although there
-    was a step left to fire at, or a spike not to fire; ``dead_channels``, how many. ``progress`` gets (inputs done,
-    inputs in all).
+    was a step left to fire at, or a spike not to fire; ``dead_channels``, how many.
     """
     network = conversion.network
     x = as_inputs(x, network.input.shape)
     batch = max(1, NEURON_STEPS // sum(layer.size * len(network.busy(layer)) for layer in network.layers))
     sums: dict[str, _Sums] = {}
-    for start in range(0, len(x), batch):
-        if progress is not None:
-            progress(start, len(x))
-        for name, more in _measure(conversion, x[start : start + batch]).items():
+    for part in track("finding what costs accuracy", x.split(batch)):
+        for name, more in _measure(conversion, part).items():
             sums[name] = sums[name] + more if name in sums else more
-    if progress is not None:
-        progress(len(x), len(x))
     return [_row(layer, sums[layer.name]) for layer in network.layers]
 
 
@@ -162,7 +158,7 @@ def _layer(
     conversion: Conversion, layer: Layer, floating: FloatLayer, a: Tensor, f: Tensor, trace: Trace
 ) -> tuple[_Sums, Tensor]:
     """Add up one layer's parts; also returns its decoded output, float32 (B, *shape)."""
-    plan, timesteps = conversion.plans[layer.name], conversion.network.timesteps
+    plan, timesteps = conversion.scales[layer.name], conversion.network.timesteps
     theta, su = spatial(plan.theta, layer.shape), spatial(plan.su, layer.shape)
     left = torch.from_numpy(trace.potentials[layer.name][:, -1]).double()
     fired = torch.from_numpy(trace.spikes[layer.name]).sum(1, dtype=torch.float64)

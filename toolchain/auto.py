@@ -14,15 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from sim.findings import Refused, refuse
-from toolchain.convert import Conversion, as_inputs, convert, quantise
+from sim.progress import counting, reporting
+from toolchain.convert import Conversion, convert, imported
 from toolchain.graph import FloatGraph
-from toolchain.importer import import_model
-from toolchain.progress import Progress
-from toolchain.recipe import Recipe
+from toolchain.recipe import Method, Recipe
 
 TIMESTEPS = (1, 2, 4, 8, 16, 32)
 HOLDOFFS = (0, 1, 2)
-METHODS = ("mse", "exact")  #: the first is tried with every T and K, the others where it did best
+METHODS: tuple[Method, ...] = ("mse", "exact")  #: the first is tried with every T and K, the others where it did best
 HELD_OUT = 4  #: one in so many calibration inputs is held out
 FEWEST = 32  #: calibration inputs; with fewer held out, agreement says nothing
 
@@ -33,7 +32,7 @@ class Trial:
 
     timesteps: int
     holdoff: int
-    method: str
+    method: Method
     steps: int  #: until the logits are there: what an inference takes
     agreement: float  #: with the ANN, in per cent
     error: float  #: standard error of the agreement, in per cent
@@ -59,7 +58,6 @@ def choose(
     base: Recipe | None = None,
     *,
     latency_budget: int | None = None,
-    progress: Progress | None = None,
 ) -> Choice:
     """Try T, K and bias rules, and convert with what does best on held-out calibration inputs.
 
@@ -70,48 +68,46 @@ def choose(
     tuned, with the bias rule of ``base``. Raises :class:`Refused` where nothing fits the budget or the chip, and for
     fewer than ``FEWEST`` inputs.
     """
-    wished, tell = base or Recipe(), progress or (lambda *_: None)
-    tunes = wished.weights == "tuned"
-    base = replace(wished, weights="fitted") if tunes else wished
-    x = as_inputs(calibration)
-    graph = model if isinstance(model, FloatGraph) else import_model(model, tuple(x.shape[1:]))
-    x = as_inputs(x, graph.input_shape)
+    asked = base or Recipe()
+    tunes = asked.weights == "tuned"
+    base = replace(asked, weights="fitted") if tunes else asked
+    graph, x = imported(model, calibration)
     if len(x) < FEWEST:
         raise refuse("calibration", f"{len(x)} inputs", f"give at least {FEWEST} to choose on, or choose T yourself")
     # Every fourth, not the last quarter: data may be sorted.
     held = torch.arange(len(x)) % HELD_OUT == HELD_OUT - 1
     wanted = graph.logits(x[held]).flatten(1).argmax(1)
-    network, _ = quantise(graph, x, replace(base, timesteps=1))
 
     def steps(recipe: Recipe) -> int:
-        return replace(network, holdoff=recipe.holdoff).steps + recipe.timesteps - 1
+        return graph.steps(recipe.timesteps, recipe.holdoff)
 
     def inside(recipe: Recipe) -> bool:
         return latency_budget is None or steps(recipe) <= latency_budget
 
     trials: list[tuple[Trial, Recipe]] = []
-    most = len(TIMESTEPS) * (len(HOLDOFFS) + len(METHODS) - 1)
+    most, previous = len(TIMESTEPS) * (len(HOLDOFFS) + len(METHODS) - 1), -math.inf
+    with counting("choosing T and K", most) as advance:
 
-    def attempt(recipe: Recipe) -> None:
-        tell("choosing T and K", len(trials), most)
-        trials.append((_trial(graph, x[~held], x[held], wanted, recipe, steps(recipe)), recipe))
+        def attempt(recipe: Recipe) -> None:
+            with reporting(None):
+                trials.append((_trial(graph, x[~held], x[held], wanted, recipe, steps(recipe)), recipe))
+            advance(1)
 
-    previous = -math.inf
-    for timesteps in TIMESTEPS:
-        candidates = [replace(base, timesteps=timesteps, holdoff=k, method=METHODS[0]) for k in HOLDOFFS]
-        candidates = [recipe for recipe in candidates if inside(recipe)]
-        if not candidates:
-            break
-        for recipe in candidates:
-            attempt(recipe)
-        best, recipe = _best(trials[-len(candidates) :])
-        for method in METHODS[1:]:
-            attempt(replace(recipe, method=method))
-        best, _ = _best(trials)
-        if best.agreement - previous < best.error:
-            break
-        previous = best.agreement
-    tell("choosing T and K", most, most)
+        for timesteps in TIMESTEPS:
+            candidates = [replace(base, timesteps=timesteps, holdoff=k, method=METHODS[0]) for k in HOLDOFFS]
+            candidates = [recipe for recipe in candidates if inside(recipe)]
+            if not candidates:
+                break
+            for recipe in candidates:
+                attempt(recipe)
+            best, recipe = _best(trials[-len(candidates) :])
+            for method in METHODS[1:]:
+                attempt(replace(recipe, method=method))
+            best, _ = _best(trials)
+            if best.agreement - previous < best.error:
+                break
+            previous = best.agreement
+        advance(most - len(trials))
     if not trials:
         fastest = steps(replace(base, timesteps=TIMESTEPS[0], holdoff=HOLDOFFS[0]))
         raise refuse("latency budget", f"{latency_budget} steps", f"this network takes at least {fastest}")
@@ -120,9 +116,9 @@ def choose(
 
     recipe, reason = _decide(trials, latency_budget)
     if tunes:
-        recipe = replace(recipe, weights=wished.weights, method=wished.method)
-        reason += f" Its weights were then tuned, with {wished.method}."
-    return Choice(convert(graph, x, recipe=recipe, progress=progress), tuple(t for t, _ in trials), reason)
+        recipe = replace(recipe, weights=asked.weights, method=asked.method)
+        reason += f" Its weights were then tuned, with {asked.method}."
+    return Choice(convert(graph, x, recipe=recipe), tuple(t for t, _ in trials), reason)
 
 
 def _trial(graph: FloatGraph, x: Tensor, held: Tensor, wanted: Tensor, recipe: Recipe, steps: int) -> Trial:

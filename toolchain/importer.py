@@ -29,8 +29,8 @@ from torch.nn import functional
 
 from sim.findings import Finding, Refused, refuse
 from sim.network import INPUT, Shape
-from toolchain.activations import QCFS, TReLU
 from toolchain.graph import FloatEdge, FloatGraph, FloatLayer
+from toolchain.graph.activations import QCFS, TReLU
 from toolchain.linear import Chain, Convolution, OtherMap, Reshape, Selection, Step, as_maps, channelwise, reduce
 from toolchain.program import Program
 

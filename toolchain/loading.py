@@ -1,4 +1,4 @@
-"""What users hand over on the command line: a model, its weights, and arrays. All read without running pickles.
+"""A model that comes as a file, with its weights. All read without running pickles.
 
 A factory's file is the user's own Python and is executed; exported programs, weights and arrays are data and never are.
 """
@@ -7,33 +7,18 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sim.findings import Finding, Refused, refuse
-from sim.network import Shape
 from toolchain import exported, onnx_file
-from toolchain.convert import as_inputs
-
-ARRAY_LIMIT = 16 << 30  #: bytes that the arrays of one .npz may take uncompressed
-
-
-def existing(path: Path) -> Path:
-    """Return ``path`` if it is a readable file; raises :class:`Refused` otherwise."""
-    try:
-        with path.open("rb"):
-            return path
-    except OSError as error:
-        raise refuse(str(path), (error.strerror or str(error)).lower(), "check the path and its permissions") from error
-
+from toolchain.inputs import existing
 
 #: By the ending of a file that holds a whole model.
 READERS: dict[str, Callable[[Path], nn.Module]] = {".pt2": exported.load, ".onnx": onnx_file.load}
@@ -124,54 +109,3 @@ def _describe(value: object) -> str:
     if isinstance(value, dict):
         return "a dict with keys " + ", ".join(repr(key) for key in list(value)[:4])
     return f"a {type(value).__name__}"
-
-
-def load_arrays(path: Path, shape: Shape | None = None, labels: bool = True) -> tuple[Tensor, Tensor | None]:
-    """Read model inputs ``x`` (see :func:`toolchain.convert.as_inputs`) and labels ``y`` (N,) from an ``.npz``.
-
-    ``y`` may be missing where ``labels`` is False. Sizes are checked before anything is allocated. Raises
-    :class:`Refused`.
-    """
-    try:
-        with zipfile.ZipFile(existing(path)) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > ARRAY_LIMIT:
-            raise refuse(str(path), f"holds {size} bytes, more than {ARRAY_LIMIT}", "split the data")
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {key: _read(path, arrays, key) for key in ("x", "y") if key in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, Refused):
-            raise
-        raise refuse(
-            str(path), "is not a readable .npz file", "save it with numpy.savez(path, x=..., y=...)"
-        ) from error
-    if "x" not in found:
-        raise refuse(str(path), "has no array 'x'", "save it with numpy.savez(path, x=..., y=...)")
-    x = as_inputs(found["x"], shape, f"{path}: x")
-    y = found.get("y")
-    if y is None:
-        if labels:
-            raise refuse(str(path), "has no array 'y'", "add the labels: numpy.savez(path, x=..., y=...)")
-        return x, None
-    if y.shape != (len(x),) or y.dtype.kind not in "iu" or (len(y) and y.min() < 0):
-        raise refuse(f"{path}: y", f"{y.dtype} of shape {y.shape}", f"it needs {len(x)} class numbers from 0")
-    return x, torch.from_numpy(y.astype(np.int64))
-
-
-def _read(path: Path, arrays: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
-    try:
-        return arrays[key]
-    except MemoryError as error:  # a header that promises more than the archive holds
-        raise refuse(f"{path}: {key}", "declares more data than fits into memory", "save it again") from error
-
-
-def selected(x: Tensor, y: Tensor | None, samples: int | None) -> tuple[Tensor, Tensor | None]:
-    """Take the first ``samples`` (all where None); raises :class:`Refused` if there are fewer or none is asked for."""
-    if samples is None:
-        return x, y
-    if not 1 <= samples <= len(x):
-        raise refuse("samples", f"{samples} asked for", f"the data holds 1 to {len(x)}")
-    return x[:samples], None if y is None else y[:samples]
-
-
-Track = Callable[[int], object]  #: progress: the number of samples just finished

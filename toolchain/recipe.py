@@ -1,59 +1,103 @@
-"""Recipes: a conversion is a point in a small space, and published systems are points that have a name."""
+"""Recipes: a conversion is a point in a small space, and published systems are points that have a name.
+
+Nothing here computes: the steps of the pipeline take a :class:`Recipe` whole, and the command line's options are made
+from its fields. A new option is written here, in one line, and read by the step that it is for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+import operator
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, get_args, get_type_hints
 
 from sim import chip as chips
 from sim.findings import Finding, Refused, refuse
-from toolchain import calibrate, quantize, thresholds
+
+Method = Literal["none", "static", "potential", "ftbc", "exact", "mse"]
+WeightRule = Literal["nearest", "fitted", "tuned"]
+ThresholdRule = Literal["given", "max", "percentile", "mse"]
+Initial = Literal["auto", "zero", "half", "shift"]
+ChipName = Literal["loihi2", "wide"]
+
+
+def _about(text: str, *, limits: tuple[int, int] | None = None, option: str | None = "") -> dict[str, Any]:
+    """Describe a field: its help, what its integers may be, and its option if that has another name, or none."""
+    return {"help": text, "limits": limits, "option": option}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to convert: everything that decides the result beside the model and the calibration inputs."""
+    """How to convert: everything that decides the result beside the model and the calibration inputs.
 
-    timesteps: int = 8  #: T, the length of every firing window
-    holdoff: int = 1  #: K, steps by which a layer integrates before it may fire
-    method: str = "mse"  #: bias rule: none, static, potential, ftbc, exact, mse
-    weights: str = "fitted"  #: integer weights: nearest, fitted to the spikes that arrive, or tuned by gradients first
-    updates: int = 2000  #: gradient steps that tune weights
-    per_neuron: bool = False  #: whether every neuron gets a bias schedule of its own; else a channel shares one
-    threshold: str = "mse"  #: threshold rule: given (by the activation), max, percentile, mse
-    initial: str = "auto"  #: initial potential: zero, half, shift, or auto: what the activation was trained for
-    chip: str = "loihi2"  #: limits to respect: loihi2, wide
-    input_bits: int = 8  #: payload of the graded input, signed
-    shift_input: bool = False  #: whether its weights may be finer than a su, by an exponent that netx does not read
+    Raises :class:`Refused`, all findings at once, for a value of another type or outside its limits.
+    """
+
+    timesteps: int = field(default=8, metadata=_about("T, the length of every firing window.", limits=(1, 4096)))
+    holdoff: int = field(
+        default=1, metadata=_about("K, steps that a layer integrates before it may fire.", limits=(0, 4096))
+    )
+    method: Method = field(default="mse", metadata=_about("Bias rule."))
+    weights: WeightRule = field(
+        default="fitted",
+        metadata=_about(
+            "Integer weights: nearest, fitted to the spikes that arrive, or tuned by gradients.", option="weight-rule"
+        ),
+    )
+    updates: int = field(default=2000, metadata=_about("Gradient steps that tune weights.", limits=(1, 10_000_000)))
+    per_neuron: bool = field(
+        default=False, metadata=_about("Whether every neuron gets biases of its own; else a channel shares them.")
+    )
+    threshold: ThresholdRule = field(
+        default="mse", metadata=_about("Threshold rule; given is what the activation brings along.")
+    )
+    initial: Initial = field(
+        default="auto", metadata=_about("Initial potential; auto is what the activation was trained for, else half.")
+    )
+    chip: ChipName = field(default="loihi2", metadata=_about("Registers to respect.", option=None))
+    input_bits: int = field(default=8, metadata=_about("Bits of the graded input's signed payload.", limits=(2, 24)))
+    shift_input: bool = field(
+        default=False, metadata=_about("Whether input weights may be finer than a su, which netx does not read.")
+    )
 
     def __post_init__(self) -> None:
         found = []
-
-        def one_of(field: str, known: Iterable[str]) -> None:
-            value = getattr(self, field)
-            if value not in known:
-                found.append(Finding(field, f"unknown value {value!r}", f"use one of {', '.join(known)}"))
-
-        if self.timesteps < 1:
-            found.append(Finding("timesteps", f"T = {self.timesteps}", "give at least 1 step"))
-        if self.holdoff < 0:
-            found.append(Finding("holdoff", f"K = {self.holdoff}", "give 0 or more steps"))
-        if self.updates < 1:
-            found.append(Finding("updates", f"{self.updates} gradient steps", "give at least 1"))
-        if not 2 <= self.input_bits <= 24:
-            found.append(Finding("input_bits", f"{self.input_bits} bits", "give 2 to 24"))
-        one_of("method", calibrate.RULES)
-        one_of("weights", calibrate.WEIGHTS)
-        one_of("threshold", ["given", *thresholds.RULES])
-        one_of("initial", ["auto", *quantize.INITIAL])
-        one_of("chip", chips.CHIPS)
+        for name, (kind, limits) in _KINDS.items():
+            value = getattr(self, name)
+            if kind is int:
+                number = None if isinstance(value, bool) else _integer(value)
+                if number is None:
+                    found.append(Finding(name, f"{value!r} is no integer", f"give {limits[0]} to {limits[1]}"))
+                elif not limits[0] <= number <= limits[1]:
+                    found.append(Finding(name, f"{number} is out of range", f"give {limits[0]} to {limits[1]}"))
+                else:
+                    object.__setattr__(self, name, number)  # NumPy's become Python's, which JSON knows
+            elif kind is bool:
+                if not isinstance(value, bool):
+                    found.append(Finding(name, f"{value!r} is neither True nor False", "give one of them"))
+            elif not (isinstance(value, str) and value in get_args(kind)):
+                found.append(Finding(name, f"unknown value {value!r}", f"use one of {', '.join(get_args(kind))}"))
         if found:
             raise Refused(found)
+
+    @property
+    def limits(self) -> chips.Chip:
+        """The registers that ``chip`` names."""
+        return chips.CHIPS[self.chip]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types, as they are echoed into every artefact."""
         return asdict(self)
+
+
+_HINTS = get_type_hints(Recipe)
+_KINDS: dict[str, tuple[Any, Any]] = {f.name: (_HINTS[f.name], f.metadata["limits"]) for f in fields(Recipe)}
+
+
+def _integer(value: Any) -> int | None:
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 _BASELINE = Recipe(holdoff=0, weights="nearest", method="none")
@@ -61,9 +105,9 @@ _MODIFIED = replace(_BASELINE, threshold="given")  # for networks trained with a
 
 #: By name: ours, without and with gradients, and the systems of the papers' tables as baselines, for the integers of
 #: the chip. Those with a given threshold are for networks trained with the activation that they are about
-#: (:mod:`toolchain.activations`); NQ differs from QCFS in training only. TSC (Han & Roy, ECCV 2020) is missing: it
-#: weights a spike by the time at which it comes, and a synapse here weighs all spikes alike. SNN Calibration's advanced
-#: pipeline moves weights by gradients too; "snnc-ap" is what it does to the initial potential.
+#: (:mod:`toolchain.graph.activations`); NQ differs from QCFS in training only. TSC (Han & Roy, ECCV 2020) is missing:
+#: it weights a spike by the time at which it comes, and a synapse here weighs all spikes alike. SNN Calibration's
+#: advanced pipeline moves weights by gradients too; "snnc-ap" is what it does to the initial potential.
 RECIPES: dict[str, Recipe] = {
     "ann2loihi": Recipe(),
     "tuned": Recipe(method="exact", weights="tuned"),
@@ -80,12 +124,12 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def recipe(name: str = "ann2loihi", **changes: Any) -> Recipe:
-    """Return the recipe of that name with some fields changed; raises :class:`Refused` for what is unknown."""
-    if name not in RECIPES:
-        raise refuse("recipe", f"unknown recipe {name!r}", f"use one of {', '.join(RECIPES)}")
-    known = [field.name for field in fields(Recipe)]
-    unknown = [key for key in changes if key not in known]
-    if unknown:
-        raise refuse("recipe", f"no field {', '.join(map(repr, unknown))}", f"use {', '.join(known)}")
-    return replace(RECIPES[name], **changes)
+def named(recipe: str | Recipe = "ann2loihi", **changes: Any) -> Recipe:
+    """Return a recipe, or the one of that name, with some fields changed; :class:`Refused` for what is unknown."""
+    if not isinstance(recipe, Recipe):
+        if not (isinstance(recipe, str) and recipe in RECIPES):
+            raise refuse("recipe", f"unknown recipe {recipe!r}", f"use one of {', '.join(RECIPES)}")
+        recipe = RECIPES[recipe]
+    if unknown := [name for name in changes if name not in _KINDS]:
+        raise refuse("recipe", f"no field {', '.join(map(repr, unknown))}", f"use {', '.join(_KINDS)}")
+    return replace(recipe, **changes)

@@ -16,9 +16,12 @@ from sim.chip import LOIHI2, WIDE
 from sim.findings import Refused
 from sim.fixedpoint import Registers
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network
-from toolchain import calibrate, thresholds
-from toolchain.calibrate import RULES, Batch, cheapest_bias
+from toolchain.calibration import batch as batches
+from toolchain.calibration import rules
+from toolchain.calibration.batch import Batch
+from toolchain.calibration.rules import RULES, cheapest_bias
 from toolchain.convert import convert
+from toolchain.graph.channels import positions
 
 BITS = 13  #: of the two's complement numbers that a test's currents are written in
 
@@ -130,7 +133,7 @@ def test_no_integer_bias_is_cheaper_and_none_as_cheap_is_nearer_to_0(
 def test_none_keeps_the_trained_bias() -> None:
     # v = 400 + 100 at each step: 500, then 1000, which fires.
     batch = arriving([[400], [400], [400]], [[0.4]], bias=[[100]] * 3)
-    layer, spikes = calibrate.none(batch)
+    layer, spikes = rules.none(batch)
     assert layer == batch.layer
     assert spikes.flatten().tolist() == [0, 1, 0]
 
@@ -139,7 +142,7 @@ def test_static_adds_the_mean_shortfall_times_theta_at_every_step() -> None:
     # Channel 0: nothing fires, 1/2 and 1/4 are wanted: 3/8 spikes of theta = 1000 a step. Channel 1: 1000 arrive at
     # every step and fire, 1/2 is wanted of both samples: 500 less.
     currents = [[[0, 1000], [0, 1000]]] * 4
-    layer, spikes = calibrate.static(arriving(currents, [[0.5, 0.5], [0.25, 0.5]], shape=(2,), bias=[[8, 0]] * 4))
+    layer, spikes = rules.static(arriving(currents, [[0.5, 0.5], [0.25, 0.5]], shape=(2,), bias=[[8, 0]] * 4))
     assert layer.bias.tolist() == [[383, -500]] * 4
     # 383, 766, 1149, 532; 500, then 1000, which fires.
     assert spikes[:, 0].tolist() == [[0, 0], [0, 1], [1, 0], [0, 1]]
@@ -147,21 +150,21 @@ def test_static_adds_the_mean_shortfall_times_theta_at_every_step() -> None:
 
 def test_static_spreads_fractions_of_a_synaptic_unit_over_the_steps() -> None:
     # A quarter of theta = 10 is missing: 2.5, 5, 7.5 and 10 in all, halves to even.
-    layer, _ = calibrate.static(arriving([[0]] * 4, [[0.25]], theta=10))
+    layer, _ = rules.static(arriving([[0]] * 4, [[0.25]], theta=10))
     assert layer.bias.tolist() == [[2], [3], [3], [2]]
 
 
 def test_potential_adds_what_the_whole_window_lacks_to_the_first_row() -> None:
     # 3/8 of 4 spikes of theta = 1000 are missing: 1500 at once.
     batch = arriving([[0, 0]] * 4, [[0.5], [0.25]], bias=[[1], [2], [3], [4]])
-    layer, spikes = calibrate.potential(batch)
+    layer, spikes = rules.potential(batch)
     assert layer.bias.tolist() == [[1501], [2], [3], [4]]
     assert spikes.flatten(1).tolist() == [[1, 1], [0, 0], [0, 0], [0, 0]]
     assert torch.equal(spikes, batch.fire(replace(batch.layer, v0=[1500])))
 
 
 def test_a_rule_counts_no_target_beyond_one_spike_a_step() -> None:
-    for rule in (calibrate.static, calibrate.potential, calibrate.ftbc):
+    for rule in (rules.static, rules.potential, rules.ftbc):
         batch = arriving([[1000]] * 3, [[7.0]])
         assert rule(batch)[0] == batch.layer  # fires at every step, and more than that it cannot
 
@@ -169,10 +172,10 @@ def test_a_rule_counts_no_target_beyond_one_spike_a_step() -> None:
 def test_ftbc_moves_the_bias_from_the_estimate_towards_the_target() -> None:
     # Nobody fires, all should: one update adds alpha * theta = 0.2 * 1000. v = 500 - 600, so that the updates stop
     # once b reaches 1100, at the sixth of ten.
-    layer, _ = calibrate.ftbc(arriving([[-600] * 4], [[1.0]] * 4, v0=500))
+    layer, _ = rules.ftbc(arriving([[-600] * 4], [[1.0]] * 4, v0=500))
     assert layer.bias.tolist() == [[1200]]
     # All fire, nobody should: -200 each, until 1500 + b < 1000.
-    layer, _ = calibrate.ftbc(arriving([[1500] * 4], [[0.0]] * 4))
+    layer, _ = rules.ftbc(arriving([[1500] * 4], [[0.0]] * 4))
     assert layer.bias.tolist() == [[-600]]
 
 
@@ -180,24 +183,24 @@ def test_ftbc_corrects_a_step_on_potentials_that_the_steps_before_have_already_c
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # One round. Step 0: silent, wanted: b = +200, applied at once. Step 1: 800 + 200 = 1000 fires, as wanted.
-    monkeypatch.setattr(calibrate, "FTBC_ITERATIONS", 1)
-    layer, spikes = calibrate.ftbc(arriving([[0], [800]], [[1.0]]))
+    monkeypatch.setattr(rules, "FTBC_ITERATIONS", 1)
+    layer, spikes = rules.ftbc(arriving([[0], [800]], [[1.0]]))
     assert layer.bias.tolist() == [[200], [0]]
     assert spikes.flatten().tolist() == [0, 1]
 
 
 def test_ftbc_looks_at_so_many_batches_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "FTBC_ITERATIONS", 1)
-    monkeypatch.setattr(calibrate, "FTBC_BATCH", 2)
+    monkeypatch.setattr(rules, "FTBC_ITERATIONS", 1)
+    monkeypatch.setattr(rules, "FTBC_BATCH", 2)
     # Batch 0 lacks two spikes of two: +200. Batch 1 lacks one of two: +100. The fifth sample is of a third batch.
-    layer, _ = calibrate.ftbc(arriving([[0] * 5], [[1.0], [1.0], [1.0], [0.0], [1.0]]))
+    layer, _ = rules.ftbc(arriving([[0] * 5], [[1.0], [1.0], [1.0], [0.0], [1.0]]))
     assert layer.bias.tolist() == [[300]]
 
 
 def test_exact_lets_as_many_fire_as_are_wanted_on_average() -> None:
     # Step 0: 9, 7, 4, 1 and two of four wanted: b = 3. Left: 2, 0, 7, 4. Step 1 brings 0, 5, 0, 0: 2, 5, 7, 4, and
     # b = 5 lifts 5 and 7 to theta, not 4.
-    layer, spikes = calibrate.exact(arriving([[9, 7, 4, 1], [0, 5, 0, 0]], [[1.0], [0.0], [0.9], [0.1]], theta=10))
+    layer, spikes = rules.exact(arriving([[9, 7, 4, 1], [0, 5, 0, 0]], [[1.0], [0.0], [0.9], [0.1]], theta=10))
     assert layer.bias.tolist() == [[3], [5]]
     assert spikes.flatten(1).tolist() == [[1, 1, 0, 0], [0, 1, 1, 0]]
 
@@ -206,14 +209,14 @@ def test_mse_lets_those_fire_whose_running_sum_gains_by_it() -> None:
     # Step 0: to fire costs 1 - 2 * 0.75 = -0.5 and 1 - 2 * 0.5 = 0. The first alone: 8 + b >= 10 > 3 + b, so 2.
     # Step 1: the sums shall be 1.5 and 1. Potentials 0 + 8 and 5 + 4; to fire again costs 1 + 2 * (1 - 1.5) = 0, for
     # the first time 1 - 2 * 1 = -1. The second alone: 9 + b >= 10 > 8 + b.
-    layer, spikes = calibrate.mse(arriving([[8, 3], [8, 4]], [[0.75], [0.5]], theta=10))
+    layer, spikes = rules.mse(arriving([[8, 3], [8, 4]], [[0.75], [0.5]], theta=10))
     assert layer.bias.tolist() == [[2], [1]]
     assert spikes.flatten(1).tolist() == [[1, 0], [0, 1]]
 
 
 def test_a_potential_equal_to_theta_counts_as_fired() -> None:
     # 10 fires as it is, as wanted: b = 0. Its sum of 1 is what 2 steps of 1/2 ask for, so it shall not fire again.
-    layer, spikes = calibrate.mse(arriving([[10], [10]], [[0.5]], theta=10))
+    layer, spikes = rules.mse(arriving([[10], [10]], [[0.5]], theta=10))
     assert spikes.flatten().tolist() == [1, 0]
     assert layer.bias.tolist() == [[0], [-1]]
 
@@ -221,13 +224,13 @@ def test_a_potential_equal_to_theta_counts_as_fired() -> None:
 def test_an_activation_beyond_the_threshold_asks_for_one_spike_a_step_and_no_more() -> None:
     # 3 is wanted of the neuron at 1, none of the one at 3. One spike on average: 3 + b >= 10 > 1 + b.
     batch = arriving([[1, 3]], [[3.0], [0.0]], theta=10)
-    assert calibrate.exact(batch)[0].bias.tolist() == [[7]]
+    assert rules.exact(batch)[0].bias.tolist() == [[7]]
     # Both firing costs -1 and +1, which is as much as neither does.
-    assert calibrate.mse(batch)[0].bias.tolist() == [[0]]
+    assert rules.mse(batch)[0].bias.tolist() == [[0]]
 
 
-@pytest.mark.parametrize("rule", [calibrate.exact, calibrate.mse])
-def test_a_silent_channel_keeps_its_trained_bias(rule: calibrate.Rule) -> None:
+@pytest.mark.parametrize("rule", [rules.exact, rules.mse])
+def test_a_silent_channel_keeps_its_trained_bias(rule: rules.Rule) -> None:
     batch = arriving([[0, 0]] * 3, [[0.0]] * 2, bias=[[-5], [3], [-7]])
     assert rule(batch)[0] == batch.layer
 
@@ -235,7 +238,7 @@ def test_a_silent_channel_keeps_its_trained_bias(rule: calibrate.Rule) -> None:
 def test_the_readout_is_corrected_to_the_mean_logit_at_every_step() -> None:
     # Two samples with currents of 4 on average at each step; the mean logit is 10 a step.
     batch = arriving([[2, 6], [4, 4], [0, 8]], [[5.0], [15.0]], v0=3, readout=True)
-    layer, _ = calibrate.readout(batch)
+    layer, _ = rules.readout(batch)
     # Offsets 6, 12, 18 make the means 10, 20, 30; v0 = 3 is part of the first.
     assert layer.bias.tolist() == [[3], [6], [6]]
 
@@ -252,12 +255,12 @@ def cost_of_running_sum(fired: np.ndarray, sums: np.ndarray, a: np.ndarray, tau:
 
 
 @pytest.mark.parametrize(
-    ("rule", "cost"), [(calibrate.exact, cost_of_mean), (calibrate.mse, cost_of_running_sum)], ids=["exact", "mse"]
+    ("rule", "cost"), [(rules.exact, cost_of_mean), (rules.mse, cost_of_running_sum)], ids=["exact", "mse"]
 )
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(data=st.data(), per_neuron=st.booleans())
 def test_at_every_step_no_bias_costs_less_from_the_same_state(
-    rule: calibrate.Rule, cost: Any, data: st.DataObject, per_neuron: bool
+    rule: rules.Rule, cost: Any, data: st.DataObject, per_neuron: bool
 ) -> None:
     """Two channels of two neurons; targets in eighths, so that every cost is exact."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
@@ -291,7 +294,7 @@ def test_at_every_step_no_bias_costs_less_from_the_same_state(
 def test_exact_meets_the_mean_activation_to_within_one_sample_at_every_step(seed: int) -> None:
     currents = distinct_currents(seed, 6, 50, 4)
     target = np.clip(currents[0] / 1000, 0, 1)
-    _, spikes = calibrate.exact(arriving(currents, target, v0=500, shape=(1, 2, 2)))
+    _, spikes = rules.exact(arriving(currents, target, v0=500, shape=(1, 2, 2)))
     assert ((spikes.flatten(1).sum(1) - target.sum()).abs() <= 1).all()
 
 
@@ -306,9 +309,7 @@ def unevenly() -> Batch:
 @pytest.mark.parametrize("rule", ["ftbc", "exact"])
 def test_the_mean_output_of_every_step_comes_nearer_to_the_activations(rule: str) -> None:
     batch = unevenly()
-    before, after = (
-        (r(batch)[1].double().mean((1, 2)) - batch.target.mean()).abs() for r in (calibrate.none, RULES[rule])
-    )
+    before, after = ((r(batch)[1].double().mean((1, 2)) - batch.target.mean()).abs() for r in (rules.none, RULES[rule]))
     assert after.mean() < before.mean() / 5
     assert rule == "ftbc" or after.max() * 300 <= 0.5 + 1e-6  # 300 neurons: to half a spike
 
@@ -316,7 +317,7 @@ def test_the_mean_output_of_every_step_comes_nearer_to_the_activations(rule: str
 @pytest.mark.parametrize("rule", ["static", "potential", "mse"])
 def test_the_spikes_of_the_whole_window_come_nearer_to_the_activations(rule: str) -> None:
     batch = unevenly()
-    before, after = (r(batch)[1].float().mean(0) - batch.target for r in (calibrate.none, RULES[rule]))
+    before, after = (r(batch)[1].float().mean(0) - batch.target for r in (rules.none, RULES[rule]))
     assert after.mean().abs() < before.mean().abs() / 1.5
     assert after.square().mean() < before.square().mean() / 1.2
 
@@ -325,7 +326,7 @@ def test_the_spikes_of_the_whole_window_come_nearer_to_the_activations(rule: str
 
 
 def test_the_schedule_stays_inside_the_bias_register() -> None:
-    layer, _ = calibrate.exact(arriving([[-3000] * 4] * 3, [[1.0]] * 4, v0=500, limit=4095))
+    layer, _ = rules.exact(arriving([[-3000] * 4] * 3, [[1.0]] * 4, v0=500, limit=4095))
     assert layer.offsets.flatten().tolist() == [4000, 4095, 4095]
 
 
@@ -370,20 +371,20 @@ def test_a_bias_for_every_neuron_costs_no_more_than_one_for_the_channel(seed: in
     currents, a = rng.integers(-20, 40, (1, samples, *shape)), rng.random((samples, *shape))
     error = []
     for per_neuron in (True, False):
-        _, spikes = calibrate.mse(arriving(currents, a, 16, shape=shape, per_neuron=per_neuron))
+        _, spikes = rules.mse(arriving(currents, a, 16, shape=shape, per_neuron=per_neuron))
         error.append(float(((spikes[0] - a) ** 2).sum()))
     assert error[0] <= error[1] + 1e-9
 
 
-@pytest.mark.parametrize("rule", [calibrate.exact, calibrate.mse])
+@pytest.mark.parametrize("rule", [rules.exact, rules.mse])
 def test_statistics_of_large_layers_come_from_the_sampled_places_alone(
-    rule: calibrate.Rule, monkeypatch: pytest.MonkeyPatch
+    rule: rules.Rule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     currents = np.random.default_rng(0).integers(-500, 1500, (3, 40, 1, 5, 5))
     target = np.clip(currents.mean(0) / 1000, 0, 1)
-    monkeypatch.setattr(calibrate, "positions", lambda shape: thresholds.positions(shape, most=100))
+    monkeypatch.setattr(batches, "positions", lambda shape: positions(shape, most=100))
     batch = arriving(currents, target, shape=(1, 5, 5), bias=np.arange(75).reshape(3, 1, 5, 5))
-    samples, places = thresholds.positions((40, 1, 5, 5), most=100)
+    samples, places = positions((40, 1, 5, 5), most=100)
     assert len(samples) < 120
     bias = np.arange(75).reshape(3, 25)
     # The same neurons as samples of a population of one, what they have of the pattern in their currents.
@@ -419,5 +420,5 @@ def test_potentials_of_more_than_32_bit_are_not_wrapped_where_a_bias_takes_them_
     end = Layer("end", (1,), (Edge("layer", Dense([[1, 1]])),), 0, [0], np.zeros((2, 1), int), "readout")
     network = Network(Input((1,), bits=2), (hidden, end), 2)
     outputs = {INPUT: torch.ones(1, 1, dtype=torch.int32)}
-    _, spikes = calibrate.exact(Batch(network, hidden, outputs, torch.ones(1, 1, 2, 1), WIDE.bias_limit))
+    _, spikes = rules.exact(Batch(network, hidden, outputs, torch.ones(1, 1, 2, 1), WIDE.bias_limit))
     assert spikes[0].flatten().tolist() == [1, 1]

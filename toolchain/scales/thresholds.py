@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from sim.findings import refuse
+from toolchain.graph.channels import by_channel, sampled
 
-VALUES = 1 << 14  #: activations per channel that a grid search looks at
 GRID = 100  #: fractions of the maximum that the MSE search tries, as in SNN Calibration's public setting
-
-
-def by_channel(activations: Tensor) -> Tensor:
-    """View (B, C, ...) as (C, values)."""
-    return activations.transpose(0, 1).flatten(1)
 
 
 def quantisation_error(a: Tensor, theta: Tensor, timesteps: int) -> Tensor:
@@ -28,26 +22,6 @@ def quantisation_error(a: Tensor, theta: Tensor, timesteps: int) -> Tensor:
     step = (theta / timesteps)[:, None]
     spikes = a / step
     return (spikes - (spikes + 0.5).floor_().clamp_(0, timesteps)).square_().mean(1) * step[:, 0] ** 2
-
-
-def positions(shape: Sequence[int], most: int = VALUES) -> tuple[Tensor, Tensor]:
-    """Choose about ``most`` evenly spread values of each channel of (B, C, ...): their samples and places, int64 (n,).
-
-    ``x.flatten(2)[samples, :, places]`` are the values, (n, C). The spacing has no divisor in common with the size of
-    an image, so that it does not fall into step with its rows.
-    """
-    space = math.prod(shape[2:])
-    spacing = max(1, shape[0] * space // most)
-    while math.gcd(spacing, space) > 1:
-        spacing += 1
-    every = torch.arange(0, shape[0] * space, spacing)
-    return every // space, every % space
-
-
-def sampled(x: Tensor) -> Tensor:
-    """Thin (B, C, ...) out to about ``VALUES`` values per channel, evenly: (C, n)."""
-    samples, places = positions(x.shape)
-    return x.reshape(*x.shape[:2], -1)[samples, :, places].T
 
 
 def _maximum(activations: Tensor, timesteps: int) -> Tensor:

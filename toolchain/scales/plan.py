@@ -1,4 +1,4 @@
-"""From float maps to integer synapses: one integer threshold THETA a layer, per-channel thresholds folded in.
+"""The scale of every layer: one integer threshold THETA, and per channel the activation that a spike stands for.
 
 A spike of source channel i stands for theta_i, so the current into channel c in units of its own threshold is
 ``sum w[c,i] * theta_i / theta_c * spike``. Times THETA and rounded, that is the integer weight. THETA, the
@@ -12,31 +12,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sim.chip import Chip
 from sim.findings import Refused, refuse
-from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network, Shape
-from toolchain import thresholds
-from toolchain.graph import FloatConv2d, FloatDense, FloatEdge, FloatGraph, FloatLayer, FloatMap
-from toolchain.thresholds import by_channel, quantisation_error, sampled
+from sim.network import INPUT, Shape
+from sim.progress import track
+from toolchain.graph import FloatDense, FloatGraph, FloatLayer, FloatMap
+from toolchain.graph.channels import by_channel, sampled, spatial
+from toolchain.recipe import Recipe
+from toolchain.scales import thresholds
+from toolchain.scales.thresholds import quantisation_error
 
 MARGIN = 1.5  #: registers keep this factor above the largest potential that the calibration data can cause
 HALVINGS = 6  #: payload scales that are tried, each half as fine as the one before
 SAMPLES = 256  #: inputs that the scales are chosen on; more would change thresholds by less than their grid
-
-#: Initial potentials: what v0 is, and what is added over the window's T steps, in thresholds. Half a threshold rounds
-#: rates instead of flooring them (OPI, Bu et al., AAAI 2022; QCFS, ICLR 2022), all at once or, as the shift of
-#: theta / (2T) a step of RTS (Deng & Gu, ICLR 2021), bit by bit. "auto" is what the activation was trained for, else
-#: half.
-INITIAL = {"zero": (0.0, 0.0), "half": (0.5, 0.0), "shift": (0.0, 0.5)}
-
-
-def initial_potential(initial: str, layer: FloatLayer) -> tuple[float, float]:
-    """Say what v0 of a layer is, and what is added over the window beside its bias, in thresholds."""
-    return INITIAL[(layer.initial or "half") if initial == "auto" else initial]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +41,22 @@ class Plan:
     exponent: int = 0  #: of the weights of the graded input, which a shift to the right makes finer than a su
 
 
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """The scales of a whole network."""
+
+    unit: Tensor  #: float64 (): what one unit of the graded input's payload stands for
+    plans: Mapping[str, Plan]  #: by layer
+
+    def __getitem__(self, layer: str) -> Plan:
+        return self.plans[layer]
+
+    @property
+    def thetas(self) -> dict[str, Tensor]:
+        """Thresholds (C,) of the spiking layers, by name."""
+        return {name: plan.theta for name, plan in self.plans.items() if plan.threshold}
+
+
 def scaled(map_: FloatMap, unit: Tensor, source: Shape) -> Tensor:
     """Multiply a map's weights by the value of one source spike (or payload unit) ``unit``, (C,) or scalar; float64."""
     weight, unit = map_.weight.double(), unit.double().expand(source[0])
@@ -58,30 +65,6 @@ def scaled(map_: FloatMap, unit: Tensor, source: Shape) -> Tensor:
     groups = map_.groups
     per_output = unit.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, dim=0)
     return weight * per_output[:, :, None, None]
-
-
-def su_weights(edge: FloatEdge, unit: Tensor, su: Tensor, source: Shape, neurons: Shape) -> Tensor:
-    """Weights of one edge in su, ``w * unit * su`` before rounding: float64 in the shape of the map's weight."""
-    weight = scaled(edge.map, unit, source)
-    per_row = su if len(su) == len(weight) else spatial(su, neurons).expand(neurons).flatten()
-    return weight * per_row.reshape(-1, *(1,) * (weight.ndim - 1))
-
-
-def integer_edge(
-    edge: FloatEdge, unit: Tensor, su: Tensor, source: Shape, chip: Chip, neurons: Shape, exponent: int = 0
-) -> Edge:
-    """Quantise one edge: ``round(w * unit * su / 2**exponent)``, clipped to the chip's weights."""
-    integers = (su_weights(edge, unit, su, source, neurons) / 2.0**exponent).round()
-    array = integers.clamp(-chip.weight_limit, chip.weight_limit).to(torch.int32).numpy()
-    m = edge.map
-    synapse = Conv2d(array, m.stride, m.padding, m.dilation, m.groups) if isinstance(m, FloatConv2d) else Dense(array)
-    return Edge(edge.source, synapse, exponent)
-
-
-def bias_schedule(beta: Tensor, timesteps: int) -> np.ndarray:
-    """Spread a constant bias ``beta``, su per step, over T integer steps without drift: int64 (T, *beta.shape)."""
-    cumulative = np.rint(np.arange(timesteps + 1).reshape(-1, *(1,) * beta.ndim) * beta.double().numpy())
-    return np.diff(cumulative, axis=0).astype(np.int64)
 
 
 def legal_thresholds(chip: Chip, limit: int) -> list[int]:
@@ -94,11 +77,6 @@ def legal_thresholds(chip: Chip, limit: int) -> list[int]:
         if theta <= limit and chip.recurrent(theta) is not None:
             found.add(theta)
     return sorted(found)
-
-
-def spatial(unit: Tensor, shape: Shape) -> Tensor:
-    """Reshape a value per channel (C,) so that it multiplies (B, *shape); float64."""
-    return unit.double().reshape(-1, *(1,) * (len(shape) - 1))
 
 
 def largest_weights(graph: FloatGraph, layer: FloatLayer, units: Mapping[str, Tensor]) -> Tensor:
@@ -114,13 +92,12 @@ def largest_weights(graph: FloatGraph, layer: FloatLayer, units: Mapping[str, Te
 def plan_readout(
     graph: FloatGraph,
     layer: FloatLayer,
-    *,
     units: Mapping[str, Tensor],
     values: Mapping[str, Tensor],
-    timesteps: int,
-    chip: Chip,
+    recipe: Recipe,
 ) -> Plan:
     """Choose the readout's one scale: as fine as weights, biases and potentials allow (argmax needs one for all)."""
+    chip, timesteps = recipe.limits, recipe.timesteps
     largest = float(largest_weights(graph, layer, units).max())
     logits, beta = float(graph.current(layer, values).abs().max()), float(layer.bias.abs().max())
     su = min(
@@ -135,12 +112,9 @@ def plan_layer(
     graph: FloatGraph,
     layer: FloatLayer,
     theta: Tensor,
-    *,
     units: Mapping[str, Tensor],
     values: Mapping[str, Tensor],
-    timesteps: int,
-    chip: Chip,
-    shift: bool = False,
+    recipe: Recipe,
 ) -> Plan:
     """Choose THETA and final thresholds of one spiking layer.
 
@@ -148,12 +122,11 @@ def plan_layer(
     ``values`` the float activations of its sources on calibration samples. For each legal THETA a channel's threshold
     is raised until its weights fit 8 bits, ``theta_c >= max|w_c * unit| * THETA / 127``. The THETA taken minimises the
     expected squared error of the activations: staircase, weight rounding (a uniform error of 1/12 su^2 per synapse
-    and source unit) and, from the graded input, the payload's own rounding as measured. With ``shift`` the weights of
-    the graded input get the exponent at which they use all bits. Potentials and biases must stay inside the registers,
-    with ``MARGIN`` to spare.
-    Raises :class:`Refused` where no THETA satisfies them.
+    and source unit) and, from the graded input, the payload's own rounding as measured. With the recipe's
+    ``shift_input`` the weights of the graded input get the exponent at which they use all bits. Potentials and biases
+    must stay inside the registers, with ``MARGIN`` to spare. Raises :class:`Refused` where no THETA satisfies them.
     """
-    shape = graph.shapes
+    shape, chip, timesteps = graph.shapes, recipe.limits, recipe.timesteps
     largest, noise, graded = largest_weights(graph, layer, units), 0.0, 0.0
     rounding = torch.zeros(len(theta), dtype=torch.float64)
     for edge in layer.edges:
@@ -182,7 +155,7 @@ def plan_layer(
             break
         if float((timesteps * su * beta).max()) * MARGIN + threshold > chip.bias_limit:
             break
-        exponent = _exponent(float((largest * su).max()), chip) if shift and graded else 0
+        exponent = _exponent(float((largest * su).max()), chip) if recipe.shift_input and graded else 0
         rounded = (noise + graded * 4.0**exponent) * su**-2 + rounding
         cost = float((quantisation_error(a, raised.float(), timesteps) + rounded).sum())
         if best is None or cost < best.cost:
@@ -203,62 +176,35 @@ def _exponent(largest: float, chip: Chip) -> int:
     return max(lowest, min(0, math.ceil(math.log2(max(largest, 2.0**lowest) / chip.weight_limit))))
 
 
-def quantise(
-    graph: FloatGraph,
-    x: Tensor,
-    timesteps: int,
-    holdoff: int,
-    rule: str,
-    initial: str,
-    input_bits: int,
-    shift_input: bool,
-    chip: Chip,
-    progress: Callable[[int, int], object],
-) -> tuple[Network, dict[str, Plan]]:
-    """Build the integer network with the trained biases as its schedule, and each layer's scale.
+def choose_scales(graph: FloatGraph, x: Tensor, recipe: Recipe) -> Scales:
+    """Choose the scales of ``graph`` on the first ``SAMPLES`` of the model inputs ``x`` (B, *input_shape).
 
-    Scales look at the first ``SAMPLES`` of the inputs ``x`` (B, *input_shape). ``rule`` names the threshold rule; an
-    activation that ends somewhere, as ReLU6 does, says itself where a rate of one is. ``initial`` is one of
-    ``INITIAL``. ``shift_input`` lets the weights of the graded input have a negative exponent. ``progress`` gets
-    (layers done, layers in all).
+    An activation that ends somewhere, as ReLU6 does, says itself where a rate of one is; for others the recipe's
+    threshold rule does. Raises :class:`Refused` where no scale keeps a layer inside the registers, or a ReLU has no
+    threshold of its own and the rule is "given".
     """
     units: dict[str, Tensor] = {}
     plans: dict[str, Plan] = {}
-    layers = []
-    for done, (layer, values, activation) in enumerate(graph.walk(x[:SAMPLES])):
-        progress(done, len(graph.layers))
+    for layer, values, activation in track("choosing scales", graph.walk(x[:SAMPLES]), len(graph.layers)):
         if layer.kind == "spiking":
-            if layer.upper is not None:
-                theta = torch.as_tensor(layer.upper).expand(layer.shape[0])
-            elif rule == "given":
-                raise refuse(layer.name, "its ReLU has no threshold of its own", "choose another threshold rule")
-            else:
-                theta = thresholds.choose(rule, activation, timesteps)
-            plan_with = partial(
-                plan_layer, graph, layer, theta, values=values, timesteps=timesteps, chip=chip, shift=shift_input
-            )
+            theta = _theta(layer, activation, recipe)
+            plan_with = partial(plan_layer, graph, layer, theta, values=values, recipe=recipe)
         else:
-            plan_with = partial(plan_readout, graph, layer, values=values, timesteps=timesteps, chip=chip)
+            plan_with = partial(plan_readout, graph, layer, values=values, recipe=recipe)
         if INPUT not in units and INPUT in values:
-            units[INPUT] = _payload_unit(values[INPUT], input_bits, units, plan_with)
-        plan = plans[layer.name] = plan_with(units=units)
-        units[layer.name] = plan.theta
-        edges = tuple(
-            integer_edge(
-                *(e, units[e.source], plan.su, graph.shapes[e.source], chip, layer.shape),
-                exponent=plan.exponent if e.source == INPUT else 0,
-            )
-            for e in layer.edges
-        )
-        start, shift = initial_potential(initial, layer)
-        beta = layer.bias.double() * (spatial(plan.su, layer.shape) if layer.bias.shape == layer.shape else plan.su)
-        lost = (1 - 2.0**plan.exponent) / 2  # by rounding towards minus infinity, on average
-        bias = bias_schedule(beta + shift * plan.threshold / timesteps + lost, timesteps)
-        v0 = np.full(layer.shape[0], round(plan.threshold * start))
-        layers.append(Layer(layer.name, layer.shape, edges, plan.threshold, v0, bias, layer.kind))
-    progress(len(layers), len(layers))
-    encoder = Input(graph.input_shape, input_bits, True, 1 / float(units[INPUT]))
-    return Network(encoder, tuple(layers), timesteps, holdoff), plans
+            units[INPUT] = _payload_unit(values[INPUT], recipe.input_bits, units, plan_with)
+        plans[layer.name] = plan_with(units=units)
+        units[layer.name] = plans[layer.name].theta
+    return Scales(units[INPUT], plans)
+
+
+def _theta(layer: FloatLayer, activation: Tensor, recipe: Recipe) -> Tensor:
+    """Thresholds (C,) that the layer's activation has, or that the recipe's rule finds."""
+    if layer.upper is not None:
+        return torch.as_tensor(layer.upper).expand(layer.shape[0])
+    if recipe.threshold == "given":
+        raise refuse(layer.name, "its ReLU has no threshold of its own", "choose another threshold rule")
+    return thresholds.choose(recipe.threshold, activation, recipe.timesteps)
 
 
 def _payload_unit(x: Tensor, bits: int, units: Mapping[str, Tensor], plan_with: Callable[..., Plan]) -> Tensor:

@@ -26,8 +26,8 @@ from torch.nn import functional
 from sim.chip import Chip
 from sim.network import INPUT, Conv2d, Dense, Layer, Network, Synapse
 from toolchain.graph import FloatConv2d, FloatDense
-from toolchain.quantize import bias_schedule
-from toolchain.thresholds import positions
+from toolchain.graph.channels import positions
+from toolchain.scales.integers import bias_schedule
 
 LARGEST = 4608  #: synapses a neuron beyond which the F x F normal equations are not worth their time: 512 maps of 3x3
 SAMPLES = 1 << 15  #: places at which currents are compared, at least; 32 a synapse if there are as many

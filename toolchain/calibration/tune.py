@@ -7,7 +7,7 @@ logits ``z``, the copy's ``a'`` and ``z'``, it minimises ::
     sum |z' - z|^2 / sum var(z)  +  MIDDLE * sum over spiking layers  mean (a' - a)^2 / var(a)
 
 over the weights w, the biases and, per channel, the thresholds theta; gradients go straight through the floor
-(:func:`toolchain.activations.staircase`), as learned step sizes have it (Esser et al., ICLR 2020).
+(:func:`toolchain.graph.activations.staircase`), as learned step sizes have it (Esser et al., ICLR 2020).
 
 A few hundred inputs would be learnt by heart. So none is seen twice: each update mixes pairs of them, at a random angle
 phi in 0..pi/2, in a way that keeps their contrast (as Tokozume et al., Between-class learning, CVPR 2018)::
@@ -21,16 +21,18 @@ what is learnt on them fits real ones less well.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from toolchain.fit import selects
+from sim.progress import track
+from toolchain.calibration.fit import selects
 from toolchain.graph import FloatGraph, FloatLayer
-from toolchain.quantize import SAMPLES
+from toolchain.recipe import Recipe
+from toolchain.scales.plan import SAMPLES
 
 BATCH = 16  #: inputs an update
 #: How far an update moves a parameter at first: a share of the weights' rms, of the activations' standard deviation
@@ -39,19 +41,12 @@ RATE = 3e-3
 MIDDLE = 0.1  #: what the layers' errors weigh beside that of the logits
 
 
-def tune(
-    graph: FloatGraph,
-    x: Tensor,
-    thetas: Mapping[str, Tensor],
-    timesteps: int,
-    updates: int,
-    progress: Callable[[int, int], object],
-) -> FloatGraph:
+def tune(graph: FloatGraph, x: Tensor, thetas: Mapping[str, Tensor], recipe: Recipe) -> FloatGraph:
     """Return ``graph`` with tuned parameters and activations of T steps, each layer's ``upper`` its thresholds (C,).
 
     ``x`` (B, *input_shape) are model inputs, ``thetas`` the thresholds to start from by spiking layer, (C,), as
-    :class:`toolchain.quantize.Plan` has them. Edges that mostly select, as a shortcut into more channels, keep their
-    weights. Deterministic. ``progress`` gets (updates done, updates in all).
+    :class:`toolchain.scales.plan.Scales` has them. Edges that mostly select, as a shortcut into more channels, keep
+    their weights. Deterministic.
     """
     std = {
         layer.name: (a.var(0, correction=0).mean() if layer.kind == "readout" else a.var(correction=0)).sqrt().item()
@@ -61,14 +56,13 @@ def tune(
     groups = [group for copy in copies for group in copy.groups(std[copy.layer.name])]
     optimiser = torch.optim.Adam(groups)
     # The rates fall to 0 along half a cosine.
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.updates)
 
     def student() -> FloatGraph:
-        return FloatGraph(graph.input_shape, tuple(copy.tuned(timesteps) for copy in copies))
+        return FloatGraph(graph.input_shape, tuple(copy.tuned(recipe.timesteps) for copy in copies))
 
     mean, generator = x.mean(0), torch.Generator().manual_seed(0)
-    for update in range(updates):
-        progress(update, updates)
+    for _ in track("tuning", range(recipe.updates)):
         batch = x[torch.randperm(len(x), generator=generator)[:BATCH]]
         angle = torch.rand(len(batch), *(1,) * (x.ndim - 1), generator=generator) * (math.pi / 2)
         mixed = mean + angle.cos() * (batch - mean) + angle.sin() * (batch.roll(1, 0) - mean)
@@ -81,7 +75,6 @@ def tune(
             loss.backward()
         optimiser.step()
         schedule.step()
-    progress(updates, updates)
     for group in groups:
         for parameter in group["params"]:
             parameter.requires_grad_(False)

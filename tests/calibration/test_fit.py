@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from sim.chip import LOIHI2
 from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network, Synapse
-from toolchain import fit
+from toolchain.calibration import fit
 
 T = 4
 

@@ -16,7 +16,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from exporters.engines import available_engines
-from toolchain import cli
+from toolchain.app import cli
 from toolchain.demo import data, load_model
 
 MODEL = f"{Path(load_model.__code__.co_filename).parent / 'model.py'}:digits_cnn"
@@ -255,8 +255,8 @@ def test_an_unsupported_model_is_refused_with_every_finding(place: Workplace) ->
         ({"weights": "none.pt"}, [], "none.pt: no such file or directory"),
         ({"calibration": "none.npz"}, [], "none.npz: no such file or directory"),
         ({"model": "none.py:build"}, [], "none.py: no such file or directory"),
-        ({}, ["--timesteps", 0], "timesteps: T = 0; give at least 1 step"),
-        ({}, ["--holdoff", -1], "holdoff: K = -1; give 0 or more steps"),
+        ({}, ["--timesteps", 0], "timesteps: 0 is out of range; give 1 to 4096"),
+        ({}, ["--holdoff", -1], "holdoff: -1 is out of range; give 0 to 4096"),
         ({}, ["--method", "magic"], "method: unknown value 'magic'"),
     ],
 )
@@ -328,7 +328,7 @@ def test_data_that_does_not_fit_a_bundle_is_refused(place: Workplace) -> None:
 
 def test_lava_commands_say_which_environment_to_create_where_lava_is_absent(place: Workplace) -> None:
     code = (
-        "import sys; sys.modules['lava'] = None; from toolchain.cli import main; "
+        "import sys; sys.modules['lava'] = None; from toolchain.app.cli import main; "
         f"sys.argv = ['ann2loihi', 'evaluate', {str(place.bundle)!r}, '--data', {str(place.test)!r}, "
         "'--samples', '1', '--engine', 'lava']; main()"
     )

@@ -13,9 +13,11 @@ from sim import chip
 from sim.chip import LOIHI2, WIDE
 from sim.findings import Refused
 from sim.network import INPUT, Network
-from toolchain import quantize, thresholds
 from toolchain.graph import FloatConv2d, FloatDense, FloatEdge, FloatGraph, FloatLayer
-from toolchain.quantize import Plan
+from toolchain.graph.channels import positions, sampled
+from toolchain.recipe import Recipe
+from toolchain.scales import integers, plan, thresholds
+from toolchain.scales.plan import Scales
 
 
 def test_the_maximum_and_the_percentile_are_taken_per_channel() -> None:
@@ -62,7 +64,7 @@ def test_an_unknown_threshold_rule_is_refused() -> None:
 def test_thinned_images_are_looked_at_in_every_row_and_column_and_evenly_over_the_samples(
     shape: tuple[int, ...], most: int, spacing: int
 ) -> None:
-    samples, places = thresholds.positions(shape, most)
+    samples, places = positions(shape, most)
     assert len(samples) == -(-shape[0] * shape[2] * shape[3] // spacing)
     assert len(torch.unique(places // shape[3])) == shape[2]
     assert len(torch.unique(places % shape[3])) == shape[3]
@@ -71,40 +73,40 @@ def test_thinned_images_are_looked_at_in_every_row_and_column_and_evenly_over_th
 
 
 def test_nothing_is_left_out_where_there_is_little() -> None:
-    samples, places = thresholds.positions((5, 3, 4, 6), most=120)
+    samples, places = positions((5, 3, 4, 6), most=120)
     assert (samples * 24 + places).tolist() == list(range(120))
-    samples, places = thresholds.positions((7, 3))
+    samples, places = positions((7, 3))
     assert (samples.tolist(), places.tolist()) == (list(range(7)), [0] * 7)
     x = torch.arange(5.0 * 3 * 4 * 6).reshape(5, 3, 4, 6)
-    assert torch.equal(thresholds.sampled(x), x.transpose(0, 1).reshape(3, -1))
+    assert torch.equal(sampled(x), x.transpose(0, 1).reshape(3, -1))
 
 
 def test_source_thresholds_multiply_the_weights_of_their_channel() -> None:
     unit = torch.tensor([2.0, 3.0])
     dense = FloatDense(torch.ones(1, 8))  # a (2, 2, 2) source: four neurons of channel 0, then four of channel 1
-    assert quantize.scaled(dense, unit, (2, 2, 2)).tolist() == [[2, 2, 2, 2, 3, 3, 3, 3]]
+    assert plan.scaled(dense, unit, (2, 2, 2)).tolist() == [[2, 2, 2, 2, 3, 3, 3, 3]]
     full = FloatConv2d(torch.ones(3, 2, 1, 1))
-    assert quantize.scaled(full, unit, (2, 4, 4))[:, :, 0, 0].tolist() == [[2, 3]] * 3
+    assert plan.scaled(full, unit, (2, 4, 4))[:, :, 0, 0].tolist() == [[2, 3]] * 3
     grouped = FloatConv2d(torch.ones(4, 1, 1, 1), groups=2)  # outputs 0 and 1 read channel 0, outputs 2 and 3 channel 1
-    assert quantize.scaled(grouped, unit, (2, 4, 4))[:, 0, 0, 0].tolist() == [2, 2, 3, 3]
+    assert plan.scaled(grouped, unit, (2, 4, 4))[:, 0, 0, 0].tolist() == [2, 2, 3, 3]
 
 
 def test_integer_weights_are_scaled_rounded_and_clipped() -> None:
     edge = FloatEdge("a", FloatDense(torch.tensor([[0.26, -0.5], [1.0, 100.0]])))
-    made = quantize.integer_edge(edge, torch.tensor([1.0, 2.0]), torch.tensor([10.0, 1.0]), (2,), LOIHI2, (2,))
+    made = integers.integer_edge(edge, torch.tensor([1.0, 2.0]), torch.tensor([10.0, 1.0]), (2,), LOIHI2, (2,))
     # Row 0: 0.26*1*10 = 2.6, -0.5*2*10 = -10. Row 1: 1, and 200 clipped to 127.
     assert made.synapse.weight.tolist() == [[3, -10], [1, 127]]
 
 
 @pytest.mark.parametrize("beta", [0.4, -2.7, 3.0])
 def test_the_trained_bias_is_spread_over_the_steps_without_drift(beta: float) -> None:
-    schedule = quantize.bias_schedule(torch.tensor([beta]), 8)
+    schedule = integers.bias_schedule(torch.tensor([beta]), 8)
     assert schedule.shape == (8, 1)
     assert np.array_equal(np.cumsum(schedule), np.rint(beta * np.arange(1, 9)))
 
 
 def test_every_threshold_on_offer_is_a_legal_recurrent_weight() -> None:
-    offered = quantize.legal_thresholds(LOIHI2, LOIHI2.threshold_limit)
+    offered = plan.legal_thresholds(LOIHI2, LOIHI2.threshold_limit)
     assert len(offered) > 40
     assert min(offered) == 8
     assert max(offered) > 27000  # the next quarter octave is 255.5 * 2**7
@@ -123,12 +125,11 @@ def quantised(
     net: FloatGraph,
     x: torch.Tensor,
     limits: chip.Chip,
-    rule: str = "mse",
-    initial: str = "auto",
-    timesteps: int = 8,
-    shift: bool = False,
-) -> tuple[Network, dict[str, Plan]]:
-    return quantize.quantise(net, x, timesteps, 1, rule, initial, 8, shift, limits, lambda *_: None)
+    **options: Any,
+) -> tuple[Network, Scales]:
+    recipe = Recipe(chip="wide" if limits is WIDE else "loihi2", **options)
+    scales = plan.choose_scales(net, x, recipe)
+    return integers.build(net, scales, recipe), scales
 
 
 def test_no_weight_is_clipped_because_thresholds_give_way() -> None:
@@ -146,11 +147,11 @@ def test_no_weight_is_clipped_because_thresholds_give_way() -> None:
     base = graph(weight, torch.zeros(3), readout)
     out = FloatLayer("out", (1,), (FloatEdge("b", FloatDense(torch.ones(1, 2))),), torch.zeros(1), "readout")
     net = FloatGraph(base.input_shape, (base.layers[0], hidden, out))
-    network, plans = quantised(net, x, LOIHI2)
+    network, scales = quantised(net, x, LOIHI2)
     for made, source in ((network["b"], "a"), (network["a"], INPUT), (network["out"], "b")):
-        unit = torch.tensor(1 / network.input.scale) if source == INPUT else plans[source].theta
+        unit = torch.tensor(1 / network.input.scale) if source == INPUT else scales[source].theta
         float_layer = next(layer for layer in net.layers if layer.name == made.name)
-        ideal = quantize.scaled(float_layer.edges[0].map, unit, net.shapes[source]) * plans[made.name].su[:, None]
+        ideal = plan.scaled(float_layer.edges[0].map, unit, net.shapes[source]) * scales[made.name].su[:, None]
         assert np.abs(made.edges[0].synapse.weight - ideal.numpy()).max() <= 0.5 + 1e-4
     assert not chip.check(network)
 
@@ -202,13 +203,13 @@ def test_a_shift_to_the_right_gives_input_and_weights_all_their_bits() -> None:
     net, x = coarse()
     found = {}
     for shift in (False, True):
-        network, plans = quantised(net, x, LOIHI2, shift=shift)
+        network, scales = quantised(net, x, LOIHI2, shift_input=shift)
         assert chip.check(network) == []
         edge, unit = network["a"].edges[0], 1 / network.input.scale
         assert network["out"].edges[0].exponent == 0
         # What a payload unit adds on average, in the layer's own unit, is the trained weight.
-        value = torch.from_numpy(edge.synapse.weight.copy()) * 2.0**edge.exponent / unit / plans["a"].su[:, None]
-        assert plans["a"].exponent == edge.exponent
+        value = torch.from_numpy(edge.synapse.weight.copy()) * 2.0**edge.exponent / unit / scales["a"].su[:, None]
+        assert scales["a"].exponent == edge.exponent
         found[shift] = (
             edge.exponent,
             int(np.abs(edge.synapse.weight).max()),
@@ -224,12 +225,12 @@ def test_a_shift_to_the_right_gives_input_and_weights_all_their_bits() -> None:
 
 def test_what_a_shift_rounds_down_is_made_up_for_in_the_bias() -> None:
     net, x = coarse()
-    network, plans = quantised(net, x, LOIHI2, shift=True)
+    network, scales = quantised(net, x, LOIHI2, shift_input=True)
     layer, edge = network["a"], network["a"].edges[0]
     payload = torch.from_numpy(network.input.encode(x.numpy())).double()
     sums = payload @ torch.from_numpy(edge.synapse.weight.copy()).double().T
     lost = (sums * 2.0**edge.exponent - (sums * 2.0**edge.exponent).floor()).mean(0)
-    made_up = layer.bias.sum(0) / 8 - (net.layers[0].bias.double() * plans["a"].su).numpy()
+    made_up = layer.bias.sum(0) / 8 - (net.layers[0].bias.double() * scales["a"].su).numpy()
     assert np.abs(lost.numpy() - made_up).max() < 0.2
 
 
@@ -237,7 +238,7 @@ def test_what_a_shift_rounds_down_is_made_up_for_in_the_bias() -> None:
     ("largest", "exponent"), [(500.0, 0), (127.0, 0), (64.0, 0), (63.0, -1), (20.0, -2), (0.1, -6), (0.0, -6)]
 )
 def test_the_shift_is_the_largest_that_the_weights_have_room_for(largest: float, exponent: int) -> None:
-    assert quantize._exponent(largest, LOIHI2) == exponent
+    assert plan._exponent(largest, LOIHI2) == exponent
 
 
 # ---- initial potentials ----------------------------------------------------------------------------------------------
@@ -249,10 +250,10 @@ def test_the_shift_is_the_largest_that_the_weights_have_room_for(largest: float,
 def test_half_a_threshold_comes_at_once_or_bit_by_bit_or_not_at_all(initial: str, v0: float, shift: float) -> None:
     x = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
     net = graph(torch.eye(4), torch.tensor([0.0, 0.1, -0.1, 0.0]), torch.eye(4))
-    network, plans = quantised(net, x, WIDE, initial=initial)
+    network, scales = quantised(net, x, WIDE, initial=initial)
     layer = network["a"]
     assert layer.v0.tolist() == [round(layer.threshold * v0)] * 4
-    trained = net.layers[0].bias.double() * plans["a"].su * 8
+    trained = net.layers[0].bias.double() * scales["a"].su * 8
     assert np.abs(layer.bias.sum(0) - trained.numpy() - layer.threshold * shift).max() <= 0.5
     assert np.ptp(layer.bias, axis=0).max() <= 1
     assert (network["out"].v0.tolist(), network["out"].bias.any()) == ([0] * 4, False)
@@ -271,6 +272,6 @@ def test_a_given_threshold_is_refused_where_the_activation_gives_none() -> None:
     x = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
     net = graph(torch.eye(4), torch.zeros(4), torch.eye(4))
     with pytest.raises(Refused, match=r"^a: its ReLU has no threshold of its own; choose another threshold rule$"):
-        quantised(net, x, LOIHI2, rule="given")
+        quantised(net, x, LOIHI2, threshold="given")
     bounded = FloatGraph(net.input_shape, (replace(net.layers[0], upper=0.75), net.layers[1]))
-    assert quantised(bounded, x, LOIHI2, rule="given")[1]["a"].theta.tolist() == [0.75] * 4
+    assert quantised(bounded, x, LOIHI2, threshold="given")[1]["a"].theta.tolist() == [0.75] * 4

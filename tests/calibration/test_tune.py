@@ -12,20 +12,21 @@ from torch import Tensor, nn
 
 from sim import chip
 from sim.network import INPUT
+from sim.progress import reporting
 from toolchain import assess
-from toolchain.activations import staircase
-from toolchain.convert import convert, tuned
+from toolchain.calibration.tune import RATE, tune
+from toolchain.convert import convert
 from toolchain.demo import data, load_model
 from toolchain.graph import FloatDense, FloatEdge, FloatGraph, FloatLayer
+from toolchain.graph.activations import staircase
 from toolchain.importer import import_model
 from toolchain.recipe import Recipe
-from toolchain.tune import RATE, tune
 
 T = 2
 
 
-def quiet(done: int, total: int) -> None:
-    pass
+def recipe(updates: int) -> Recipe:
+    return Recipe(timesteps=T, updates=updates)
 
 
 def inputs(samples: int, seed: int = 0) -> Tensor:
@@ -56,7 +57,7 @@ def starts(graph: FloatGraph, x: Tensor) -> dict[str, Tensor]:
 def test_the_tuned_staircase_is_nearer_to_the_network_on_inputs_it_has_not_seen(residual: FloatGraph) -> None:
     x, unseen = inputs(256), inputs(512, seed=1)
     thetas, wanted = starts(residual, x), residual.logits(unseen)
-    made = tune(residual, x, thetas, T, 300, quiet)
+    made = tune(residual, x, thetas, recipe(300))
     before = (stairs(residual, thetas).logits(unseen) - wanted).square().mean()
     assert (made.logits(unseen) - wanted).square().mean() < before / 2
 
@@ -78,7 +79,7 @@ def test_everything_but_selecting_edges_is_learnt_and_the_given_network_stays() 
     graph = FloatGraph((4,), (hidden, shortcut, out))
     thetas = starts(graph, x)
     before = graph.logits(x)
-    made = tune(graph, x, thetas, T, 5, quiet)
+    made = tune(graph, x, thetas, recipe(5))
     assert torch.equal(graph.logits(x), before)
     assert torch.equal(made.layers[1].edges[1].map.weight, selecting)
     for old, new in zip(graph.layers, made.layers, strict=True):
@@ -99,7 +100,7 @@ def test_a_threshold_far_too_high_is_brought_down() -> None:
     one = FloatLayer("a", (1,), (FloatEdge(INPUT, FloatDense(torch.ones(1, 1))),), torch.zeros(1))
     out = FloatLayer("out", (1,), (FloatEdge("a", FloatDense(torch.ones(1, 1))),), torch.zeros(1), "readout")
     graph = FloatGraph((1,), (one, out))
-    made = tune(graph, x, {"a": torch.tensor([2.0])}, T, 1500, quiet)
+    made = tune(graph, x, {"a": torch.tensor([2.0])}, recipe(1500))
     # Steps of 0, theta / 2 and theta serve values in 0..1 best at a theta of 0.8.
     assert 0.6 < float(torch.as_tensor(made.layers[0].upper)) < 1.1
     unit = staircase(x, 2.0, T)
@@ -108,7 +109,7 @@ def test_a_threshold_far_too_high_is_brought_down() -> None:
 
 def test_the_same_inputs_give_the_same_network(residual: FloatGraph) -> None:
     x = inputs(40)
-    one, two = (tune(residual, x, starts(residual, x), T, 10, quiet) for _ in range(2))
+    one, two = (tune(residual, x, starts(residual, x), recipe(10)) for _ in range(2))
     for a, b in zip(one.layers, two.layers, strict=True):
         assert torch.equal(a.bias, b.bias)
         assert all(torch.equal(e.map.weight, f.map.weight) for e, f in zip(a.edges, b.edges, strict=True))
@@ -117,21 +118,22 @@ def test_the_same_inputs_give_the_same_network(residual: FloatGraph) -> None:
 @pytest.mark.parametrize("samples", [1, 5])
 def test_few_inputs_are_mixed_too(samples: int, residual: FloatGraph) -> None:
     x = inputs(samples)
-    made = tune(residual, x, starts(residual, x), T, 3, quiet)
+    made = tune(residual, x, starts(residual, x), recipe(3))
     assert made.logits(x).isfinite().all()
 
 
 def test_where_nothing_spikes_nothing_is_learnt() -> None:
     graph = import_model(nn.Linear(4, 3), (4,))
-    made = tune(graph, torch.randn(64, 4), {}, T, 3, quiet)
+    made = tune(graph, torch.randn(64, 4), {}, recipe(3))
     assert torch.equal(made.layers[0].edges[0].map.weight, graph.layers[0].edges[0].map.weight)
 
 
 def test_progress_counts_the_updates(residual: FloatGraph) -> None:
-    told: list[tuple[int, int]] = []
+    told: list[tuple[str, int, int]] = []
     x = inputs(8)
-    tune(residual, x, starts(residual, x), T, 3, lambda *p: told.append(p))
-    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    with reporting(lambda *report: told.append(report)):
+        tune(residual, x, starts(residual, x), recipe(3))
+    assert told == [("tuning", done, 3) for done in range(4)]
 
 
 def test_tuned_weights_bring_few_steps_nearer_to_the_model_than_fitted_ones() -> None:
@@ -143,7 +145,7 @@ def test_tuned_weights_bring_few_steps_nearer_to_the_model_than_fitted_ones() ->
         conversion = convert(model, digits.calibration_x, T, weights=weights, method="exact", updates=1000)
         assert chip.check(conversion.network) == []
         logits = torch.from_numpy(conversion.run(digits.test_x, record=False).logits[:, -1])
-        error[weights] = float((logits / conversion.plans["fc"].su[0] / T - wanted).square().mean())
+        error[weights] = float((logits / conversion.scales["fc"].su[0] / T - wanted).square().mean())
     assert error["tuned"] < 0.9 * error["fitted"]
 
 
@@ -161,7 +163,7 @@ def test_tuning_starts_from_the_thresholds_that_the_recipe_asks_for(residual: Fl
     x = inputs(64)
     uppers = {}
     for rule in ("max", "mse"):
-        made = tuned(residual, x, Recipe(timesteps=T, weights="tuned", threshold=rule, updates=1))
+        made = convert(residual, x, T, weights="tuned", threshold=rule, updates=1).source
         uppers[rule] = torch.as_tensor(made.layers[0].upper)
     assert not torch.allclose(uppers["max"], uppers["mse"], rtol=0.05)
     assert math.isfinite(float(uppers["max"].sum()))

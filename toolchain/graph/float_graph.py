@@ -7,7 +7,7 @@ thresholds, quantisation and calibration start from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sim.network import INPUT, Pair, Shape
-from toolchain.activations import staircase
+from toolchain.graph.activations import staircase
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class FloatLayer:
     """``clamp(sum of edges + bias, 0, upper)``, or the same without the activation for the readout.
 
     Where ``levels`` is given, the activation rounds to the nearest of its steps, halves up (see
-    :class:`toolchain.activations.QCFS`).
+    :class:`toolchain.graph.activations.QCFS`).
     """
 
     name: str  #: qualified name of the torch module that the layer's current comes from
@@ -100,6 +100,14 @@ class FloatGraph:
         """Shape of the input and of every layer, by name."""
         return {INPUT: self.input_shape} | {layer.name: layer.shape for layer in self.layers}
 
+    def steps(self, timesteps: int, holdoff: int) -> int:
+        """Count the steps until the logits are there, as ``Network.steps`` of the network that the graph becomes."""
+        phase = {INPUT: 0}
+        for layer in self.layers:
+            later = 0 if layer.kind == "readout" else holdoff
+            phase[layer.name] = max(phase[edge.source] + 1 for edge in layer.edges) + later
+        return max(phase.values()) + timesteps
+
     def run(self, x: Tensor) -> dict[str, Tensor]:
         """Activations of every layer (the readout's are the logits) for model inputs float32 (B, *input_shape)."""
         return {layer.name: activation for layer, _, activation in self.walk(x)}
@@ -128,11 +136,6 @@ class FloatGraph:
         bias = layer.bias if layer.bias.shape == layer.shape else layer.bias.reshape(-1, *(1,) * (len(layer.shape) - 1))
         return sum((edge.map(values[edge.source]).reshape(-1, *layer.shape) for edge in layer.edges), start=bias[None])
 
-    def logits(self, x: Tensor, batch: int = 512, progress: Callable[[int], object] | None = None) -> Tensor:
-        """Logits of the readout, float32 (B, N), in batches; ``progress`` gets the number of samples just finished."""
-        parts = []
-        for chunk in x.split(batch):
-            parts.append(self.run(chunk)[self.layers[-1].name])
-            if progress is not None:
-                progress(len(chunk))
-        return torch.cat(parts)
+    def logits(self, x: Tensor, batch: int = 512) -> Tensor:
+        """Logits of the readout, float32 (B, N), computed in batches."""
+        return torch.cat([self.run(chunk)[self.layers[-1].name] for chunk in x.split(batch)])

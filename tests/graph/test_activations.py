@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sim.findings import Refused
-from toolchain.activations import QCFS, TReLU
+from toolchain.graph.activations import QCFS, TReLU
 
 
 def spike_rate(x: Tensor, threshold: float, steps: int, v0: float = 0.0, shift: float = 0.0) -> Tensor:

@@ -1,0 +1,95 @@
+"""How commands meet the terminal: refusals as lines and exit codes, progress as bars, rows as tables, JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, TypeVar
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sim.findings import Refused
+from sim.fixedpoint import RegisterOverflow
+from sim.progress import reporting
+
+out, err = Console(), Console(stderr=True)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def guarded(function: F) -> F:
+    """Print what a command refuses, line by line, and end with exit code 2."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (Refused, RegisterOverflow) as error:
+            for line in str(error).splitlines():
+                err.print(f"[red]error:[/red] {escape(line)}", soft_wrap=True, highlight=False)
+            raise typer.Exit(2) from None
+
+    return run  # type: ignore[return-value]
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """Show a bar with an estimate for every kind of work that is reported inside the block."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    # Parts may take minutes: an estimate that looks back 30 s, as rich's does, would never see two of them.
+    with Progress(*columns, console=err, transient=True, speed_estimate_period=36000) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            elif not done:
+                bar.reset(tasks[what], total=total)
+            bar.update(tasks[what], completed=done)
+
+        with reporting(show):
+            yield bar
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print a sentence as it is, wrapped by the terminal alone."""
+    out.print(escape(text), style=style, highlight=False, soft_wrap=True)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document."""
+    typer.echo(json.dumps(document, indent=2))
+
+
+def table(title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Table:
+    """Lay out the ``columns`` (key to heading) of rows; what was not measured is a dash."""
+    result = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+    for key, heading in columns.items():
+        numeric = all(isinstance(row.get(key, 0), int | float) for row in rows)
+        result.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        result.add_row(*(escape(text(row[key])) if row.get(key) is not None else "-" for key in columns))
+    return result
+
+
+def text(value: Any) -> str:
+    """Write a cell: two decimals, shapes as 3x32x32."""
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    if isinstance(value, list | tuple):
+        return "x".join(map(str, value))
+    return str(value)

@@ -1,0 +1,74 @@
+"""Options of the command line: those that several commands share, and one for every field of a recipe."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import Field, fields
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Optional, get_args, get_type_hints
+
+import typer
+
+from toolchain.recipe import RECIPES, Recipe
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="FILE.py:FACTORY|FILE.pt2|FILE.onnx",
+        help="Function that builds the model, or a file that holds it.",
+    ),
+]
+Weights = Annotated[Path | None, typer.Option("--weights", metavar="FILE", help="Its state_dict, .pt or .safetensors.")]
+Data = Annotated[Path, typer.Option("--data", metavar="FILE.npz", help="Arrays x (N,C,H,W; uint8 or float) and y (N).")]
+Samples = Annotated[int | None, typer.Option("--samples", metavar="N", help="Use the first N samples; all by default.")]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write.")]
+Bundle = Annotated[Path, typer.Argument(metavar="DIR", help="What `convert` has written.")]
+Start = Annotated[str, typer.Option("--recipe", help=f"Where to start from: {', '.join(RECIPES)}.")]
+
+
+def with_recipe(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command an option for every field of :class:`Recipe`; it gets the given ones as keyword arguments.
+
+    The command takes them as ``**options``. What is not given is left to the recipe that it starts from.
+    """
+    hints = get_type_hints(Recipe)
+    by_parameter = {name.replace("-", "_"): (name, field) for field in fields(Recipe) if (name := _option(field))}
+    added = {}
+    for parameter, (name, field) in by_parameter.items():
+        kind, choices = hints[field.name], get_args(hints[field.name])
+        described = typer.Option(
+            f"--{name}/--no-{name}" if kind is bool else f"--{name}",
+            metavar="|".join(choices) or None,
+            help=f"{field.metadata['help']}  [{_shown(field.default)}]",
+        )
+        # Which choices there are is the recipe's to say, in one line.
+        added[parameter] = Annotated[Optional[str if choices else kind], described]  # noqa: UP045 - values here
+
+    @wraps(function)
+    def command(**arguments: Any) -> Any:
+        values = {field.name: arguments.pop(parameter) for parameter, (_, field) in by_parameter.items()}
+        return function(**arguments, options={name: value for name, value in values.items() if value is not None})
+
+    own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "options"]
+    more = [
+        inspect.Parameter(parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for parameter, kind in added.items()
+    ]
+    signature = inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + more)
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    return command
+
+
+def _option(field: Field[Any]) -> str | None:
+    """Return the option of a field without its dashes, None if it has none."""
+    option = field.metadata["option"]
+    return field.name.replace("_", "-") if option == "" else option
+
+
+def _shown(default: Any) -> str:
+    return ("no", "yes")[default] if isinstance(default, bool) else str(default)

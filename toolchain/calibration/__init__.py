@@ -1,0 +1,1 @@
+"""Calibration: weights and bias schedules for the spikes that really arrive."""

@@ -1,0 +1,43 @@
+"""Values by channel: how (C,) meets (B, *shape), and which few of a channel's many values are looked at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sim.network import Shape
+
+VALUES = 1 << 14  #: values per channel that statistics look at
+
+
+def spatial(unit: Tensor, shape: Shape) -> Tensor:
+    """Reshape a value per channel (C,) so that it multiplies (B, *shape); float64."""
+    return unit.double().reshape(-1, *(1,) * (len(shape) - 1))
+
+
+def by_channel(activations: Tensor) -> Tensor:
+    """View (B, C, ...) as (C, values)."""
+    return activations.transpose(0, 1).flatten(1)
+
+
+def positions(shape: Sequence[int], most: int = VALUES) -> tuple[Tensor, Tensor]:
+    """Choose about ``most`` evenly spread values of each channel of (B, C, ...): their samples and places, int64 (n,).
+
+    ``x.flatten(2)[samples, :, places]`` are the values, (n, C). The spacing has no divisor in common with the size of
+    an image, so that it does not fall into step with its rows.
+    """
+    space = math.prod(shape[2:])
+    spacing = max(1, shape[0] * space // most)
+    while math.gcd(spacing, space) > 1:
+        spacing += 1
+    every = torch.arange(0, shape[0] * space, spacing)
+    return every // space, every % space
+
+
+def sampled(x: Tensor) -> Tensor:
+    """Thin (B, C, ...) out to about ``VALUES`` values per channel, evenly: (C, n)."""
+    samples, places = positions(x.shape)
+    return x.reshape(*x.shape[:2], -1)[samples, :, places].T

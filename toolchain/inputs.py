@@ -1,0 +1,101 @@
+"""What users hand over beside the model: arrays of inputs and labels, in memory or in a file, read without pickles."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sim.findings import Refused, refuse
+from sim.network import Shape
+
+ARRAY_LIMIT = 16 << 30  #: bytes that the arrays of one .npz may take uncompressed
+
+
+def as_inputs(x: Any, shape: Shape | None = None, where: str = "calibration") -> Tensor:
+    """Turn user data into the model's inputs, float32 (B, *shape).
+
+    uint8 is scaled by 1/255, as torchvision's ToTensor does; floats are taken as they are. Sequences (B, C, L) fit a
+    ``shape`` of (C, L, 1), as the float graph has it. Raises :class:`Refused` for an empty array, a wrong shape,
+    another type, NaN or infinity.
+    """
+    tensor = x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.array(x)) if _is_numeric(x) else None
+    if tensor is None or not (tensor.is_floating_point() or tensor.dtype == torch.uint8):
+        raise refuse(where, f"type {getattr(x, 'dtype', type(x).__name__)}", "give uint8 or floating-point numbers")
+    if tensor.ndim == 3 and shape == (*tensor.shape[1:], 1):
+        tensor = tensor[..., None]
+    if tensor.ndim not in (2, 3, 4) or (shape is not None and tuple(tensor.shape[1:]) != shape):
+        wanted = "(N, C, H, W), (N, C, L) or (N, features)" if shape is None else f"(N, {', '.join(map(str, shape))})"
+        raise refuse(where, f"shape {tuple(tensor.shape)}", f"it needs {wanted}")
+    if not tensor.numel():
+        raise refuse(where, f"empty: shape {tuple(tensor.shape)}", "give at least one sample")
+    tensor = tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
+    if not tensor.isfinite().all():
+        bad = int(tensor.flatten(1).isfinite().logical_not().any(1).nonzero()[0])
+        raise refuse(where, f"sample {bad} holds NaN or infinity", "clean the data")
+    return tensor
+
+
+def _is_numeric(x: Any) -> bool:
+    return np.asarray(x).dtype.kind in "fiub"
+
+
+def existing(path: Path) -> Path:
+    """Return ``path`` if it is a readable file; raises :class:`Refused` otherwise."""
+    try:
+        with path.open("rb"):
+            return path
+    except OSError as error:
+        raise refuse(str(path), (error.strerror or str(error)).lower(), "check the path and its permissions") from error
+
+
+def load_arrays(path: Path, shape: Shape | None = None, labels: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Read model inputs ``x`` (see :func:`as_inputs`) and labels ``y`` (N,) from an ``.npz``.
+
+    ``y`` may be missing where ``labels`` is False. Sizes are checked before anything is allocated. Raises
+    :class:`Refused`.
+    """
+    try:
+        with zipfile.ZipFile(existing(path)) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > ARRAY_LIMIT:
+            raise refuse(str(path), f"holds {size} bytes, more than {ARRAY_LIMIT}", "split the data")
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {key: _read(path, arrays, key) for key in ("x", "y") if key in arrays.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, Refused):
+            raise
+        raise refuse(
+            str(path), "is not a readable .npz file", "save it with numpy.savez(path, x=..., y=...)"
+        ) from error
+    if "x" not in found:
+        raise refuse(str(path), "has no array 'x'", "save it with numpy.savez(path, x=..., y=...)")
+    x = as_inputs(found["x"], shape, f"{path}: x")
+    y = found.get("y")
+    if y is None:
+        if labels:
+            raise refuse(str(path), "has no array 'y'", "add the labels: numpy.savez(path, x=..., y=...)")
+        return x, None
+    if y.shape != (len(x),) or y.dtype.kind not in "iu" or (len(y) and y.min() < 0):
+        raise refuse(f"{path}: y", f"{y.dtype} of shape {y.shape}", f"it needs {len(x)} class numbers from 0")
+    return x, torch.from_numpy(y.astype(np.int64))
+
+
+def _read(path: Path, arrays: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
+    try:
+        return arrays[key]
+    except MemoryError as error:  # a header that promises more than the archive holds
+        raise refuse(f"{path}: {key}", "declares more data than fits into memory", "save it again") from error
+
+
+def selected(x: Tensor, y: Tensor | None, samples: int | None) -> tuple[Tensor, Tensor | None]:
+    """Take the first ``samples`` (all where None); raises :class:`Refused` if there are fewer or none is asked for."""
+    if samples is None:
+        return x, y
+    if not 1 <= samples <= len(x):
+        raise refuse("samples", f"{samples} asked for", f"the data holds 1 to {len(x)}")
+    return x[:samples], None if y is None else y[:samples]

@@ -1,0 +1,1 @@
+"""Scales: which activation a spike stands for, and the integers that follow from it."""
