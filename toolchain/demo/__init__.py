@@ -7,7 +7,10 @@ from importlib.resources import files
 import torch
 from torch import nn
 
+from toolchain.demo import data
 from toolchain.demo.model import digits_cnn
+
+__all__ = ["data", "digits_cnn", "load_model"]
 
 
 def load_model() -> nn.Module:

@@ -1,0 +1,95 @@
+"""Turn a trained PyTorch network into a verified spiking network for Intel Loihi 2.
+
+Everything that a user needs stands here, and is loaded when it is first used::
+
+    import ann2loihi as a2l
+
+    a2l.convert(model, calibration_inputs).save("build/mine")
+
+The code behind this door lives in the packages ``toolchain``, ``exporters`` and ``sim``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, which makes them public
+    from exporters.engines import available_engines as available_engines
+    from exporters.engines import run as run
+    from exporters.engines import verify as verify
+    from exporters.netx import load as load
+    from exporters.netx import read as read
+    from exporters.netx import write as write
+    from sim.findings import Finding as Finding
+    from sim.findings import Refused as Refused
+    from sim.network import Network as Network
+    from sim.progress import reporting as reporting
+    from toolchain import demo as demo
+    from toolchain.auto import choose as choose
+    from toolchain.convert import Conversion as Conversion
+    from toolchain.convert import convert as convert
+    from toolchain.graph.activations import QCFS as QCFS
+    from toolchain.graph.activations import TReLU as TReLU
+    from toolchain.importer import import_model as import_model
+    from toolchain.importer import inspect_model as check  # noqa: F401
+    from toolchain.importer import replace_max_pooling as replace_max_pooling
+    from toolchain.recipe import RECIPES as RECIPES
+    from toolchain.recipe import Recipe as Recipe
+
+    __version__: str
+
+#: By public name: the module that it is in, and its name there if it has another one.
+_HOMES: dict[str, tuple[str, str]] = {
+    name: (module, name)
+    for module, names in {
+        "exporters.engines": ("available_engines", "run", "verify"),
+        "exporters.netx": ("load", "read", "write"),
+        "sim.findings": ("Finding", "Refused"),
+        "sim.network": ("Network",),
+        "sim.progress": ("reporting",),
+        "toolchain.auto": ("choose",),
+        "toolchain.convert": ("Conversion", "convert"),
+        "toolchain.graph.activations": ("QCFS", "TReLU"),
+        "toolchain.importer": ("import_model", "replace_max_pooling"),
+        "toolchain.recipe": ("RECIPES", "Recipe"),
+    }.items()
+    for name in names
+} | {"check": ("toolchain.importer", "inspect_model"), "demo": ("toolchain.demo", "")}
+
+__all__ = [
+    *sorted(_HOMES),
+    "__version__",
+]
+
+
+def _require_own_packages() -> None:
+    """Refuse to start where somebody else's file has the name of one of our packages: its errors would be riddles."""
+    root = Path(__file__).resolve().parents[1]
+    for name in ("sim", "exporters", "toolchain"):
+        spec = util.find_spec(name)
+        places = [] if spec is None else [*(spec.submodule_search_locations or ()), *filter(None, [spec.origin])]
+        if not any(Path(place).resolve().is_relative_to(root / name) for place in places):
+            problem = f"is taken by {places[0]}; rename that" if places else "is missing; install ann2loihi again"
+            raise ImportError(f"the package {name!r} of ann2loihi {problem}")
+
+
+_require_own_packages()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = metadata.version("ann2loihi")
+    elif name in _HOMES:
+        module, attribute = _HOMES[name]
+        value = import_module(module)
+        value = getattr(value, attribute) if attribute else value
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    globals()[name] = value  # asked for once
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
