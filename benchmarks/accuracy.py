@@ -33,6 +33,7 @@ from benchmarks import workload
 from benchmarks.workload import Calibration, Data, JsonFile, Weights, err, guarded, integers, names, out
 from exporters.report import BLUE, DPI, GREY, VERMILION
 from sim.findings import Finding, Refused, refuse
+from sim.progress import reporting
 from toolchain import calibrate
 from toolchain.assess import model_logits, score
 from toolchain.convert import Recipe, convert
@@ -130,17 +131,12 @@ def measure(work: workload.Workload, graph: Any, recipe: Recipe, tell: Callable[
 
     ``tell`` gets the share that is done. Potentials that leave the registers on test images are counted, ``overflows``.
     """
-    parts = {"quantising": (0.0, 0.2), "calibrating": (0.2, 0.6), "running": (0.8, 0.2)}  # rough shares of the time
-    ran = 0
+    # rough shares of the time
+    parts = {"quantising": (0.0, 0.2), "calibrating": (0.2, 0.6), "running on fast": (0.8, 0.2)}
 
     def progress(what: str, done: int, total: int) -> None:
         start, share = parts.get(what, (0.0, 0.0))
         tell(start + share * done / max(1, total))
-
-    def running(samples: int) -> None:
-        nonlocal ran
-        ran += samples
-        progress("running", ran, len(work.test_x))
 
     start = time.perf_counter()
     try:
@@ -153,7 +149,8 @@ def measure(work: workload.Workload, graph: Any, recipe: Recipe, tell: Callable[
     except Refused as error:
         return {"refused": [str(finding) for finding in error.findings]}
     converted = time.perf_counter()
-    trace = conversion.run(work.test_x, record=False, overflow="count", progress=running)
+    with reporting(progress):
+        trace = conversion.run(work.test_x, record=False, overflow="count")
     return {
         **score(trace.logits[:, -1], work.test_y),
         "overflows": trace.overflows,

@@ -18,6 +18,7 @@ from sim.chip import LOIHI2, Chip
 from sim.findings import refuse
 from sim.fixedpoint import Policy, Registers, largest_sum, shift, worst_case
 from sim.network import INPUT, Conv2d, Dense, Layer, Network
+from sim.progress import counting
 from sim.trace import Trace
 
 PIECE = 1 << 18  #: potentials that are reset at a time
@@ -33,13 +34,11 @@ def run(
     overflow: Policy = "strict",
     record: bool = True,
     batch: int = 32,
-    progress: Callable[[int], object] | None = None,
 ) -> Trace:
     """Run integer payloads ``(B, *input.shape)``; the result equals :func:`sim.reference.run` bit for bit.
 
-    ``record=False`` keeps only the readout's potentials. Memory is bounded by ``batch`` samples; ``progress`` is
-    called with the number of samples just finished. Raises as the reference does, and :class:`Refused` where
-    sums beyond 2**53 could not be exact.
+    ``record=False`` keeps only the readout's potentials. Memory is bounded by ``batch`` samples, and they are counted
+    as progress. Raises as the reference does, and :class:`Refused` where sums beyond 2**53 could not be exact.
     """
     payload = network.payload(payload)
     registers = Registers(network, chip, overflow)
@@ -47,17 +46,17 @@ def run(
     kept = network.layers if record else (network.readout,)
     spikes: dict[str, list[Tensor]] = {layer.name: [] for layer in kept}
     potentials: dict[str, list[Tensor]] = {layer.name: [] for layer in kept}
-    for start in range(0, len(payload), batch):
-        outputs: dict[str, Tensor] = {INPUT: torch.from_numpy(payload[start : start + batch])}
-        for layer in network.layers:
-            current = arriving[layer.name](outputs)
-            fired, v = fire(network, layer, current, registers, record=layer.name in spikes)
-            outputs[layer.name] = fired[-network.timesteps :]
-            if layer.name in spikes:
-                spikes[layer.name].append(fired.transpose(0, 1))
-                potentials[layer.name].append(v.transpose(0, 1))
-        if progress is not None:
-            progress(len(outputs[INPUT]))
+    with counting("running on fast", len(payload)) as advance:
+        for start in range(0, len(payload), batch):
+            outputs: dict[str, Tensor] = {INPUT: torch.from_numpy(payload[start : start + batch])}
+            for layer in network.layers:
+                current = arriving[layer.name](outputs)
+                fired, v = fire(network, layer, current, registers, record=layer.name in spikes)
+                outputs[layer.name] = fired[-network.timesteps :]
+                if layer.name in spikes:
+                    spikes[layer.name].append(fired.transpose(0, 1))
+                    potentials[layer.name].append(v.transpose(0, 1))
+            advance(len(outputs[INPUT]))
 
     def join(parts: dict[str, list[Tensor]], dtype: torch.dtype) -> dict[str, np.ndarray]:
         return {

@@ -18,7 +18,7 @@ import logging
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -32,6 +32,7 @@ from sim.chip import LOIHI2, Chip
 from sim.findings import Finding, Refused, refuse
 from sim.fixedpoint import RegisterOverflow, Registers
 from sim.network import INPUT, Conv2d, Dense, Edge, Layer, Network, Shape
+from sim.progress import track
 from sim.trace import Trace
 
 Form = Literal["native", "stock"]
@@ -66,14 +67,13 @@ def run(
     form: Form = "native",
     chip: Chip = LOIHI2,
     period: int | None = None,
-    progress: Callable[[int], object] | None = None,
 ) -> Trace:
     """Run integer payloads ``(B, *input.shape)`` back to back on Lava and record every layer.
 
-    ``period`` is the distance between samples in steps; the smallest legal one is the default. ``progress`` is called
-    with the number of samples just finished. Raises :class:`sim.fixedpoint.RegisterOverflow` when a potential leaves
-    ``chip``'s registers or breaks the stock form's suppression, :class:`sim.findings.Refused` where Lava is missing or
-    could not compute exactly, and RuntimeError, with what Lava printed, where Lava itself fails.
+    ``period`` is the distance between samples in steps; the smallest legal one is the default. Raises
+    :class:`sim.fixedpoint.RegisterOverflow` when a potential leaves ``chip``'s registers or breaks the stock form's
+    suppression, :class:`sim.findings.Refused` where Lava is missing or could not compute exactly, and RuntimeError,
+    with what Lava printed, where Lava itself fails.
     """
     if form not in ("native", "stock"):
         raise refuse("form", f"{form!r} is unknown", "use 'native' or 'stock'")
@@ -88,7 +88,7 @@ def run(
         build = _native if form == "native" else _stock
         populations = [build(network, layer, ports, period, chip) for layer in network.layers]
     engine = "lava" if form == "native" else "lava-stock"
-    return drive(engine, network, payload, source, populations, period, chip, progress)
+    return drive(engine, network, payload, source, populations, period, chip)
 
 
 def legal_period(network: Network, form: Form, period: int | None = None) -> int:
@@ -232,17 +232,16 @@ def drive(
     populations: Sequence[Population],
     period: int,
     chip: Chip = LOIHI2,
-    progress: Callable[[int], object] | None = None,
 ) -> Trace:
     """Run the graph that ``process`` belongs to, with ``payload`` already in it, and record ``populations``.
 
-    Raises as :func:`run` does.
+    Samples are counted as progress on ``engine``. Raises as :func:`run` does.
     """
     registers = Registers(network, chip, "strict")
     spikes: dict[str, np.ndarray] = {}
     potentials: dict[str, np.ndarray] = {}
     ports = [port for population in populations for port in population.ports]
-    records = iter(_record(process, ports, _lead(network), period, len(payload), progress))
+    records = iter(_record(engine, process, ports, _lead(network), period, len(payload)))
     for population in populations:
         layer = population.layer
         start, busy = network.first_arrival(layer), network.busy(layer)
@@ -309,9 +308,7 @@ def _lead(network: Network) -> int:
     return max(network.first_arrival(layer) for layer in network.layers)
 
 
-def _record(
-    process: Any, ports: Sequence[Any], lead: int, period: int, samples: int, progress: Callable[[int], object] | None
-) -> list[np.ndarray]:
+def _record(engine: str, process: Any, ports: Sequence[Any], lead: int, period: int, samples: int) -> list[np.ndarray]:
     """Run ``lead + samples * period`` steps and return what every port sent, each (steps, *port.shape)."""
     from lava.magma.core.run_conditions import RunSteps
     from lava.magma.core.run_configs import Loihi2SimCfg
@@ -328,7 +325,7 @@ def _record(
             actors = process.runtime._messaging_infrastructure.actors
             pipes = [port.external_pipe_csp_recv_port for port in ports]
             done = 0
-            for sample in range(samples):
+            for sample in track(f"running on {engine}", range(samples)):
                 until = lead + (sample + 1) * period
                 process.run(RunSteps(until - done, blocking=False))
                 for step in range(done, until):
@@ -340,8 +337,6 @@ def _record(
                         record[step] = pipe.recv()
                 process.wait()
                 done = until
-                if progress is not None:
-                    progress(1)
             process.stop()
         except BaseException:
             _kill(process)

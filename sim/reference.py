@@ -10,6 +10,7 @@ import numpy as np
 from sim.chip import LOIHI2, Chip
 from sim.fixedpoint import Policy, Registers, shift
 from sim.network import INPUT, Conv2d, Dense, Network, Synapse
+from sim.progress import track
 from sim.trace import Trace
 
 
@@ -24,7 +25,7 @@ def run(network: Network, payload: np.ndarray, *, chip: Chip = LOIHI2, overflow:
     shape = {layer.name: (len(payload), len(network.busy(layer)), *layer.shape) for layer in network.layers}
     spikes = {name: np.zeros(size, np.uint8) for name, size in shape.items()}
     potentials = {name: np.zeros(size, np.int64) for name, size in shape.items()}
-    for sample, image in enumerate(payload):
+    for sample, image in enumerate(track("running on reference", payload)):
         _run_sample(
             network,
             image,

@@ -15,6 +15,7 @@ from exporters import netx
 from sim import reference
 from sim.findings import Refused
 from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network, Shape, Synapse
+from sim.progress import reporting
 from sim.trace import first_difference
 
 FLAT = np.zeros((2, 2), int)
@@ -75,11 +76,12 @@ def perceptron() -> Network:
 def test_a_loaded_file_equals_the_reference(network: Network, tmp_path: Path, compared: Callable[[str], None]) -> None:
     netx.write(network, tmp_path / "a.net")
     payload = drawn(9, 3, *network.input.shape, low=network.input.limits[0], high=network.input.limits[1])
-    counted: list[int] = []
-    trace = netx.load(tmp_path / "a.net").run(payload, progress=counted.append)
+    told: list[tuple[str, int, int]] = []
+    with reporting(lambda *report: told.append(report)):
+        trace = netx.load(tmp_path / "a.net").run(payload)
     assert first_difference(reference.run(network, payload), trace) is None
     assert all(trace.spikes[layer.name].any() for layer in network.layers if layer.kind == "spiking")
-    assert (trace.engine, counted) == ("netx", [1, 1, 1])
+    assert (trace.engine, told[-1]) == ("netx", ("running on netx", 3, 3))
     compared("reference = netx")
 
 

@@ -18,6 +18,7 @@ from sim.chip import LOIHI2, WIDE
 from sim.findings import Refused
 from sim.fixedpoint import RegisterOverflow
 from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network, Shape
+from sim.progress import reporting
 from sim.trace import Trace, first_difference
 
 pytestmark = [
@@ -322,28 +323,30 @@ def test_the_terminal_and_the_root_logger_stay_clean(capfd: pytest.CaptureFixtur
     assert logging.getLogger().handlers == handlers
 
 
-def test_progress_counts_samples_and_an_exception_in_it_leaves_no_process_behind() -> None:
+@pytest.mark.parametrize("finished", [0, 1, 2])
+def test_samples_are_reported_and_an_exception_there_leaves_no_process_behind(finished: int) -> None:
     network, _ = worked_example(holdoff=0)
-    payload, counted = np.full((3, 1), 2), []
-    on_lava.run(network, payload, progress=counted.append)
-    assert counted == [1, 1, 1]
+    told: list[tuple[str, int, int]] = []
 
-    def interrupt(samples: int) -> None:
-        raise KeyboardInterrupt
+    def interrupt(*report: Any) -> None:
+        told.append(report)
+        if report[1] == finished:
+            raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        on_lava.run(network, payload, progress=interrupt)
+    with reporting(interrupt), pytest.raises(KeyboardInterrupt):
+        on_lava.run(network, np.full((2, 1), 2))
+    assert told == [("running on lava", done, 2) for done in range(finished + 1)]
     assert multiprocessing.active_children() == []
 
 
 def test_a_dead_lava_process_raises_instead_of_hanging() -> None:
     network, _ = worked_example(holdoff=0)
 
-    def murder(samples: int) -> None:
+    def murder(what: str, done: int, total: int) -> None:
         next(child for child in multiprocessing.active_children() if type(child).__name__ == "SystemProcess").kill()
 
-    with pytest.raises(RuntimeError, match="a Lava process has died"):
-        on_lava.run(network, np.full((3, 1), 2), progress=murder)
+    with reporting(murder), pytest.raises(RuntimeError, match="a Lava process has died"):
+        on_lava.run(network, np.full((3, 1), 2))
     assert multiprocessing.active_children() == []
 
 

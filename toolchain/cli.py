@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -18,7 +18,7 @@ from rich.table import Table
 
 from sim.findings import Refused, refuse
 from sim.fixedpoint import RegisterOverflow
-from toolchain.progress import counted
+from sim.progress import reporting
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -324,9 +324,8 @@ def evaluate(
     network = bundles.load(bundle).network
     x, y = selected(*load_arrays(data, network.input.shape), samples)
     assert y is not None  # load_arrays has refused data without labels
-    with _progress() as tell:
-        progress = partial(counted(tell, "running on {}", len(x)), engine)
-        trace = run(engine, network, network.input.encode(x), record=False, progress=progress)
+    with _progress() as tell, reporting(tell):
+        trace = run(engine, network, network.input.encode(x), record=False)
     rows = by_step(trace.logits, y)
     if as_json:
         _print_json({"engine": engine, "samples": len(x), "accuracy_by_step": rows})
@@ -351,9 +350,8 @@ def verify(
 
     loaded = bundles.load(bundle)
     x, _ = selected(*load_arrays(data, loaded.network.input.shape, labels=False), samples)
-    with _progress() as tell:
-        payload, progress = loaded.network.input.encode(x), counted(tell, "verifying on {}", len(x))
-        result = run(loaded.network, payload, net_path=loaded.net_path, progress=progress)
+    with _progress() as tell, reporting(tell):
+        result = run(loaded.network, loaded.network.input.encode(x), net_path=loaded.net_path)
     if as_json:
         _print_json(result.as_dict())
     else:

@@ -5,7 +5,6 @@ import -> (tune ->) thresholds -> quantise -> calibrate, layer by layer in topol
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,7 +43,6 @@ class Conversion:
         *,
         record: bool = True,
         overflow: Policy = "strict",
-        progress: Callable[[int], object] | None = None,
     ) -> Trace:
         """Simulate model inputs ``(B, *input_shape)`` (see :func:`as_inputs`) on the fast engine."""
         payload = self.network.input.encode(as_inputs(x, self.network.input.shape))
@@ -54,7 +52,6 @@ class Conversion:
             chip=chips.CHIPS[self.recipe.chip],
             overflow=overflow,
             record=record,
-            progress=progress,
         )
 
     def predict(self, x: Any) -> np.ndarray:

@@ -6,7 +6,6 @@ is what netx has no word for: the spike source, the recurrent synapses and the w
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,14 @@ class LoadedNetwork:
     process: Any  #: as netx built it, None where it cannot; ``run`` builds another, since one process runs one payload
     period: int  #: steps between samples
 
-    def run(self, payload: np.ndarray, *, progress: Callable[[int], object] | None = None) -> Trace:
+    def run(self, payload: np.ndarray) -> Trace:
         """Run integer payloads ``(B, *input.shape)`` on the file's network; as :func:`sim.on_lava.run` otherwise.
 
         Raises :class:`sim.findings.Refused` also if the file has changed since it was loaded.
         """
         payload = self.network.payload(payload)
         if self.process is None:
-            return on_lava.run(self.network, payload, form="stock", period=self.period, progress=progress)
+            return on_lava.run(self.network, payload, form="stock", period=self.period)
         findings = on_lava.inexact(self.network, payload, "stock") + _wide_sums(self.network, payload)
         if file.read(self.path) != self.network:
             findings.append(Finding(str(self.path), "the file has changed since it was loaded", "load it again"))
@@ -51,7 +50,7 @@ class LoadedNetwork:
                 on_lava.attach(self.network, layer, block.neuron, [block.synapse.a_out], self.period)
                 for layer, block in zip(self.network.layers, process.layers, strict=True)
             ]
-        return on_lava.drive("netx", self.network, payload, source, populations, self.period, progress=progress)
+        return on_lava.drive("netx", self.network, payload, source, populations, self.period)
 
 
 def load(path: str | Path, *, period: int | None = None) -> LoadedNetwork:

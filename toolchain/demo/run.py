@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from exporters import engines
+from sim.progress import reporting
 from toolchain import artefact, assess
 from toolchain.convert import Conversion, convert
 from toolchain.demo import data, load_model
-from toolchain.progress import Progress, counted
+from toolchain.progress import Progress
 
 TIMESTEPS = 8  #: T of the network that the demo leaves behind
 OTHERS = (1, 2, 4)  #: shorter windows that its accuracy is compared with
@@ -36,7 +37,8 @@ def run(directory: Path, samples: int, progress: Progress) -> dict[str, Any]:
         ),
     }
     payload = conversion.network.input.encode(x[:samples])
-    verification = engines.verify(conversion.network, payload, progress=counted(progress, "verifying on {}", samples))
+    with reporting(progress):
+        verification = engines.verify(conversion.network, payload)
     for engine in verification.runs:
         if engine.engine == "lava":
             logits = engine.logits[:, -1]
