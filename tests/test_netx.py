@@ -283,14 +283,14 @@ def test_the_graph_form_holds_what_netx_cannot_but_nothing_that_the_chip_cannot(
 def test_a_failure_in_the_middle_leaves_the_old_file_and_nothing_else(
     failure: type[BaseException], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, store = path.read_bytes(), netx.file._store
+    before, store = path.read_bytes(), netx.hdf5._store
 
     def fail_late(file: h5py.File, name: str, value: np.ndarray) -> None:
         if name == "layer/4/weight":
             raise failure
         store(file, name, value)
 
-    monkeypatch.setattr(netx.file, "_store", fail_late)
+    monkeypatch.setattr(netx.hdf5, "_store", fail_late)
     with pytest.raises(failure):
         netx.write(network(holdoff=3), path)
     assert path.read_bytes() == before
@@ -301,7 +301,7 @@ def test_a_full_disk_is_reported_in_one_line(path: Path, monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(netx.file, "_store", full)
+    monkeypatch.setattr(netx.hdf5, "_store", full)
     assert "it cannot be written ([Errno 28] No space left on device)" in refusal(lambda: netx.write(network(), path))
     assert list(path.parent.iterdir()) == [path]
 
@@ -644,9 +644,7 @@ def test_stock_netx_really_corrupts_or_rejects_what_is_refused(tmp_path: Path) -
     paths = [tmp_path / f"{index}.net" for index in range(len(refused))]
     for network, path in zip(refused, paths, strict=True):
         assert netx.check(network)
-        with h5py.File(path, "w") as file:
-            for name, value in netx.file._netx_content(network).items():
-                netx.file._store(file, name, value)
+        netx.hdf5.save(netx.content.netx_content(network), path)
     outcomes = stock(tmp_path, 8, *paths)
     for network, blocks in zip(refused[: len(matrices)], outcomes, strict=False):
         assert not np.array_equal(

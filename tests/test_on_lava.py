@@ -18,7 +18,10 @@ from sim.chip import LOIHI2, WIDE
 from sim.findings import Refused
 from sim.fixedpoint import RegisterOverflow
 from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network, Shape
+from sim.on_lava import graph
+from sim.on_lava.runtime import Population
 from sim.progress import reporting
+from sim.stock import Form, legal_period
 from sim.trace import Trace, first_difference
 
 pytestmark = [
@@ -26,7 +29,7 @@ pytestmark = [
     # networkx, on which Lava builds its graphs, looks for pandas.
     pytest.mark.filterwarnings("ignore:pandas not found:ImportWarning"),
 ]
-both_forms = pytest.mark.parametrize("form", get_args(on_lava.Form))
+both_forms = pytest.mark.parametrize("form", get_args(Form))
 
 
 def layer(
@@ -64,7 +67,7 @@ def assert_equal(network: Network, payload: np.ndarray, **options: Any) -> Trace
 
 
 @both_forms
-def test_a_neuron_worked_by_hand_spikes_and_resets_by_subtraction(form: on_lava.Form) -> None:
+def test_a_neuron_worked_by_hand_spikes_and_resets_by_subtraction(form: Form) -> None:
     # The current 2 * 3 = 6 arrives at t = 1, 2, 3: 5+6 = 11 fires, 1+6 = 7, 7+6+1 = 14 fires.
     network, payload = worked_example(holdoff=0)
     trace = on_lava.run(network, payload, form=form)
@@ -75,7 +78,7 @@ def test_a_neuron_worked_by_hand_spikes_and_resets_by_subtraction(form: on_lava.
 
 
 @both_forms
-def test_a_neuron_worked_by_hand_holds_off(form: on_lava.Form) -> None:
+def test_a_neuron_worked_by_hand_holds_off(form: Form) -> None:
     # The window opens at t = 2 instead: 11 stays silent, 17 fires, 7+6 = 13 fires, 3+1 = 4 after the input has ended.
     network, payload = worked_example(holdoff=1)
     trace = on_lava.run(network, payload, form=form)
@@ -168,7 +171,7 @@ def depthwise() -> Network:
     [chain(1, 0), chain(3, 1), chain(8, 2), skips(), depthwise()],
     ids=["T1-K0", "T3-K1", "T8-K2", "skips", "depthwise"],
 )
-def test_lava_equals_the_reference(form: on_lava.Form, network: Network, compared: Callable[[str], None]) -> None:
+def test_lava_equals_the_reference(form: Form, network: Network, compared: Callable[[str], None]) -> None:
     low, high = network.input.limits
     trace = assert_equal(network, drawn(20, 2, *network.input.shape, low=low, high=high), form=form)
     assert all(trace.spikes[layer.name].any() for layer in network.layers if layer.kind == "spiking")
@@ -177,7 +180,7 @@ def test_lava_equals_the_reference(form: on_lava.Form, network: Network, compare
 
 @both_forms
 @pytest.mark.parametrize("slack", [0, 3])
-def test_samples_back_to_back_equal_samples_one_by_one(form: on_lava.Form, slack: int) -> None:
+def test_samples_back_to_back_equal_samples_one_by_one(form: Form, slack: int) -> None:
     # Deeper than a period is long, so that samples overlap in the network, and eager to fire without any input.
     always = {"v0": np.array([7, 9]), "bias": np.full((2, 2), 9)}
     names = [f"layer{i}" for i in range(5)]
@@ -189,7 +192,7 @@ def test_samples_back_to_back_equal_samples_one_by_one(form: on_lava.Form, slack
     network = Network(Input((2,)), (*layers, last), timesteps=2)
     assert network.steps > network.period + 1
     payload = drawn(1, 5, 2)
-    period = on_lava.legal_period(network, form) + slack
+    period = legal_period(network, form) + slack
     stream = assert_equal(network, payload, form=form, period=period)
     singles = [on_lava.run(network, payload[i : i + 1], form=form) for i in range(2)]
     for i, single in enumerate(singles):
@@ -199,7 +202,7 @@ def test_samples_back_to_back_equal_samples_one_by_one(form: on_lava.Form, slack
 
 
 @both_forms
-def test_an_empty_payload_gives_an_empty_trace(form: on_lava.Form) -> None:
+def test_an_empty_payload_gives_an_empty_trace(form: Form) -> None:
     network = chain(3, 1)
     trace = assert_equal(network, np.zeros((0, 2, 5, 4), np.int64), form=form)
     assert trace.logits.shape == (0, 3, 3)
@@ -215,7 +218,7 @@ def integrator(timesteps: int) -> Network:
 
 @both_forms
 @pytest.mark.parametrize("sign", [1, -1])
-def test_leaving_the_register_raises_with_layer_channel_step_and_value(form: on_lava.Form, sign: int) -> None:
+def test_leaving_the_register_raises_with_layer_channel_step_and_value(form: Form, sign: int) -> None:
     # 127 * 127 a step passes 2**17 at t = 9.
     with pytest.raises(RegisterOverflow, match=rf"layer last, channel 0, step 9: v = {sign * 9 * 127**2} leaves"):
         on_lava.run(integrator(16), np.array([[3], [sign * 127]]), form=form)
@@ -223,7 +226,7 @@ def test_leaving_the_register_raises_with_layer_channel_step_and_value(form: on_
 
 
 @both_forms
-def test_a_narrower_chip_is_obeyed(form: on_lava.Form) -> None:
+def test_a_narrower_chip_is_obeyed(form: Form) -> None:
     narrow = dataclasses.replace(LOIHI2, state_bits=20)
     with pytest.raises(RegisterOverflow, match=r"step 1: v = 16129 leaves the register of Loihi 2 \(\|v\| < 8192\)"):
         on_lava.run(integrator(1), np.array([[127]]), form=form, chip=narrow)
@@ -239,31 +242,31 @@ def test_a_potential_too_high_for_the_suppression_raises_in_the_stock_form_only(
 
 
 def test_the_schedule_is_in_force_in_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    attach = on_lava.attach
+    attach = graph.attach
 
-    def eager(network: Network, population: Layer, neuron: Any, *rest: Any) -> on_lava.Population:
+    def eager(network: Network, population: Layer, neuron: Any, *rest: Any) -> Population:
         neuron.bias_mant.init = 1000
         return attach(network, population, neuron, *rest)
 
-    monkeypatch.setattr(on_lava, "attach", eager)
+    monkeypatch.setattr(graph, "attach", eager)
     assert_equal(*worked_example(holdoff=0), form="stock")
 
 
 def test_a_register_that_is_not_the_sum_of_its_currents_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    attach = on_lava.attach
+    attach = graph.attach
 
-    def leaky(network: Network, population: Layer, neuron: Any, *rest: Any) -> on_lava.Population:
+    def leaky(network: Network, population: Layer, neuron: Any, *rest: Any) -> Population:
         neuron.du.init = 99
         return attach(network, population, neuron, *rest)
 
-    monkeypatch.setattr(on_lava, "attach", leaky)
+    monkeypatch.setattr(graph, "attach", leaky)
     network, payload = worked_example(holdoff=0)
     with pytest.raises(RegisterOverflow, match=r"layer first, channel 0, step 2 .* sum of its currents"):
         on_lava.run(network, payload, form="stock")
 
 
 @pytest.mark.parametrize(("form", "smallest"), [("native", 4), ("stock", 5)])
-def test_a_period_in_which_samples_would_meet_is_refused(form: on_lava.Form, smallest: int) -> None:
+def test_a_period_in_which_samples_would_meet_is_refused(form: Form, smallest: int) -> None:
     network, payload = worked_example(holdoff=1)
     with pytest.raises(Refused, match=rf"period: {smallest - 1} steps are too few .*give at least {smallest}"):
         on_lava.run(network, payload, form=form, period=smallest - 1)

@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 
 from exporters.netx import file
+from exporters.netx.content import NETX
 from sim import on_lava
 from sim.findings import Finding, Refused, refuse
 from sim.network import Dense, Network
+from sim.on_lava import graph, runtime
+from sim.stock import inexact, legal_period
 from sim.trace import Trace
 
 
@@ -36,21 +39,21 @@ class LoadedNetwork:
         payload = self.network.payload(payload)
         if self.process is None:
             return on_lava.run(self.network, payload, form="stock", period=self.period)
-        findings = on_lava.inexact(self.network, payload, "stock") + _wide_sums(self.network, payload)
+        findings = inexact(self.network, payload, "stock") + _wide_sums(self.network, payload)
         if file.read(self.path) != self.network:
             findings.append(Finding(str(self.path), "the file has changed since it was loaded", "load it again"))
         if findings:
             raise Refused(findings)
-        with on_lava.silenced():
-            source = on_lava.stimulus(self.network, payload, self.period)
+        with runtime.silenced():
+            source = graph.stimulus(self.network, payload, self.period)
             process = _build(self.path, self.network, self.period)
             first = self.network.layers[0].edges[0].synapse
-            (on_lava.flat(source.s_out) if type(first) is Dense else source.s_out).connect(process.inp)
+            (graph.flat(source.s_out) if type(first) is Dense else source.s_out).connect(process.inp)
             populations = [
-                on_lava.attach(self.network, layer, block.neuron, [block.synapse.a_out], self.period)
+                graph.attach(self.network, layer, block.neuron, [block.synapse.a_out], self.period)
                 for layer, block in zip(self.network.layers, process.layers, strict=True)
             ]
-        return on_lava.drive("netx", self.network, payload, source, populations, self.period)
+        return runtime.drive("netx", self.network, payload, source, populations, self.period)
 
 
 def load(path: str | Path, *, period: int | None = None) -> LoadedNetwork:
@@ -61,14 +64,14 @@ def load(path: str | Path, *, period: int | None = None) -> LoadedNetwork:
     Raises :class:`Refused` for any other file, a period too small, and where Lava or lava-dl is missing.
     """
     network = file.read(path)
-    period = on_lava.legal_period(network, "stock", period)
-    with on_lava.silenced():
-        process = _build(Path(path), network, period) if file.loaded_by(network) == file.NETX else None
+    period = legal_period(network, "stock", period)
+    with runtime.silenced():
+        process = _build(Path(path), network, period) if file.loaded_by(network) == NETX else None
     return LoadedNetwork(Path(path), network, process, period)
 
 
 def _build(path: Path, network: Network, period: int) -> Any:
-    on_lava.require_lava()
+    runtime.require_lava()
     try:
         from lava.lib.dl.netx import hdf5
     except ImportError as error:
