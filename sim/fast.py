@@ -8,6 +8,7 @@ only its sources' outputs inside their firing windows, never the network from th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +18,21 @@ from torch.nn import functional
 from sim.chip import LOIHI2, Chip
 from sim.findings import refuse
 from sim.fixedpoint import Policy, Registers, largest_sum, shift, worst_case
-from sim.network import INPUT, Conv2d, Dense, Layer, Network
+from sim.network import INPUT, Conv2d, Dense, Layer, Network, SynapseTable
 from sim.progress import counting
 from sim.trace import Trace
 
 PIECE = 1 << 18  #: potentials that are reset at a time
 
 Bias = Callable[[int, Tensor], Tensor]  #: (window step tau, potentials (B, *shape)) -> bias that broadcasts to them
+
+#: (synapse, its weight as floats, what its source sends (frames, *source)) -> currents (frames, ...)
+CURRENT = SynapseTable[Callable[[Any, Tensor, Tensor], Tensor]](
+    {
+        Dense: lambda _, weight, frames: functional.linear(frames.flatten(1), weight),
+        Conv2d: lambda synapse, weight, frames: functional.conv2d(frames, weight, None, *synapse.geometry),
+    }
+)
 
 
 def run(
@@ -108,13 +117,7 @@ class Currents:
             source = outputs[edge.source]
             sent = source if edge.source == INPUT else source[here.start - begin : here.stop - begin]
             frames = sent.reshape(-1, *network.shape_of(edge.source)).to(weight.dtype)
-            if type(edge.synapse) is Dense:
-                current = functional.linear(frames.flatten(1), weight)
-            elif type(edge.synapse) is Conv2d:
-                s = edge.synapse
-                current = functional.conv2d(frames, weight, None, s.stride, s.padding, s.dilation, s.groups)
-            else:
-                raise TypeError(f"{type(edge.synapse).__name__} is not a synapse; known: Dense, Conv2d")
+            current = CURRENT[type(edge.synapse)](edge.synapse, weight, frames)
             current = shift(current.to(self.dtype), edge.exponent).reshape(-1, samples, *layer.shape)
             if total is None and here == steps and len(current) == len(steps):
                 total = current

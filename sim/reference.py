@@ -5,11 +5,14 @@ Read it beside the docstring of :mod:`sim.network`. Nothing here is optimised an
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from sim.chip import LOIHI2, Chip
 from sim.fixedpoint import Policy, Registers, shift
-from sim.network import INPUT, Conv2d, Dense, Network, Synapse
+from sim.network import INPUT, Conv2d, Dense, Network, SynapseTable
 from sim.progress import track
 from sim.trace import Trace
 
@@ -52,7 +55,7 @@ def _run_sample(
             name, tau = layer.name, t - network.phase[layer.name]
             window = 0 <= tau < network.timesteps
             for edge in layer.edges:
-                current = _current(edge.synapse, previous[edge.source])
+                current = CURRENT[type(edge.synapse)](edge.synapse, previous[edge.source])
                 v[name] = v[name] + shift(current, edge.exponent).reshape(layer.shape)
             if window:
                 v[name] = v[name] + layer.per_neuron(layer.bias[tau])
@@ -68,22 +71,18 @@ def _run_sample(
         previous = now
 
 
-def _current(synapse: Synapse, x: np.ndarray) -> np.ndarray:
-    if type(synapse) is Dense:
-        return synapse.weight.astype(np.int64) @ x.reshape(-1)
-    if type(synapse) is Conv2d:
-        return _convolve(synapse, x)
-    raise TypeError(f"{type(synapse).__name__} is not a synapse; known: Dense, Conv2d")
+def _dense(synapse: Dense, x: np.ndarray) -> np.ndarray:
+    return synapse.weight.astype(np.int64) @ x.reshape(-1)
 
 
-def _convolve(synapse: Conv2d, x: np.ndarray) -> np.ndarray:
+def _conv2d(synapse: Conv2d, x: np.ndarray) -> np.ndarray:
     weight = synapse.weight.astype(np.int64)
-    (sy, sx), (py, px), (dy, dx) = synapse.stride, synapse.padding, synapse.dilation
+    (sy, sx), (py, px), (dy, dx), groups = synapse.geometry
     c_out, c_in, ky, kx = weight.shape
     padded = np.pad(x, ((0, 0), (py, py), (px, px)))
     out = np.zeros(synapse.output_shape(x.shape), np.int64)
     for channel in range(c_out):
-        group = channel // (c_out // synapse.groups)
+        group = channel // (c_out // groups)
         source = padded[group * c_in : (group + 1) * c_in]
         for row in range(out.shape[1]):
             for column in range(out.shape[2]):
@@ -91,3 +90,7 @@ def _convolve(synapse: Conv2d, x: np.ndarray) -> np.ndarray:
                 patch = source[:, y : y + dy * (ky - 1) + 1 : dy, z : z + dx * (kx - 1) + 1 : dx]
                 out[channel, row, column] = (patch * weight[channel]).sum()
     return out
+
+
+#: (synapse, what its source sends, (*source)) -> the current, int64, before the edge's exponent
+CURRENT = SynapseTable[Callable[[Any, np.ndarray], np.ndarray]]({Dense: _dense, Conv2d: _conv2d})

@@ -9,13 +9,14 @@ runs it. Sources are files of lava-nc 0.10.0.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 
 from sim.chip import LOIHI2, Chip
 from sim.findings import Finding, refuse
-from sim.network import INPUT, Conv2d, Edge, Layer, Network
+from sim.network import INPUT, Conv2d, Dense, Edge, Layer, Network, SynapseTable
 
 Form = Literal["native", "stock"]  #: how a network is built on Lava: our own neurons, or the stock form
 
@@ -26,6 +27,15 @@ NEVER = (1 << LOIHI2.threshold_bits) - 1  #: vth of a readout: no potential insi
 CURRENT_BITS = 26  #: LIF shifts the int32 sum of its currents left by 6
 CONV_SUM_BITS = 24  #: Conv wraps its sums (lava/proc/conv/models.py)
 CONV_LIMIT = 127  #: Conv keeps kernel size, stride, padding, dilation and groups as int8 and wraps beyond
+
+
+def _conv_holds(synapse: Conv2d) -> bool:
+    stride, padding, dilation, groups = synapse.geometry
+    return max(*synapse.weight.shape[2:], *stride, *padding, *dilation, groups) <= CONV_LIMIT
+
+
+#: (synapse) -> whether Lava's Conv can hold it
+CONV_HOLDS = SynapseTable[Callable[[Any], bool]]({Dense: lambda _: False, Conv2d: _conv_holds})
 
 
 def legal_period(network: Network, form: Form, period: int | None = None) -> int:
@@ -105,12 +115,7 @@ def inexact(network: Network, payload: np.ndarray, form: Form, chip: Chip = LOIH
 
 def by_conv(edge: Edge) -> bool:
     """Tell whether Lava's Conv computes the edge; it ignores weight exponents. Dense and Sparse compute the others."""
-    conv = edge.synapse
-    return (
-        type(conv) is Conv2d
-        and edge.exponent == 0
-        and max(*conv.weight.shape[2:], *conv.stride, *conv.padding, *conv.dilation, conv.groups) <= CONV_LIMIT
-    )
+    return edge.exponent == 0 and CONV_HOLDS[type(edge.synapse)](edge.synapse)
 
 
 def recurs_by_conv(layer: Layer) -> bool:

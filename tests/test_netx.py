@@ -19,7 +19,7 @@ from random_networks import networks
 
 from exporters import netx
 from sim.findings import Refused
-from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network
+from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network
 
 CASES = settings(max_examples=60, derandomize=True, deadline=None)
 T = 3
@@ -45,9 +45,9 @@ def weights(*shape: int, seed: int = 0) -> np.ndarray:
 
 def network(**fields: Any) -> Network:
     """conv -> strided grouped conv with a bias per neuron -> dense -> readout: every field of the format."""
-    second = Conv2d(weights(4, 2, 2, 3), stride=(2, 3), padding=(0, 1), dilation=(1, 2), groups=2)
+    second = Conv2d(weights(4, 2, 2, 3), Geometry(stride=(2, 3), padding=(0, 1), dilation=(1, 2), groups=2))
     layers = (
-        layer("features.0", (4, 6, 6), INPUT, Conv2d(weights(4, 2, 3, 3), padding=(1, 1))),
+        layer("features.0", (4, 6, 6), INPUT, Conv2d(weights(4, 2, 3, 3), Geometry(padding=(1, 1)))),
         replace(
             layer("features.3", (4, 3, 2), "features.0", second, 280, holdoff=2),
             bias=np.random.default_rng(1).integers(-9, 10, (T, 4, 3, 2)),
@@ -206,11 +206,11 @@ REFUSED = {
         "no weight is positive and the lowest is -64, .*make one weight positive",
     ),
     "groups": (
-        two(Conv2d(weights(128, 1, 1, 1), groups=128), (128, 1, 1), (128, 1, 1)),
+        two(Conv2d(weights(128, 1, 1, 1), Geometry(groups=128)), (128, 1, 1), (128, 1, 1)),
         "first <- input: groups 128 is above 127, the int8 of lava-nc's Conv",
     ),
     "padding": (
-        two(Conv2d(weights(1, 1, 1, 1), padding=(0, 128)), (1, 1, 1), (1, 1, 257)),
+        two(Conv2d(weights(1, 1, 1, 1), Geometry(padding=(0, 128))), (1, 1, 1), (1, 1, 257)),
         "first <- input: padding 128 is above 127",
     ),
     "weights beyond the chip": (dense([[128, 1]]), r"weight 128 is outside -127..127 \(Loihi 2\)"),
@@ -629,8 +629,8 @@ def test_stock_netx_opens_every_accepted_form_and_holds_exactly_our_numbers(tmp_
             held = np.moveaxis(np.array(block["bias"]), -1, 0).reshape(layer.shape[0], -1)
             assert (held == (layer.v0[:, None] if readout else -32768)).all()
             if type(synapse) is Conv2d:
-                pairs = [list(pair[::-1]) for pair in (synapse.stride, synapse.padding, synapse.dilation)]
-                assert block["geometry"] == [*pairs, [synapse.groups]]
+                *pairs, groups = synapse.geometry
+                assert block["geometry"] == [*(list(pair[::-1]) for pair in pairs), [groups]]
 
 
 @pytest.mark.lava

@@ -14,7 +14,7 @@ import pytest
 from exporters import netx
 from sim import reference
 from sim.findings import Refused
-from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network, Shape, Synapse
+from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network, Shape, Synapse
 from sim.progress import reporting
 from sim.trace import first_difference
 
@@ -46,8 +46,8 @@ def convolutions(timesteps: int = 4, holdoff: int = 1) -> Network:
         Input((2, 5, 4), bits=4),
         timesteps,
         holdoff,
-        ((4, 3, 6), Conv2d(drawn(1, 4, 2, 3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2)), 1020),
-        ((6, 2, 6), Conv2d(drawn(2, 6, 2, 2, 3), padding=(0, 1), groups=2), 151),
+        ((4, 3, 6), Conv2d(drawn(1, 4, 2, 3, 2), Geometry(stride=(2, 1), padding=(1, 2), dilation=(1, 2))), 1020),
+        ((6, 2, 6), Conv2d(drawn(2, 6, 2, 2, 3), Geometry(padding=(0, 1), groups=2)), 151),
         ((7,), Dense(drawn(3, 7, 72)), 254),
         ((3,), Dense(drawn(4, 3, 7)), 0),
     )

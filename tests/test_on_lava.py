@@ -17,7 +17,7 @@ from sim import on_lava, reference
 from sim.chip import LOIHI2, WIDE
 from sim.findings import Refused
 from sim.fixedpoint import RegisterOverflow
-from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network, Shape
+from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network, Shape
 from sim.on_lava import graph
 from sim.on_lava.runtime import Population
 from sim.progress import reporting
@@ -89,8 +89,8 @@ def test_a_neuron_worked_by_hand_holds_off(form: Form) -> None:
 
 def chain(timesteps: int, holdoff: int) -> Network:
     """Two convolutions of awkward geometry and a readout."""
-    first = Conv2d(drawn(1, 4, 2, 3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2))
-    second = Conv2d(drawn(2, 6, 2, 2, 3), padding=(0, 1), groups=2)
+    first = Conv2d(drawn(1, 4, 2, 3, 2), Geometry(stride=(2, 1), padding=(1, 2), dilation=(1, 2)))
+    second = Conv2d(drawn(2, 6, 2, 2, 3), Geometry(padding=(0, 1), groups=2))
     return Network(
         Input((2, 5, 4), bits=4),
         (
@@ -115,15 +115,15 @@ def chain(timesteps: int, holdoff: int) -> Network:
 def skips() -> Network:
     """Several edges into each layer, early arrivals, Dense from and into (C, H, W), exponents, one-sided weights."""
     image, hidden = (2, 3, 4), (3, 3, 4)
-    same = {"padding": (1, 1)}
+    same = Geometry(padding=(1, 1))
     return Network(
         Input(image, bits=3),
         (
-            layer("a", hidden, Edge(INPUT, Conv2d(drawn(1, 3, 2, 3, 3), **same)), theta=302, seed=2),
+            layer("a", hidden, Edge(INPUT, Conv2d(drawn(1, 3, 2, 3, 3), same)), theta=302, seed=2),
             layer(
                 "b",
                 hidden,
-                Edge("a", Conv2d(drawn(3, 3, 3, 3, 3), **same), -1),
+                Edge("a", Conv2d(drawn(3, 3, 3, 3, 3), same), -1),
                 Edge("a", Dense(drawn(4, 36, 36)), -2),
                 theta=90,
                 seed=5,
@@ -131,7 +131,7 @@ def skips() -> Network:
             layer(
                 "c",
                 hidden,
-                Edge("b", Conv2d(drawn(6, 3, 1, 1, 1, low=0), groups=3), 1),
+                Edge("b", Conv2d(drawn(6, 3, 1, 1, 1, low=0), Geometry(groups=3)), 1),
                 Edge("a", Conv2d(drawn(7, 3, 3, 1, 1, low=-128, high=-1))),
                 Edge(INPUT, Dense(drawn(8, 36, 24))),
                 theta=200,
@@ -154,7 +154,7 @@ def skips() -> Network:
 
 def depthwise() -> Network:
     """More channels than the 8 bits in which Lava's Conv keeps its groups."""
-    kernel = Conv2d(drawn(1, 130, 1, 2, 1), groups=130)
+    kernel = Conv2d(drawn(1, 130, 1, 2, 1), Geometry(groups=130))
     return Network(
         Input((130, 2, 2), bits=3),
         (

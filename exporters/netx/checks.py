@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
-from exporters.netx.content import GEOMETRY, TYPES
+import numpy as np
+
+from exporters.netx.content import SYNAPSES
 from sim.chip import LOIHI2
 from sim.chip import check as check_chip
 from sim.findings import Finding
-from sim.network import INPUT, Conv2d, Dense, Layer, Network
+from sim.network import INPUT, Conv2d, Dense, Layer, Network, SynapseTable
 from sim.stock import CONV_LIMIT
 
 NEURON_LIMIT = 1_150_000_000  #: neurons of a network; Intel's largest Loihi 2 system, Hala Point, holds as many
@@ -46,57 +50,59 @@ def check(network: Network) -> list[Finding]:
                         "rescale the layer so that it is 0, or keep it with write_graph",
                     )
                 )
-            found.extend(_check_synapse(where, layer, edge.synapse))
+            if type(edge.synapse) in SYNAPSES:  # others have been found already
+                found.extend(CHECKS[type(edge.synapse)](where, layer, edge.synapse))
         previous = layer.name
     return found
 
 
-def _check_synapse(where: str, layer: Layer, synapse: Dense | Conv2d) -> list[Finding]:
+def _check_dense(where: str, layer: Layer, synapse: Dense) -> list[Finding]:
     found = []
-    if type(synapse) is Dense:
-        largest, smallest = int(synapse.weight.max()), int(synapse.weight.min())
-        if len(layer.shape) == 3:
-            found.append(
-                Finding(
-                    where,
-                    f"a dense layer of shape {layer.shape}, netx builds them flat",
-                    f"give it the shape ({layer.size},)",
-                )
-            )
-        if largest == smallest == 0:
-            found.append(
-                Finding(
-                    where,
-                    "every weight is 0, on which netx fails (OverflowError)",
-                    "remove the layer or give it a larger threshold, which scales its weights up",
-                )
-            )
-        # netx shifts such a matrix to -256, where lava-nc clips all-negative weights at -255 and truncates the rest.
-        elif largest <= 0 and (-smallest).bit_count() == 1:
-            found.append(
-                Finding(
-                    where,
-                    f"no weight is positive and the lowest is {smallest}, minus a power of two: "
-                    "netx would change the weights",
-                    "make one weight positive, or the lowest no power of two",
-                )
-            )
-    elif type(synapse) is Conv2d:
-        numbers = {
-            "kernel": synapse.weight.shape[2:],
-            **{name: getattr(synapse, name) for name in GEOMETRY},
-            "groups": (synapse.groups,),
-        }
-        found.extend(
+    largest, smallest = int(synapse.weight.max()), int(synapse.weight.min())
+    if len(layer.shape) == 3:
+        found.append(
             Finding(
                 where,
-                f"{name} {max(values)} is above {CONV_LIMIT}, the int8 of lava-nc's Conv",
-                "split the layer, or keep it with write_graph",
+                f"a dense layer of shape {layer.shape}, netx builds them flat",
+                f"give it the shape ({layer.size},)",
             )
-            for name, values in numbers.items()
-            if max(values) > CONV_LIMIT
+        )
+    if largest == smallest == 0:
+        found.append(
+            Finding(
+                where,
+                "every weight is 0, on which netx fails (OverflowError)",
+                "remove the layer or give it a larger threshold, which scales its weights up",
+            )
+        )
+    # netx shifts such a matrix to -256, where lava-nc clips all-negative weights at -255 and truncates the rest.
+    elif largest <= 0 and (-smallest).bit_count() == 1:
+        found.append(
+            Finding(
+                where,
+                f"no weight is positive and the lowest is {smallest}, minus a power of two: "
+                "netx would change the weights",
+                "make one weight positive, or the lowest no power of two",
+            )
         )
     return found
+
+
+def _check_conv2d(where: str, layer: Layer, synapse: Conv2d) -> list[Finding]:
+    numbers = {"kernel": synapse.weight.shape[2:], **synapse.geometry._asdict()}
+    return [
+        Finding(
+            where,
+            f"{name} {np.max(value)} is above {CONV_LIMIT}, the int8 of lava-nc's Conv",
+            "split the layer, or keep it with write_graph",
+        )
+        for name, value in numbers.items()
+        if np.max(value) > CONV_LIMIT
+    ]
+
+
+#: (where, layer, synapse) -> what netx would lose or corrupt of it
+CHECKS = SynapseTable[Callable[[str, Layer, Any], list[Finding]]]({Dense: _check_dense, Conv2d: _check_conv2d})
 
 
 def check_storable(network: Network) -> list[Finding]:
@@ -111,11 +117,11 @@ def check_storable(network: Network) -> list[Finding]:
         Finding(
             f"{layer.name} <- {edge.source}",
             f"{type(edge.synapse).__name__} is not a synapse of the format",
-            "known: Dense, Conv2d",
+            f"known: {', '.join(kind.__name__ for kind in SYNAPSES)}",
         )
         for layer in network.layers
         for edge in layer.edges
-        if type(edge.synapse) not in TYPES.values()
+        if type(edge.synapse) not in SYNAPSES
     )
     if not (math.isfinite(network.input.scale) and network.input.scale > 0):
         found.append(Finding(INPUT, f"scale {network.input.scale}", "give a positive finite number"))

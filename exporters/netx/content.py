@@ -25,13 +25,14 @@ Format 1, with ``@`` marking an attribute; integers are int64, and nothing else 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sim.findings import Finding, refuse
-from sim.network import Conv2d, Dense, Edge, Input, Layer, Network
+from sim.network import Conv2d, Dense, Edge, Geometry, Input, Layer, Network, Synapse, SynapseTable
 from sim.stock import SUPPRESSED, vth
 
 TOOL = "ann2loihi"
@@ -39,9 +40,6 @@ NETX, OURS = "lava-dl netx", "ann2loihi"  #: who can load a file: stock netx, or
 FORMAT_VERSION = 1
 
 Content = dict[str, np.ndarray]  #: what a file holds: "group/dataset" or "group/@attribute" to its value
-
-GEOMETRY = ("stride", "padding", "dilation")
-TYPES = {b"conv": Conv2d, b"dense": Dense}
 
 
 def _under(prefix: str, content: Content) -> Content:
@@ -88,16 +86,14 @@ def _layer_content(layer: Layer) -> Content:
 
 
 def _edge_content(edge: Edge) -> Content:
-    kind = {synapse: name for name, synapse in TYPES.items()}[type(edge.synapse)]
-    content = {
-        "type": _netx_type(kind),
+    form = SYNAPSES[type(edge.synapse)]
+    return {
+        "type": _netx_type(form.type),
         "weight": _integer(edge.synapse.weight),
         "@source": np.array(edge.source.encode()),
         "@exponent": _integer(edge.exponent),
+        **{name: _integer(value) for name, value in form.numbers(edge.synapse).items()},
     }
-    if type(edge.synapse) is Conv2d:
-        content |= {name: _integer(getattr(edge.synapse, name)) for name in (*GEOMETRY, "groups")}
-    return content
 
 
 def _neuron_content(layer: Layer) -> Content:
@@ -119,7 +115,7 @@ def netx_content(network: Network) -> Content:
     blocks: list[Content] = [{"type": _netx_type(b"input"), **_input_content(network.input)}]
     for layer in network.layers:
         (edge,) = layer.edges
-        if type(edge.synapse) is Dense and len(network.shape_of(edge.source)) == 3:
+        if SYNAPSES[type(edge.synapse)].flat and len(network.shape_of(edge.source)) == 3:
             blocks.append({"type": _netx_type(b"flatten")})
         blocks.append(_layer_content(layer) | _edge_content(edge) | _neuron_content(layer))
     content = _header(network, NETX)
@@ -192,9 +188,35 @@ class _Fields:
         return bytes(self._get(path, "S", 1)[0])
 
 
+def _read_conv2d(fields: _Fields, at: str, weight: np.ndarray) -> Conv2d:
+    stride, padding, dilation = (fields.pair(f"{at}/{name}") for name in Geometry._fields[:3])
+    if min(*stride, *dilation) < 1:
+        raise refuse(at, f"stride {stride}, dilation {dilation}", "both start at 1")
+    return Conv2d(weight, Geometry(stride, padding, dilation, fields.number(f"{at}/groups")))
+
+
+@dataclass(frozen=True)
+class SynapseForm:
+    """How one type of synapse stands in a file."""
+
+    type: bytes  #: netx's word for it
+    flat: bool  #: whether netx flattens a (C, H, W) source before it
+    numbers: Callable[[Any], dict[str, Any]]  #: (synapse) -> integers beside the weight, by field
+    read: Callable[[_Fields, str, np.ndarray], Synapse]  #: (fields, where the synapse stands, weight) -> synapse
+
+
+SYNAPSES = SynapseTable[SynapseForm](
+    {
+        Dense: SynapseForm(b"dense", True, lambda _: {}, lambda fields, at, weight: Dense(weight)),
+        Conv2d: SynapseForm(b"conv", False, lambda synapse: synapse.geometry._asdict(), _read_conv2d),
+    }
+)
+
+
 def network_of(content: Content) -> Network:
     """Build the network of either form; raises :class:`Refused` for a field that is missing or makes no sense."""
     fields = _Fields(content)
+    reading = {form.type: form.read for form in SYNAPSES.values()}
 
     def layer(at: str, edges: list[str]) -> Layer:
         return Layer(
@@ -210,18 +232,13 @@ def network_of(content: Content) -> Network:
 
     def edge(at: str) -> Edge:
         kind, weight = fields.type(f"{at}/type"), fields.array(f"{at}/weight")
-        if kind not in TYPES:
+        if kind not in reading:
             raise refuse(
                 f"{at}/type",
-                f"{kind.decode(errors='replace')!a} is not a synapse; known: conv, dense",
+                f"{kind.decode(errors='replace')!a} is not a synapse; known: {b', '.join(sorted(reading)).decode()}",
                 "write the file again",
             )
-        synapse: Dense | Conv2d = Dense(weight)
-        if kind == b"conv":
-            geometry = {name: fields.pair(f"{at}/{name}") for name in GEOMETRY}
-            if min(*geometry["stride"], *geometry["dilation"]) < 1:
-                raise refuse(at, f"stride {geometry['stride']}, dilation {geometry['dilation']}", "both start at 1")
-            synapse = Conv2d(weight, **geometry, groups=fields.number(f"{at}/groups"))
+        synapse = reading[kind](fields, at, weight)
         return Edge(fields.text(f"{at}/@source"), synapse, fields.number(f"{at}/@exponent"))
 
     def numbered(at: str, field: str) -> Iterator[str]:

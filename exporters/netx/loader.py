@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from exporters.netx import file
-from exporters.netx.content import NETX
+from exporters.netx.content import NETX, SYNAPSES
 from sim import on_lava
 from sim.findings import Finding, Refused, refuse
-from sim.network import Dense, Network
+from sim.network import Network
 from sim.on_lava import graph, runtime
-from sim.stock import inexact, legal_period
+from sim.stock import by_conv, inexact, legal_period
 from sim.trace import Trace
 
 
@@ -47,8 +47,8 @@ class LoadedNetwork:
         with runtime.silenced():
             source = graph.stimulus(self.network, payload, self.period)
             process = _build(self.path, self.network, self.period)
-            first = self.network.layers[0].edges[0].synapse
-            (graph.flat(source.s_out) if type(first) is Dense else source.s_out).connect(process.inp)
+            first = SYNAPSES[type(self.network.layers[0].edges[0].synapse)]
+            (graph.flat(source.s_out) if first.flat else source.s_out).connect(process.inp)
             populations = [
                 graph.attach(self.network, layer, block.neuron, [block.synapse.a_out], self.period)
                 for layer, block in zip(self.network.layers, process.layers, strict=True)
@@ -89,6 +89,6 @@ def _wide_sums(network: Network, payload: np.ndarray) -> list[Finding]:
     """Refuse what netx's own weights, shifted up to 8 bits and a sign, could sum beyond Lava's int32."""
     (edge,) = network.layers[0].edges
     largest = 256 * edge.synapse.weight[0].size * int(np.abs(payload).max(initial=0))
-    if type(edge.synapse) is not Dense or largest < 1 << 31:
+    if by_conv(edge) or largest < 1 << 31:  # Conv is held to fewer bits anyway
         return []
     return [Finding(network.layers[0].name, f"sums of up to {largest} leave 32 bits in netx", "use fewer payload bits")]

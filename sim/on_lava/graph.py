@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from sim.chip import LOIHI2, Chip
-from sim.network import INPUT, Conv2d, Dense, Edge, Layer, Network, Shape
+from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Layer, Network, Shape, SynapseTable
 from sim.on_lava.runtime import Population, require_lava
 from sim.stock import SUPPRESSED, by_conv, cycle, encoded, lead, recurs_by_conv, vth
 
@@ -109,48 +109,44 @@ def attach(
 
 def _connect(network: Network, layer: Layer, edge: Edge, source: Any, target: Any) -> Any:
     """Put the edge's stock synapse between an OutPort and an InPort; returns the synapse's OutPort."""
-    from lava.proc.conv.process import Conv as LavaConv
-    from lava.proc.conv.utils import conv_to_sparse
-    from lava.proc.dense.process import Dense as LavaDense
-    from lava.proc.sparse.process import Sparse as LavaSparse
-
     bits = network.input.bits if edge.source == INPUT else 0
-    synapse, shape = edge.synapse, network.shape_of(edge.source)
-    if type(synapse) is Conv2d:
-        # Lava convolves where torch correlates, and orders a kernel (C_out, W, H, C_in).
-        kernel = synapse.weight[:, :, ::-1, ::-1].transpose(0, 3, 2, 1).copy()
-        stride, padding, dilation = synapse.stride[::-1], synapse.padding[::-1], synapse.dilation[::-1]
-        if by_conv(edge):
-            conv = LavaConv(
-                weight=kernel,
-                input_shape=shape[::-1],
-                stride=stride,
-                padding=padding,
-                dilation=dilation,
-                groups=synapse.groups,
-                num_message_bits=bits,
-            )
-            source.connect(conv.s_in)
-            conv.a_out.connect(target)
-            return conv.a_out
-        kernel, exponent = encoded(kernel, edge.exponent) or (kernel, 0)  # `inexact` has refused None
-        to, of, weight = conv_to_sparse(
-            shape[::-1], layer.shape[::-1], kernel, stride, padding, dilation, synapse.groups
-        )
-        to, of = (np.arange(math.prod(s)).reshape(s).T.ravel()[i] for s, i in ((layer.shape, to), (shape, of)))
-        matrix = LavaSparse(
-            weights=_sparse(weight, to, of, (layer.size, math.prod(shape))),
-            weight_exp=exponent,
-            num_message_bits=bits,
-        )
-    elif type(synapse) is Dense:
-        weight, exponent = encoded(synapse.weight, edge.exponent) or (synapse.weight, 0)
-        matrix = LavaDense(weights=weight, weight_exp=exponent, num_message_bits=bits)
+    process = SYNAPSES[type(edge.synapse)](edge.synapse, edge, network.shape_of(edge.source), layer.shape, bits)
+    if by_conv(edge):
+        source.connect(process.s_in)
+        process.a_out.connect(target)
     else:
-        raise TypeError(f"{type(synapse).__name__} is not a synapse; known: Dense, Conv2d")
-    flat(source).connect(matrix.s_in)
-    _unflat(matrix.a_out, layer.shape).connect(target)
-    return matrix.a_out
+        flat(source).connect(process.s_in)
+        _unflat(process.a_out, layer.shape).connect(target)
+    return process.a_out
+
+
+def _dense(synapse: Dense, edge: Edge, source: Shape, shape: Shape, bits: int) -> Any:
+    from lava.proc.dense.process import Dense as LavaDense
+
+    weight, exponent = encoded(synapse.weight, edge.exponent) or (synapse.weight, 0)  # `inexact` has refused None
+    return LavaDense(weights=weight, weight_exp=exponent, num_message_bits=bits)
+
+
+def _conv2d(synapse: Conv2d, edge: Edge, source: Shape, shape: Shape, bits: int) -> Any:
+    from lava.proc.conv.process import Conv
+    from lava.proc.conv.utils import conv_to_sparse
+    from lava.proc.sparse.process import Sparse
+
+    # Lava convolves where torch correlates, and orders a kernel (C_out, W, H, C_in).
+    kernel = synapse.weight[:, :, ::-1, ::-1].transpose(0, 3, 2, 1).copy()
+    stride, padding, dilation, groups = synapse.geometry
+    geometry = Geometry(stride[::-1], padding[::-1], dilation[::-1], groups)
+    if by_conv(edge):
+        return Conv(weight=kernel, input_shape=source[::-1], num_message_bits=bits, **geometry._asdict())
+    kernel, exponent = encoded(kernel, edge.exponent) or (kernel, 0)
+    to, of, weight = conv_to_sparse(source[::-1], shape[::-1], kernel, *geometry)
+    to, of = (np.arange(math.prod(s)).reshape(s).T.ravel()[i] for s, i in ((shape, to), (source, of)))
+    matrix = _sparse(weight, to, of, (math.prod(shape), math.prod(source)))
+    return Sparse(weights=matrix, weight_exp=exponent, num_message_bits=bits)
+
+
+#: (synapse, its edge, shape of its source, shape of its layer, bits of a graded message) -> Lava's process
+SYNAPSES = SynapseTable[Callable[[Any, Edge, Shape, Shape, int], Any]]({Dense: _dense, Conv2d: _conv2d})
 
 
 def _sparse(weight: np.ndarray, to: np.ndarray, of: np.ndarray, shape: Shape) -> Any:
