@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sim.chip import Chip
-from sim.findings import refuse
+from sim.findings import Finding, refuse
 from sim.network import INPUT, Conv2d, Dense, Layer, Network, SynapseTable
 
 Policy = Literal["strict", "count"]
@@ -20,6 +20,21 @@ Policy = Literal["strict", "count"]
 
 class RegisterOverflow(ArithmeticError):  # noqa: N818 - named after the event, as OverflowError's kin are
     """A potential left the chip's registers; the message names layer, channel, step and value."""
+
+    def __init__(self, finding: Finding) -> None:
+        self.finding = finding
+        super().__init__(finding)
+
+    @classmethod
+    def of(cls, layer: str, channel: int, step: int, register: str, value: int, chip: Chip) -> RegisterOverflow:
+        """Say that ``register``, "u" or "v", holds ``value``, su."""
+        return cls(
+            Finding(
+                f"layer {layer}, channel {channel}, step {step}",
+                f"{register} = {value} leaves the register of {chip.name} (|{register}| < {chip.state_limit})",
+                "lower the layer's integer threshold or run with overflow='count'",
+            )
+        )
 
 
 class Registers:
@@ -45,11 +60,7 @@ class Registers:
             outside = np.abs(value) >= limit
             if self._policy == "strict":
                 place = tuple(int(i) for i in np.argwhere(outside)[0])
-                raise RegisterOverflow(
-                    f"layer {layer.name}, channel {place[1]}, step {step}: {register} = {int(value[place])} leaves the "
-                    f"register of {self._chip.name} (|{register}| < {limit}); lower the layer's integer threshold or "
-                    f"run with overflow='count'"
-                )
+                raise RegisterOverflow.of(layer.name, place[1], step, register, int(value[place]), self._chip)
             self.overflows += int(outside.sum())
 
 

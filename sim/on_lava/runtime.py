@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from sim.chip import LOIHI2, Chip
-from sim.findings import refuse
+from sim.findings import Finding, refuse
 from sim.fixedpoint import RegisterOverflow, Registers
 from sim.network import Layer, Network, Shape
 from sim.progress import track
@@ -191,10 +191,8 @@ def _require(holds: np.ndarray, layer: Layer, start: int, problem: str) -> None:
     """Raise at the first of (B, period, *shape) that does not hold."""
     if not holds.all():
         sample, index, channel = map(int, np.argwhere(~holds)[0][:3])
-        raise RegisterOverflow(
-            f"layer {layer.name}, channel {channel}, step {start + index} of sample {sample}: {problem}; "
-            "lower the layer's integer threshold"
-        )
+        where = f"layer {layer.name}, channel {channel}, step {start + index} of sample {sample}"
+        raise RegisterOverflow(Finding(where, problem, "lower the layer's integer threshold"))
 
 
 def _unswap(record: np.ndarray, shape: Shape) -> np.ndarray:
