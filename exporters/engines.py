@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,49 +18,45 @@ from sim.findings import Finding, refuse
 from sim.network import Network
 from sim.trace import Difference, Trace, first_difference
 
-Progress = Callable[[int], object] | None  #: called with the number of samples just finished
-Engine = Callable[[Network, np.ndarray, Progress], Trace]
+Engine = Callable[[Network, np.ndarray], Trace]
 
 
-def _reference(network: Network, payload: np.ndarray, progress: Progress) -> Trace:
+def _reference(network: Network, payload: np.ndarray) -> Trace:
     from sim import reference
 
-    trace = reference.run(network, payload)
-    if progress is not None:
-        progress(len(payload))
-    return trace
+    return reference.run(network, payload)
 
 
-def _fast(network: Network, payload: np.ndarray, progress: Progress, record: bool = True) -> Trace:
+def _fast(network: Network, payload: np.ndarray, record: bool = True) -> Trace:
     from sim import fast
 
-    return fast.run(network, payload, record=record, progress=progress)
+    return fast.run(network, payload, record=record)
 
 
-def _lava(network: Network, payload: np.ndarray, progress: Progress) -> Trace:
+def _lava(network: Network, payload: np.ndarray) -> Trace:
     from sim import on_lava
 
-    return on_lava.run(network, payload, form="native", progress=progress)
+    return on_lava.run(network, payload, form="native")
 
 
-def _lava_stock(network: Network, payload: np.ndarray, progress: Progress) -> Trace:
+def _lava_stock(network: Network, payload: np.ndarray) -> Trace:
     from sim import on_lava
 
-    return on_lava.run(network, payload, form="stock", progress=progress)
+    return on_lava.run(network, payload, form="stock")
 
 
-def _netx(network: Network, payload: np.ndarray, progress: Progress) -> Trace:
+def _netx(network: Network, payload: np.ndarray) -> Trace:
     with TemporaryDirectory() as directory:
         path = Path(directory, "network.net")
         netx.write(network, path)
-        return _netx_file(path, payload, progress)
+        return _netx_file(path, payload)
 
 
-def _netx_file(path: str | Path, payload: np.ndarray, progress: Progress) -> Trace:
-    return netx.load(path).run(payload, progress=progress)
+def _netx_file(path: str | Path, payload: np.ndarray) -> Trace:
+    return netx.load(path).run(payload)
 
 
-#: (network, payload (B, *input.shape), progress) -> trace. "netx" goes through a ``.net`` and lava-dl's own loader.
+#: (network, payload (B, *input.shape)) -> trace. "netx" goes through a ``.net`` and lava-dl's own loader.
 ENGINES: Mapping[str, Engine] = MappingProxyType(
     {"reference": _reference, "fast": _fast, "lava": _lava, "lava-stock": _lava_stock, "netx": _netx}
 )
@@ -119,15 +114,15 @@ def available_engines() -> tuple[str, ...]:
     return tuple(engine for engine in ENGINES if engine not in _NEEDS or _NEEDS[engine] in installed)
 
 
-def run(engine: str, network: Network, payload: np.ndarray, *, record: bool = True, progress: Progress = None) -> Trace:
+def run(engine: str, network: Network, payload: np.ndarray, *, record: bool = True) -> Trace:
     """Run integer payloads ``(B, *input.shape)`` on the engine of that name; :class:`Refused` lists the known ones.
 
     ``record=False`` asks for the readout alone. Only ``fast`` then saves the memory that all other layers would take.
     """
     _require_known([engine])
     if engine == "fast":
-        return _fast(network, payload, progress, record)
-    return ENGINES[engine](network, payload, progress)
+        return _fast(network, payload, record)
+    return ENGINES[engine](network, payload)
 
 
 def verify(
@@ -136,15 +131,13 @@ def verify(
     engines: Sequence[str] | None = None,
     *,
     net_path: str | Path | None = None,
-    progress: Callable[[str, int], object] | None = None,
 ) -> Verification:
     """Run integer payloads ``(B, *input.shape)`` on several engines and compare each with the first one, bit for bit.
 
     ``engines`` are all that can run this network here, unless named. ``net_path`` makes the netx engine load that
-    file, which must hold ``network``, instead of a temporary one. ``progress`` is called with the engine's name and
-    the number of samples that it has just finished. A disagreement is the result's ``difference``. Raises
-    :class:`Refused` for an unknown name, fewer than two engines, no samples or a named engine that cannot run, and
-    :class:`sim.fixedpoint.RegisterOverflow` for a potential outside the registers.
+    file, which must hold ``network``, instead of a temporary one. A disagreement is the result's ``difference``.
+    Raises :class:`Refused` for an unknown name, fewer than two engines, no samples or a named engine that cannot run,
+    and :class:`sim.fixedpoint.RegisterOverflow` for a potential outside the registers.
     """
     skipped: list[Finding] = []
     if engines is None:
@@ -162,11 +155,10 @@ def verify(
     difference: Difference | None = None
     for name in engines:
         start = time.perf_counter()
-        tell = None if progress is None else partial(progress, name)
         if name == "netx" and net_path is not None:
-            trace = _netx_file(net_path, payload, tell)
+            trace = _netx_file(net_path, payload)
         else:
-            trace = ENGINES[name](network, payload, tell)
+            trace = ENGINES[name](network, payload)
         seconds = time.perf_counter() - start
         missing = [layer.name for layer in network.layers if layer.name not in trace.spikes]
         if missing:

@@ -8,6 +8,7 @@ only its sources' outputs inside their firing windows, never the network from th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +18,21 @@ from torch.nn import functional
 from sim.chip import LOIHI2, Chip
 from sim.findings import refuse
 from sim.fixedpoint import Policy, Registers, largest_sum, shift, worst_case
-from sim.network import INPUT, Conv2d, Dense, Layer, Network
+from sim.network import INPUT, Conv2d, Dense, Layer, Network, SynapseTable
+from sim.progress import counting
 from sim.trace import Trace
 
 PIECE = 1 << 18  #: potentials that are reset at a time
 
 Bias = Callable[[int, Tensor], Tensor]  #: (window step tau, potentials (B, *shape)) -> bias that broadcasts to them
+
+#: (synapse, its weight as floats, what its source sends (frames, *source)) -> currents (frames, ...)
+CURRENT = SynapseTable[Callable[[Any, Tensor, Tensor], Tensor]](
+    {
+        Dense: lambda _, weight, frames: functional.linear(frames.flatten(1), weight),
+        Conv2d: lambda synapse, weight, frames: functional.conv2d(frames, weight, None, *synapse.geometry),
+    }
+)
 
 
 def run(
@@ -33,13 +43,11 @@ def run(
     overflow: Policy = "strict",
     record: bool = True,
     batch: int = 32,
-    progress: Callable[[int], object] | None = None,
 ) -> Trace:
     """Run integer payloads ``(B, *input.shape)``; the result equals :func:`sim.reference.run` bit for bit.
 
-    ``record=False`` keeps only the readout's potentials. Memory is bounded by ``batch`` samples; ``progress`` is
-    called with the number of samples just finished. Raises as the reference does, and :class:`Refused` where
-    sums beyond 2**53 could not be exact.
+    ``record=False`` keeps only the readout's potentials. Memory is bounded by ``batch`` samples, and they are counted
+    as progress. Raises as the reference does, and :class:`Refused` where sums beyond 2**53 could not be exact.
     """
     payload = network.payload(payload)
     registers = Registers(network, chip, overflow)
@@ -47,17 +55,17 @@ def run(
     kept = network.layers if record else (network.readout,)
     spikes: dict[str, list[Tensor]] = {layer.name: [] for layer in kept}
     potentials: dict[str, list[Tensor]] = {layer.name: [] for layer in kept}
-    for start in range(0, len(payload), batch):
-        outputs: dict[str, Tensor] = {INPUT: torch.from_numpy(payload[start : start + batch])}
-        for layer in network.layers:
-            current = arriving[layer.name](outputs)
-            fired, v = fire(network, layer, current, registers, record=layer.name in spikes)
-            outputs[layer.name] = fired[-network.timesteps :]
-            if layer.name in spikes:
-                spikes[layer.name].append(fired.transpose(0, 1))
-                potentials[layer.name].append(v.transpose(0, 1))
-        if progress is not None:
-            progress(len(outputs[INPUT]))
+    with counting("running on fast", len(payload)) as advance:
+        for start in range(0, len(payload), batch):
+            outputs: dict[str, Tensor] = {INPUT: torch.from_numpy(payload[start : start + batch])}
+            for layer in network.layers:
+                current = arriving[layer.name](outputs)
+                fired, v = fire(network, layer, current, registers, record=layer.name in spikes)
+                outputs[layer.name] = fired[-network.timesteps :]
+                if layer.name in spikes:
+                    spikes[layer.name].append(fired.transpose(0, 1))
+                    potentials[layer.name].append(v.transpose(0, 1))
+            advance(len(outputs[INPUT]))
 
     def join(parts: dict[str, list[Tensor]], dtype: torch.dtype) -> dict[str, np.ndarray]:
         return {
@@ -109,13 +117,7 @@ class Currents:
             source = outputs[edge.source]
             sent = source if edge.source == INPUT else source[here.start - begin : here.stop - begin]
             frames = sent.reshape(-1, *network.shape_of(edge.source)).to(weight.dtype)
-            if type(edge.synapse) is Dense:
-                current = functional.linear(frames.flatten(1), weight)
-            elif type(edge.synapse) is Conv2d:
-                s = edge.synapse
-                current = functional.conv2d(frames, weight, None, s.stride, s.padding, s.dilation, s.groups)
-            else:
-                raise TypeError(f"{type(edge.synapse).__name__} is not a synapse; known: Dense, Conv2d")
+            current = CURRENT[type(edge.synapse)](edge.synapse, weight, frames)
             current = shift(current.to(self.dtype), edge.exponent).reshape(-1, samples, *layer.shape)
             if total is None and here == steps and len(current) == len(steps):
                 total = current

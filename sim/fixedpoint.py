@@ -6,19 +6,35 @@ and its v saturates; neither ever happens silently here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 
 from sim.chip import Chip
-from sim.findings import refuse
-from sim.network import INPUT, Dense, Layer, Network, Synapse
+from sim.findings import Finding, refuse
+from sim.network import INPUT, Conv2d, Dense, Layer, Network, SynapseTable
 
 Policy = Literal["strict", "count"]
 
 
 class RegisterOverflow(ArithmeticError):  # noqa: N818 - named after the event, as OverflowError's kin are
     """A potential left the chip's registers; the message names layer, channel, step and value."""
+
+    def __init__(self, finding: Finding) -> None:
+        self.finding = finding
+        super().__init__(finding)
+
+    @classmethod
+    def of(cls, layer: str, channel: int, step: int, register: str, value: int, chip: Chip) -> RegisterOverflow:
+        """Say that ``register``, "u" or "v", holds ``value``, su."""
+        return cls(
+            Finding(
+                f"layer {layer}, channel {channel}, step {step}",
+                f"{register} = {value} leaves the register of {chip.name} (|{register}| < {chip.state_limit})",
+                "lower the layer's integer threshold or run with overflow='count'",
+            )
+        )
 
 
 class Registers:
@@ -44,19 +60,24 @@ class Registers:
             outside = np.abs(value) >= limit
             if self._policy == "strict":
                 place = tuple(int(i) for i in np.argwhere(outside)[0])
-                raise RegisterOverflow(
-                    f"layer {layer.name}, channel {place[1]}, step {step}: {register} = {int(value[place])} leaves the "
-                    f"register of {self._chip.name} (|{register}| < {limit}); lower the layer's integer threshold or "
-                    f"run with overflow='count'"
-                )
+                raise RegisterOverflow.of(layer.name, place[1], step, register, int(value[place]), self._chip)
             self.overflows += int(outside.sum())
 
 
-def _extremes(synapse: Synapse, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest current per output channel, int64 (C,), when each source value is 0 or in low..high."""
-    w = synapse.weight.astype(np.int64).reshape(len(synapse.weight), -1)
+def _rows(weight: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Smallest and largest sum of each row, int64 (2, rows), where every source value is 0 or in low..high."""
+    w = weight.astype(np.int64).reshape(len(weight), -1)
     terms = np.stack([w * 0, w * low, w * high])
-    return terms.min(axis=0).sum(axis=1), terms.max(axis=0).sum(axis=1)
+    return np.stack([terms.min(axis=0).sum(axis=1), terms.max(axis=0).sum(axis=1)])
+
+
+#: (synapse, its layer, low, high) -> smallest and largest current, int64 (2, *shape), as in :func:`_rows`
+EXTREMES = SynapseTable[Callable[[Any, Layer, int, int], np.ndarray]](
+    {
+        Dense: lambda synapse, layer, *limits: _rows(synapse.weight, *limits).reshape(2, *layer.shape),
+        Conv2d: lambda synapse, layer, *limits: layer.per_neuron(_rows(synapse.weight, *limits)),
+    }
+)
 
 
 def shift(current: Any, exponent: int) -> Any:
@@ -89,11 +110,8 @@ def worst_case(network: Network, layer: Layer) -> int:
             begin = network.phase[edge.source] + 1
             if begin <= t < begin + network.timesteps:
                 limits = network.input.limits if edge.source == INPUT else (0, 1)
-                down, up = (shift(x, edge.exponent) for x in _extremes(edge.synapse, *limits))
-                if isinstance(edge.synapse, Dense):  # a row of its weight is a neuron, one of Conv2d a channel
-                    low, high = low + down.reshape(layer.shape), high + up.reshape(layer.shape)
-                else:
-                    low, high = low + layer.per_neuron(down), high + layer.per_neuron(up)
+                down, up = shift(EXTREMES[type(edge.synapse)](edge.synapse, layer, *limits), edge.exponent)
+                low, high = low + down, high + up
         if t >= phase:
             b = layer.per_neuron(layer.bias[t - phase])
             low, high, offset = low + b, high + b, layer.per_neuron(layer.offsets[t - phase])

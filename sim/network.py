@@ -23,9 +23,9 @@ The readout never spikes: its potential at t = p + T - 1 is the vector of logits
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,16 @@ from sim.findings import Finding, Refused, refuse
 INPUT = "input"  #: the name by which an edge refers to the network's input
 Shape = tuple[int, ...]  #: (C, H, W) or (N,)
 Pair = tuple[int, int]  #: (vertical, horizontal), as torch orders them
+Entry = TypeVar("Entry")
+
+
+class Geometry(NamedTuple):
+    """Where a convolution's kernel is laid, in the order in which ``torch.nn.functional.conv2d`` takes it."""
+
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)  #: rows and columns of zeros, on both sides
+    dilation: Pair = (1, 1)
+    groups: int = 1
 
 
 class _Record:
@@ -91,28 +101,25 @@ class Conv2d(_Record):
     """Cross-correlation with zero padding, exactly as ``torch.nn.functional.conv2d``."""
 
     weight: np.ndarray  #: su, (C_out, C_in / groups, kH, kW)
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
-    groups: int = 1
+    geometry: Geometry = field(default_factory=Geometry)
 
     def __post_init__(self) -> None:
         _freeze(self, "weight")
 
     def output_shape(self, source: Shape) -> Shape:
         """Shape of the current that a source of shape ``source`` causes; raises :class:`Refused` on a misfit."""
-        w = self.weight
-        if w.ndim != 4 or len(source) != 3 or w.shape[1] * self.groups != source[0] or w.shape[0] % self.groups:
+        w, (stride, padding, dilation, groups) = self.weight, self.geometry
+        if w.ndim != 4 or len(source) != 3 or w.shape[1] * groups != source[0] or w.shape[0] % groups:
             raise refuse(
                 "Conv2d",
-                f"weight {w.shape}, {self.groups} groups, does not fit a source of shape {source}",
+                f"weight {w.shape}, {groups} groups, does not fit a source of shape {source}",
                 "it needs (C_out, C_in / groups, kH, kW) and a (C, H, W) source",
             )
         size: Shape = (0, 0)
-        if min(self.stride) >= 1 and min(self.dilation) >= 1 and min(self.padding) >= 0:
+        if min(stride) >= 1 and min(dilation) >= 1 and min(padding) >= 0:
             size = tuple(
                 (n + 2 * p - d * (k - 1) - 1) // s + 1
-                for n, p, d, k, s in zip(source[1:], self.padding, self.dilation, w.shape[2:], self.stride, strict=True)
+                for n, p, d, k, s in zip(source[1:], padding, dilation, w.shape[2:], stride, strict=True)
             )
         if min(size) < 1:
             raise refuse(
@@ -124,6 +131,14 @@ class Conv2d(_Record):
 
 
 Synapse = Dense | Conv2d
+
+
+class SynapseTable(dict[type, Entry]):
+    """What an interpreter of networks does with each exact type of synapse. Another type raises TypeError."""
+
+    def __missing__(self, synapse: type) -> Entry:
+        known = ", ".join(kind.__name__ for kind in self)
+        raise TypeError(f"{synapse.__name__} is not a synapse; known: {known}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from sim.findings import Refused
-from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network, Shape, Synapse
+from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network, Shape, Synapse
 
 
 @st.composite
@@ -66,11 +66,11 @@ def synapses(draw: st.DrawFn, source: Shape, rng: np.random.Generator) -> Synaps
     kernel, stride, dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3))), draw(pair), draw(pair)
     padding = draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
     weight = rng.integers(-127, 128, (groups * draw(st.integers(1, 2)), source[0] // groups, *kernel))
-    synapse = Conv2d(weight, stride, padding, dilation, groups)
+    synapse = Conv2d(weight, Geometry(stride, padding, dilation, groups))
     try:
         synapse.output_shape(source)
     except Refused:  # the dilated kernel is larger than the padded source
-        return Conv2d(weight, stride, (2, 2), (1, 1), groups)
+        return Conv2d(weight, Geometry(stride, (2, 2), groups=groups))
     return synapse
 
 

@@ -75,7 +75,8 @@ def test_a_densely_connected_network() -> None:
 
 def test_a_depthwise_separable_network() -> None:
     graph = agree(networks.depthwise_separable(), (3, 12, 12))
-    groups = [edge.map.groups for layer in graph.layers for edge in layer.edges if isinstance(edge.map, FloatConv2d)]
+    maps = [edge.map for layer in graph.layers for edge in layer.edges]
+    groups = [m.geometry.groups for m in maps if isinstance(m, FloatConv2d)]
     assert groups == [1, 8, 1, 12, 1]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sim.findings import Refused
-from sim.network import INPUT, Shape
+from sim.network import INPUT, Geometry, Shape
 from toolchain.graph import FloatConv2d, FloatDense, FloatGraph, FloatLayer
 from toolchain.graph.activations import QCFS, TReLU
 from toolchain.importer import DENSE_LIMIT, LayerReport, import_model, inspect_model, replace_max_pooling
@@ -129,7 +129,7 @@ def test_lenet_with_average_pooling() -> None:
     assert [layer.shape for layer in graph.layers] == [(6, 28, 28), (16, 10, 10), (120,), (84,), (10,)]
     second = only_map(graph.layers[1])
     assert isinstance(second, FloatConv2d)
-    assert (tuple(second.weight.shape), second.stride, second.padding) == ((16, 6, 10, 10), (2, 2), (0, 0))
+    assert (tuple(second.weight.shape), second.geometry) == ((16, 6, 10, 10), Geometry(stride=(2, 2)))
     assert tuple(only_map(graph.layers[2]).weight.shape) == (120, 16 * 10 * 10)
 
 
@@ -181,7 +181,7 @@ def test_depthwise_separable_convolutions_compose_without_a_layer_between() -> N
         (4, 6, 6),
     )
     assert names(graph) == ["0", "3", "5"]
-    assert [m.groups for m in map(only_map, graph.layers) if isinstance(m, FloatConv2d)] == [1, 8, 1]
+    assert [m.geometry.groups for m in map(only_map, graph.layers) if isinstance(m, FloatConv2d)] == [1, 8, 1]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_single_convolution_is_taken_over_as_it_is(options: dict[str, Any]) ->
     m = only_map(agree(nn.Sequential(module), (2, 9, 8)).layers[0])
     assert isinstance(m, FloatConv2d)
     padding = (0, 0) if module.padding == "valid" else module.padding
-    assert (m.stride, m.padding, m.dilation, m.groups) == (module.stride, padding, module.dilation, module.groups)
+    assert m.geometry == (module.stride, padding, module.dilation, module.groups)
     assert torch.equal(m.weight, module.weight)
 
 
@@ -392,7 +392,7 @@ def test_an_identity_skip_is_a_depthwise_edge() -> None:
         (2, 8, 8),
     )
     skip = graph.layers[2].edges[0]
-    assert (skip.source, skip.map.groups) == ("stem", 4)
+    assert (skip.source, skip.map.geometry.groups) == ("stem", 4)
     assert torch.equal(skip.map.weight, torch.ones(4, 1, 1, 1))
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {"sim": set(), "exporters": {"sim"}, "toolchain": {"sim", "exporters"}}
 FILES = [path for package in FLOORS for path in sorted((ROOT / package).rglob("*.py"))]
 #: The only files that may import Lava at all; only process files in sim/lava may do so when they are imported.
-LAVA = {"sim/on_lava.py", "exporters/netx/loader.py"}
+LAVA = {"sim/on_lava/graph.py", "sim/on_lava/runtime.py", "exporters/netx/loader.py"}
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:
@@ -70,3 +70,11 @@ def test_everything_loads_without_lava_and_without_onnx() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == len(modules)
+
+
+def test_files_and_limits_cost_neither_lava_nor_torch_nor_processes() -> None:
+    code = "import sys, exporters.netx; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    packages = {name.split(".")[0] for name in loaded.stdout.split()}
+    assert {"h5py", "sim"} <= packages
+    assert not packages & {"lava", "torch", "scipy", "multiprocessing", "unittest"}

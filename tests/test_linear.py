@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from sim.network import Shape
+from sim.network import Geometry, Shape
 from toolchain.graph import FloatConv2d, FloatDense
 from toolchain.linear import Chain, Convolution, OtherMap, Reshape, Selection, as_maps, channelwise, matrix, reduce
 
@@ -112,7 +112,7 @@ def test_pooling_and_a_padded_convolution_compose_where_the_padding_sees_no_valu
     assert (composed is not None) == exact
     if composed is not None:
         form = composed.symmetric()
-        assert (tuple(form.weight.shape), form.stride, form.padding) == ((4, 2, 6, 6), (2, 2), (2, 2))
+        assert (tuple(form.weight.shape), form.geometry) == ((4, 2, 6, 6), Geometry((2, 2), (2, 2)))
 
 
 def test_overlapping_windows_before_a_padded_convolution_do_not_compose() -> None:
@@ -263,6 +263,6 @@ def test_the_identity_becomes_a_depthwise_convolution_or_a_unit_matrix() -> None
     (image,) = as_maps([()], (2, 3, 3), (2, 3, 3), ANY)
     (flat,) = as_maps([()], (5,), (5,), ANY)
     assert type(image) is FloatConv2d
-    assert image.groups == 2
+    assert image.geometry.groups == 2
     assert torch.equal(image(integers(1, 2, 3, 3)), integers(1, 2, 3, 3))
     assert torch.equal(flat.weight, torch.eye(5).double())

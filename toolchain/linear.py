@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sim.network import Pair, Shape
+from sim.network import Geometry, Pair, Shape
 from toolchain.graph import FloatConv2d, FloatDense, FloatMap
 
 CHUNK = 1 << 22  #: values that :func:`matrix` pushes through a chain at a time
@@ -130,7 +130,7 @@ class Convolution:
         dilation = (dilation_y, dilation_x)
         padding = (front_y * dilation_y - self.offset[0], front_x * dilation_x - self.offset[1])
         weight = functional.pad(self._spread(dilation, self.groups), (front_x, back_x, front_y, back_y))
-        return FloatConv2d(weight, self.stride, padding, dilation, self.groups)
+        return FloatConv2d(weight, Geometry(self.stride, padding, dilation, self.groups))
 
     def _fit(self, axis: int) -> tuple[int, int, int]:
         """Dilation, and zeros before and behind the kernel, so that the padding is equal on both sides and >= 0."""

@@ -6,7 +6,6 @@ is what netx has no word for: the spike source, the recurrent synapses and the w
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,12 @@ from typing import Any
 import numpy as np
 
 from exporters.netx import file
+from exporters.netx.content import NETX, SYNAPSES
 from sim import on_lava
 from sim.findings import Finding, Refused, refuse
-from sim.network import Dense, Network
+from sim.network import Network
+from sim.on_lava import graph, runtime
+from sim.stock import by_conv, inexact, legal_period
 from sim.trace import Trace
 
 
@@ -29,29 +31,29 @@ class LoadedNetwork:
     process: Any  #: as netx built it, None where it cannot; ``run`` builds another, since one process runs one payload
     period: int  #: steps between samples
 
-    def run(self, payload: np.ndarray, *, progress: Callable[[int], object] | None = None) -> Trace:
+    def run(self, payload: np.ndarray) -> Trace:
         """Run integer payloads ``(B, *input.shape)`` on the file's network; as :func:`sim.on_lava.run` otherwise.
 
         Raises :class:`sim.findings.Refused` also if the file has changed since it was loaded.
         """
         payload = self.network.payload(payload)
         if self.process is None:
-            return on_lava.run(self.network, payload, form="stock", period=self.period, progress=progress)
-        findings = on_lava.inexact(self.network, payload, "stock") + _wide_sums(self.network, payload)
+            return on_lava.run(self.network, payload, form="stock", period=self.period)
+        findings = inexact(self.network, payload, "stock") + _wide_sums(self.network, payload)
         if file.read(self.path) != self.network:
             findings.append(Finding(str(self.path), "the file has changed since it was loaded", "load it again"))
         if findings:
             raise Refused(findings)
-        with on_lava.silenced():
-            source = on_lava.stimulus(self.network, payload, self.period)
+        with runtime.silenced():
+            source = graph.stimulus(self.network, payload, self.period)
             process = _build(self.path, self.network, self.period)
-            first = self.network.layers[0].edges[0].synapse
-            (on_lava.flat(source.s_out) if type(first) is Dense else source.s_out).connect(process.inp)
+            first = SYNAPSES[type(self.network.layers[0].edges[0].synapse)]
+            (graph.flat(source.s_out) if first.flat else source.s_out).connect(process.inp)
             populations = [
-                on_lava.attach(self.network, layer, block.neuron, [block.synapse.a_out], self.period)
+                graph.attach(self.network, layer, block.neuron, [block.synapse.a_out], self.period)
                 for layer, block in zip(self.network.layers, process.layers, strict=True)
             ]
-        return on_lava.drive("netx", self.network, payload, source, populations, self.period, progress=progress)
+        return runtime.drive("netx", self.network, payload, source, populations, self.period)
 
 
 def load(path: str | Path, *, period: int | None = None) -> LoadedNetwork:
@@ -62,14 +64,14 @@ def load(path: str | Path, *, period: int | None = None) -> LoadedNetwork:
     Raises :class:`Refused` for any other file, a period too small, and where Lava or lava-dl is missing.
     """
     network = file.read(path)
-    period = on_lava.legal_period(network, "stock", period)
-    with on_lava.silenced():
-        process = _build(Path(path), network, period) if file.loaded_by(network) == file.NETX else None
+    period = legal_period(network, "stock", period)
+    with runtime.silenced():
+        process = _build(Path(path), network, period) if file.loaded_by(network) == NETX else None
     return LoadedNetwork(Path(path), network, process, period)
 
 
 def _build(path: Path, network: Network, period: int) -> Any:
-    on_lava.require_lava()
+    runtime.require_lava()
     try:
         from lava.lib.dl.netx import hdf5
     except ImportError as error:
@@ -87,6 +89,6 @@ def _wide_sums(network: Network, payload: np.ndarray) -> list[Finding]:
     """Refuse what netx's own weights, shifted up to 8 bits and a sign, could sum beyond Lava's int32."""
     (edge,) = network.layers[0].edges
     largest = 256 * edge.synapse.weight[0].size * int(np.abs(payload).max(initial=0))
-    if type(edge.synapse) is not Dense or largest < 1 << 31:
+    if by_conv(edge) or largest < 1 << 31:  # Conv is held to fewer bits anyway
         return []
     return [Finding(network.layers[0].name, f"sums of up to {largest} leave 32 bits in netx", "use fewer payload bits")]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sim.chip import LOIHI2
-from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network, Synapse
+from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network, Synapse
 from toolchain.calibration import fit
 
 T = 4
@@ -43,7 +43,7 @@ def current(synapse: Synapse, spikes: Tensor) -> Tensor:
     w, x = torch.tensor(synapse.weight, dtype=torch.float64), spikes.sum(0).double()
     if isinstance(synapse, Dense):
         return functional.linear(x.flatten(1), w)
-    return functional.conv2d(x, w, None, synapse.stride, synapse.padding, synapse.dilation, synapse.groups)
+    return functional.conv2d(x, w, None, *synapse.geometry)
 
 
 def sent(samples: int, shape: tuple[int, ...], seed: int = 7) -> Tensor:
@@ -103,10 +103,10 @@ def integers(*shape: int, seed: int = 0) -> np.ndarray:
 SYNAPSES: dict[str, tuple[tuple[int, ...], Synapse, int]] = {
     "Dense": ((6,), Dense(integers(5, 6)), 3000),
     "Dense from an image": ((2, 2, 3), Dense(integers(3, 12)), 3000),
-    "Conv2d": ((3, 5, 6), Conv2d(integers(4, 3, 3, 2), padding=(1, 0)), 300),
-    "Conv2d with stride and dilation": ((2, 9, 8), Conv2d(integers(3, 2, 2, 3), (2, 1), (0, 2), (1, 2)), 300),
-    "grouped Conv2d": ((4, 5, 5), Conv2d(integers(6, 2, 3, 3), padding=(1, 1), groups=2), 300),
-    "depthwise Conv2d": ((4, 6, 6), Conv2d(integers(4, 1, 3, 3), padding=(1, 1), groups=4), 300),
+    "Conv2d": ((3, 5, 6), Conv2d(integers(4, 3, 3, 2), Geometry(padding=(1, 0))), 300),
+    "Conv2d with stride and dilation": ((2, 9, 8), Conv2d(integers(3, 2, 2, 3), Geometry((2, 1), (0, 2), (1, 2))), 300),
+    "grouped Conv2d": ((4, 5, 5), Conv2d(integers(6, 2, 3, 3), Geometry(padding=(1, 1), groups=2)), 300),
+    "depthwise Conv2d": ((4, 6, 6), Conv2d(integers(4, 1, 3, 3), Geometry(padding=(1, 1), groups=4)), 300),
 }
 
 
@@ -117,7 +117,7 @@ def test_weights_and_bias_that_explain_the_currents_are_found_exactly(name: str)
     shape = right.output_shape(source)
     skip: Synapse = Dense(np.eye(shape[0], dtype=int) * 50)
     if len(shape) == 3:
-        skip = Conv2d(np.full((shape[0], 1, 1, 1), 50), groups=shape[0])
+        skip = Conv2d(np.full((shape[0], 1, 1, 1), 50), Geometry(groups=shape[0]))
     beta, trained = np.arange(shape[0]) * 13 - 20, integers(T, shape[0])
     given = problem(
         *(source, right, beta),
@@ -148,7 +148,7 @@ def test_the_largest_edge_takes_up_what_another_one_does_wrong() -> None:
     given = problem((6,), right, 5, second=(copies, Dense(should - 7), Dense(should)))
     assert (given.weight - right.weight).tolist() == [[7, 7, 0, 0, 0, 0]] * 5
     # A 1x1 convolution that hears channel 0 with a weight 7 too large: the centre of the 3x3 kernels makes up for it.
-    kernels = Conv2d(integers(4, 3, 3, 3), padding=(1, 1))
+    kernels = Conv2d(integers(4, 3, 3, 3), Geometry(padding=(1, 1)))
     copies, pointwise = sent(300, (3, 5, 6))[:, :, :1], integers(4, 1, 1, 1, seed=1)
     second = (copies, Conv2d(pointwise + 7), Conv2d(pointwise))
     difference = problem((3, 5, 6), kernels, 5, samples=300, second=second).weight - kernels.weight
@@ -164,7 +164,7 @@ def test_a_dense_edge_into_an_image_is_fitted_with_a_bias_for_every_neuron() -> 
 
 
 def test_a_bias_that_differs_over_space_keeps_its_pattern() -> None:
-    right, pattern = Conv2d(integers(2, 3, 3, 3), padding=(1, 1)), integers(T, 2, 4, 4, seed=1)
+    right, pattern = Conv2d(integers(2, 3, 3, 3), Geometry(padding=(1, 1))), integers(T, 2, 4, 4, seed=1)
     # 30 more are wanted of channel 0, 10 less of channel 1, than the trained bias gives.
     made = problem((3, 4, 4), right, [30, -10], trained=pattern, samples=400).fitted()
     assert np.array_equal(made.edges[0].synapse.weight, right.weight)
@@ -323,17 +323,17 @@ def test_how_many_sources_are_unfolded_at_a_time_changes_nothing(chunk: int, mon
 
 
 def test_few_of_many_places_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = Conv2d(integers(4, 3, 3, 3), padding=(1, 1))
+    right = Conv2d(integers(4, 3, 3, 3), Geometry(padding=(1, 1)))
     given = problem((3, 6, 7), right, 0, samples=300, wrong=2.0)
     looked: list[int] = []
-    original = fit._pairs
+    original = fit.SYNAPSES[Conv2d]
 
     def pairs(*arguments: Any) -> Any:
-        for x, z in original(*arguments):
+        for x, z in original.pairs(*arguments):
             looked.append(x.shape[2])
             yield x, z
 
-    monkeypatch.setattr(fit, "_pairs", pairs)
+    monkeypatch.setitem(fit.SYNAPSES, Conv2d, replace(original, pairs=pairs))
     monkeypatch.setattr(fit, "SAMPLES", 1)
     assert np.array_equal(given.weight, right.weight)
     assert 32 * 27 * 0.8 < sum(looked) < 32 * 27 * 1.2

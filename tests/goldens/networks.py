@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network
+from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network
 
 
 def numbers(*shape: int, most: int = 127) -> np.ndarray:
@@ -14,8 +14,8 @@ def numbers(*shape: int, most: int = 127) -> np.ndarray:
 
 def sequence() -> Network:
     """Stock netx can build it: a strided convolution, a grouped one, a dense layer on (C, H, W), a flat one."""
-    first = Edge(INPUT, Conv2d(numbers(4, 2, 3, 3), stride=(2, 1), padding=(1, 1)))
-    second = Edge("first", Conv2d(numbers(4, 2, 2, 2, most=90), dilation=(1, 2), groups=2))
+    first = Edge(INPUT, Conv2d(numbers(4, 2, 3, 3), Geometry(stride=(2, 1), padding=(1, 1))))
+    second = Edge("first", Conv2d(numbers(4, 2, 2, 2, most=90), Geometry(dilation=(1, 2), groups=2)))
     return Network(
         Input((2, 6, 5), bits=8, scale=0.375),
         (
@@ -31,9 +31,9 @@ def sequence() -> Network:
 
 def residual() -> Network:
     """Only our own loader can: two edges into a layer, exponents, unsigned payloads of 12 bits."""
-    stem = Edge(INPUT, Conv2d(numbers(3, 1, 3, 3), padding=(1, 1)), exponent=-3)
-    branch = Edge("stem", Conv2d(numbers(3, 3, 3, 3, most=60), padding=(1, 1)))
-    shortcut = Edge("stem", Conv2d(numbers(3, 1, 1, 1), groups=3), exponent=2)
+    stem = Edge(INPUT, Conv2d(numbers(3, 1, 3, 3), Geometry(padding=(1, 1))), exponent=-3)
+    branch = Edge("stem", Conv2d(numbers(3, 3, 3, 3, most=60), Geometry(padding=(1, 1))))
+    shortcut = Edge("stem", Conv2d(numbers(3, 1, 1, 1), Geometry(groups=3)), exponent=2)
     flat = Edge("sum", Dense(numbers(4, 48)))
     return Network(
         Input((1, 4, 4), bits=12, signed=False, scale=12.5),

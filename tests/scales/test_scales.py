@@ -12,7 +12,7 @@ import torch
 from sim import chip
 from sim.chip import LOIHI2, WIDE
 from sim.findings import Refused
-from sim.network import INPUT, Network
+from sim.network import INPUT, Geometry, Network
 from toolchain.graph import FloatConv2d, FloatDense, FloatEdge, FloatGraph, FloatLayer
 from toolchain.graph.channels import positions, sampled
 from toolchain.recipe import Recipe
@@ -87,7 +87,8 @@ def test_source_thresholds_multiply_the_weights_of_their_channel() -> None:
     assert plan.scaled(dense, unit, (2, 2, 2)).tolist() == [[2, 2, 2, 2, 3, 3, 3, 3]]
     full = FloatConv2d(torch.ones(3, 2, 1, 1))
     assert plan.scaled(full, unit, (2, 4, 4))[:, :, 0, 0].tolist() == [[2, 3]] * 3
-    grouped = FloatConv2d(torch.ones(4, 1, 1, 1), groups=2)  # outputs 0 and 1 read channel 0, outputs 2 and 3 channel 1
+    # Outputs 0 and 1 read channel 0, outputs 2 and 3 channel 1.
+    grouped = FloatConv2d(torch.ones(4, 1, 1, 1), Geometry(groups=2))
     assert plan.scaled(grouped, unit, (2, 4, 4))[:, 0, 0, 0].tolist() == [2, 2, 3, 3]
 
 

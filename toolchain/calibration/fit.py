@@ -15,8 +15,9 @@ one synapse after the other, and what rounding adds to the current is taken up b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sim.chip import Chip
-from sim.network import INPUT, Conv2d, Dense, Layer, Network, Synapse
-from toolchain.graph import FloatConv2d, FloatDense
+from sim.network import INPUT, Conv2d, Dense, Layer, Network, Synapse, SynapseTable
 from toolchain.graph.channels import positions
 from toolchain.scales.integers import bias_schedule
 
@@ -73,16 +73,17 @@ def fit(
     apart = trained.ndim > 1  # a bias of its own for every neuron
     for i in chosen:
         synapse, arrived = edges[i].synapse, counts[edges[i].source]
-        groups = synapse.groups if isinstance(synapse, Conv2d) else 1
+        how = SYNAPSES[type(synapse)]
+        groups = how.groups(synapse)
         trained_weights = nominal[i] / 2.0 ** edges[i].exponent
         rows = trained_weights.reshape(groups, len(trained_weights) // groups, -1).mT  # (groups, F, outputs of a group)
         missing += _map(synapse, arrived).reshape(missing.shape)
-        pairs = _pairs(synapse, arrived, missing, groups, max(SAMPLES, 32 * rows.shape[1]))
+        pairs = how.pairs(synapse, arrived, missing, max(SAMPLES, 32 * rows.shape[1]))
         integers, beta = _solve(rows, pairs, chip.weight_limit, keep)
         synapse = replace(synapse, weight=integers.mT.reshape(nominal[i].shape).to(torch.int32).numpy())
         edges[i] = replace(edges[i], synapse=synapse)
-        apart |= isinstance(synapse, Dense) and len(layer.shape) > 1
-        beta = beta.reshape(layer.shape) if isinstance(synapse, Dense) else beta.reshape(-1, *(1,) * (bias.ndim - 1))
+        apart |= how.apart and len(layer.shape) > 1
+        beta = beta.reshape(layer.shape) if how.apart else beta.reshape(-1, *(1,) * (bias.ndim - 1))
         bias += beta
         missing -= _map(synapse, arrived).reshape(missing.shape) + beta.float()
     if not apart:
@@ -93,8 +94,8 @@ def fit(
 def _solve(rows: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], limit: int, keep: bool) -> tuple[Tensor, Tensor]:
     """Integer weights (groups, F, outputs) within +-limit and the bias (outputs of all groups,) that fit ``pairs``.
 
-    ``rows`` are the trained weights, which ``keep`` only rounds; the pairs are what :func:`_pairs` yields. All float64,
-    the bias su a window.
+    ``rows`` are the trained weights, which ``keep`` only rounds; the pairs are those of :class:`SynapseFit`. All
+    float64, the bias su a window.
     """
     groups, size, _ = rows.shape
     square, mean = rows.new_zeros(groups, size, size), rows.new_zeros(groups, size)
@@ -123,31 +124,54 @@ def selects(weights: Tensor) -> bool:
 
 def _map(synapse: Synapse, counts: Tensor) -> Tensor:
     """Currents over the whole window that spike counts (B, *source) cause."""
-    weight = torch.from_numpy(synapse.weight.copy()).float()
-    if isinstance(synapse, Dense):
-        return FloatDense(weight)(counts)
-    return FloatConv2d(weight, synapse.stride, synapse.padding, synapse.dilation, synapse.groups)(counts)
+    return SYNAPSES[type(synapse)].map(synapse, torch.from_numpy(synapse.weight.copy()).float(), counts)
 
 
-def _pairs(
-    synapse: Synapse, counts: Tensor, missing: Tensor, groups: int, most: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pair what a neuron's synapses receive, (groups, F, n), with the current it lacks, (groups, outputs, n)."""
-    if isinstance(synapse, Dense):
-        yield counts.flatten(1).T.double()[None], missing.flatten(1).T.double()[None]
-        return
+def _dense_pairs(synapse: Dense, counts: Tensor, missing: Tensor, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+    yield counts.flatten(1).T.double()[None], missing.flatten(1).T.double()[None]
+
+
+def _conv2d_pairs(synapse: Conv2d, counts: Tensor, missing: Tensor, most: int) -> Iterator[tuple[Tensor, Tensor]]:
     samples, places = positions(missing.shape, most)
-    (top, left), kernel, width = synapse.padding, synapse.weight.shape[2:], missing.shape[3]
+    stride, (top, left), dilation, groups = synapse.geometry
+    kernel, width = synapse.weight.shape[2:], missing.shape[3]
     padded = functional.pad(counts, (left, left, top, top))
     row = padded.shape[3]
-    corner = places // width * synapse.stride[0] * row + places % width * synapse.stride[1]
-    tap = torch.arange(kernel[0])[:, None] * synapse.dilation[0] * row + torch.arange(kernel[1]) * synapse.dilation[1]
+    corner = places // width * stride[0] * row + places % width * stride[1]
+    tap = torch.arange(kernel[0])[:, None] * dilation[0] * row + torch.arange(kernel[1]) * dilation[1]
     sources, lacking = padded.flatten(2), missing.flatten(2)
     for part in torch.arange(len(places)).split(max(1, CHUNK // (counts.shape[1] * tap.numel()))):
         at = samples[part]
         x = sources[at[:, None], :, corner[part, None] + tap.flatten()]  # (n, taps, C_in)
         z = lacking[at, :, places[part]]
         yield x.mT.reshape(len(at), groups, -1).permute(1, 2, 0), z.T.reshape(groups, -1, len(at))
+
+
+@dataclass(frozen=True)
+class SynapseFit:
+    """How one type of synapse is fitted."""
+
+    map: Callable[[Any, Tensor, Tensor], Tensor]  #: (synapse, weight, spike counts (B, *source)) -> current (B, ...)
+    groups: Callable[[Any], int]  #: of outputs that read the same neurons
+    apart: bool  #: whether a row of the weight is a neuron, with a bias of its own, and not a channel
+    #: (synapse, spike counts, current that is missing, how many) -> pairs of what a neuron's synapses receive,
+    #: (groups, F, n), and the current it lacks, (groups, outputs, n)
+    pairs: Callable[[Any, Tensor, Tensor, int], Iterator[tuple[Tensor, Tensor]]]
+
+
+SYNAPSES = SynapseTable[SynapseFit](
+    {
+        Dense: SynapseFit(
+            lambda _, weight, counts: functional.linear(counts.flatten(1), weight), lambda _: 1, True, _dense_pairs
+        ),
+        Conv2d: SynapseFit(
+            lambda synapse, weight, counts: functional.conv2d(counts, weight, None, *synapse.geometry),
+            lambda synapse: synapse.geometry.groups,
+            False,
+            _conv2d_pairs,
+        ),
+    }
+)
 
 
 def _round(weights: Tensor, inverse: Tensor, limit: int) -> Tensor:

@@ -8,14 +8,14 @@ thresholds, quantisation and calibration start from.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sim.network import INPUT, Pair, Shape
+from sim.network import INPUT, Geometry, Shape
 from toolchain.graph.activations import staircase
 
 
@@ -35,14 +35,11 @@ class FloatConv2d:
     """``torch.nn.functional.conv2d`` with zero padding and without a bias."""
 
     weight: Tensor  #: float32 (C_out, C_in / groups, kH, kW)
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
-    groups: int = 1
+    geometry: Geometry = field(default_factory=Geometry)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, H', W')."""
-        return functional.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+        return functional.conv2d(x, self.weight, None, *self.geometry)
 
 
 FloatMap = FloatDense | FloatConv2d

@@ -38,8 +38,7 @@ def integer_edge(
     """Quantise one edge: ``round(w * unit * su / 2**exponent)``, clipped to the chip's weights."""
     integers = (su_weights(edge, unit, su, source, neurons) / 2.0**exponent).round()
     array = integers.clamp(-chip.weight_limit, chip.weight_limit).to(torch.int32).numpy()
-    m = edge.map
-    synapse = Conv2d(array, m.stride, m.padding, m.dilation, m.groups) if isinstance(m, FloatConv2d) else Dense(array)
+    synapse = Conv2d(array, edge.map.geometry) if isinstance(edge.map, FloatConv2d) else Dense(array)
     return Edge(edge.source, synapse, exponent)
 
 

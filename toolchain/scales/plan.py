@@ -62,7 +62,7 @@ def scaled(map_: FloatMap, unit: Tensor, source: Shape) -> Tensor:
     weight, unit = map_.weight.double(), unit.double().expand(source[0])
     if isinstance(map_, FloatDense):
         return weight * spatial(unit, source).expand(source).flatten()
-    groups = map_.groups
+    groups = map_.geometry.groups
     per_output = unit.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, dim=0)
     return weight * per_output[:, :, None, None]
 

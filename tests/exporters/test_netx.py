@@ -19,7 +19,7 @@ from random_networks import networks
 
 from exporters import netx
 from sim.findings import Refused
-from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network
+from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network
 
 CASES = settings(max_examples=60, derandomize=True, deadline=None)
 T = 3
@@ -45,9 +45,9 @@ def weights(*shape: int, seed: int = 0) -> np.ndarray:
 
 def network(**fields: Any) -> Network:
     """conv -> strided grouped conv with a bias per neuron -> dense -> readout: every field of the format."""
-    second = Conv2d(weights(4, 2, 2, 3), stride=(2, 3), padding=(0, 1), dilation=(1, 2), groups=2)
+    second = Conv2d(weights(4, 2, 2, 3), Geometry(stride=(2, 3), padding=(0, 1), dilation=(1, 2), groups=2))
     layers = (
-        layer("features.0", (4, 6, 6), INPUT, Conv2d(weights(4, 2, 3, 3), padding=(1, 1))),
+        layer("features.0", (4, 6, 6), INPUT, Conv2d(weights(4, 2, 3, 3), Geometry(padding=(1, 1)))),
         replace(
             layer("features.3", (4, 3, 2), "features.0", second, 280, holdoff=2),
             bias=np.random.default_rng(1).integers(-9, 10, (T, 4, 3, 2)),
@@ -206,11 +206,11 @@ REFUSED = {
         "no weight is positive and the lowest is -64, .*make one weight positive",
     ),
     "groups": (
-        two(Conv2d(weights(128, 1, 1, 1), groups=128), (128, 1, 1), (128, 1, 1)),
+        two(Conv2d(weights(128, 1, 1, 1), Geometry(groups=128)), (128, 1, 1), (128, 1, 1)),
         "first <- input: groups 128 is above 127, the int8 of lava-nc's Conv",
     ),
     "padding": (
-        two(Conv2d(weights(1, 1, 1, 1), padding=(0, 128)), (1, 1, 1), (1, 1, 257)),
+        two(Conv2d(weights(1, 1, 1, 1), Geometry(padding=(0, 128))), (1, 1, 1), (1, 1, 257)),
         "first <- input: padding 128 is above 127",
     ),
     "weights beyond the chip": (dense([[128, 1]]), r"weight 128 is outside -127..127 \(Loihi 2\)"),
@@ -283,14 +283,14 @@ def test_the_graph_form_holds_what_netx_cannot_but_nothing_that_the_chip_cannot(
 def test_a_failure_in_the_middle_leaves_the_old_file_and_nothing_else(
     failure: type[BaseException], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, store = path.read_bytes(), netx.file._store
+    before, store = path.read_bytes(), netx.hdf5._store
 
     def fail_late(file: h5py.File, name: str, value: np.ndarray) -> None:
         if name == "layer/4/weight":
             raise failure
         store(file, name, value)
 
-    monkeypatch.setattr(netx.file, "_store", fail_late)
+    monkeypatch.setattr(netx.hdf5, "_store", fail_late)
     with pytest.raises(failure):
         netx.write(network(holdoff=3), path)
     assert path.read_bytes() == before
@@ -301,7 +301,7 @@ def test_a_full_disk_is_reported_in_one_line(path: Path, monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(netx.file, "_store", full)
+    monkeypatch.setattr(netx.hdf5, "_store", full)
     assert "it cannot be written ([Errno 28] No space left on device)" in refusal(lambda: netx.write(network(), path))
     assert list(path.parent.iterdir()) == [path]
 
@@ -629,8 +629,8 @@ def test_stock_netx_opens_every_accepted_form_and_holds_exactly_our_numbers(tmp_
             held = np.moveaxis(np.array(block["bias"]), -1, 0).reshape(layer.shape[0], -1)
             assert (held == (layer.v0[:, None] if readout else -32768)).all()
             if type(synapse) is Conv2d:
-                pairs = [list(pair[::-1]) for pair in (synapse.stride, synapse.padding, synapse.dilation)]
-                assert block["geometry"] == [*pairs, [synapse.groups]]
+                *pairs, groups = synapse.geometry
+                assert block["geometry"] == [*(list(pair[::-1]) for pair in pairs), [groups]]
 
 
 @pytest.mark.lava
@@ -644,9 +644,7 @@ def test_stock_netx_really_corrupts_or_rejects_what_is_refused(tmp_path: Path) -
     paths = [tmp_path / f"{index}.net" for index in range(len(refused))]
     for network, path in zip(refused, paths, strict=True):
         assert netx.check(network)
-        with h5py.File(path, "w") as file:
-            for name, value in netx.file._netx_content(network).items():
-                netx.file._store(file, name, value)
+        netx.hdf5.save(netx.content.netx_content(network), path)
     outcomes = stock(tmp_path, 8, *paths)
     for network, blocks in zip(refused[: len(matrices)], outcomes, strict=False):
         assert not np.array_equal(

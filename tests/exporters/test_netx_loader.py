@@ -14,7 +14,8 @@ import pytest
 from exporters import netx
 from sim import reference
 from sim.findings import Refused
-from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network, Shape, Synapse
+from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network, Shape, Synapse
+from sim.progress import reporting
 from sim.trace import first_difference
 
 FLAT = np.zeros((2, 2), int)
@@ -45,8 +46,8 @@ def convolutions(timesteps: int = 4, holdoff: int = 1) -> Network:
         Input((2, 5, 4), bits=4),
         timesteps,
         holdoff,
-        ((4, 3, 6), Conv2d(drawn(1, 4, 2, 3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2)), 1020),
-        ((6, 2, 6), Conv2d(drawn(2, 6, 2, 2, 3), padding=(0, 1), groups=2), 151),
+        ((4, 3, 6), Conv2d(drawn(1, 4, 2, 3, 2), Geometry(stride=(2, 1), padding=(1, 2), dilation=(1, 2))), 1020),
+        ((6, 2, 6), Conv2d(drawn(2, 6, 2, 2, 3), Geometry(padding=(0, 1), groups=2)), 151),
         ((7,), Dense(drawn(3, 7, 72)), 254),
         ((3,), Dense(drawn(4, 3, 7)), 0),
     )
@@ -75,11 +76,12 @@ def perceptron() -> Network:
 def test_a_loaded_file_equals_the_reference(network: Network, tmp_path: Path, compared: Callable[[str], None]) -> None:
     netx.write(network, tmp_path / "a.net")
     payload = drawn(9, 3, *network.input.shape, low=network.input.limits[0], high=network.input.limits[1])
-    counted: list[int] = []
-    trace = netx.load(tmp_path / "a.net").run(payload, progress=counted.append)
+    told: list[tuple[str, int, int]] = []
+    with reporting(lambda *report: told.append(report)):
+        trace = netx.load(tmp_path / "a.net").run(payload)
     assert first_difference(reference.run(network, payload), trace) is None
     assert all(trace.spikes[layer.name].any() for layer in network.layers if layer.kind == "spiking")
-    assert (trace.engine, counted) == ("netx", [1, 1, 1])
+    assert (trace.engine, told[-1]) == ("netx", ("running on netx", 3, 3))
     compared("reference = netx")
 
 

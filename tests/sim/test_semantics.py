@@ -10,7 +10,7 @@ import pytest
 from sim import chip, fast, reference
 from sim.findings import Refused
 from sim.fixedpoint import RegisterOverflow, worst_case
-from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network
+from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network
 from sim.trace import Trace, first_difference
 
 ENGINES = pytest.mark.parametrize("run", [reference.run, fast.run], ids=["reference", "fast"])
@@ -245,4 +245,4 @@ def test_thresholds_are_written_as_recurrent_weights(theta: int, expected: tuple
 )
 def test_a_convolution_without_output_is_refused(geometry: dict[str, tuple[int, int]]) -> None:
     with pytest.raises(Refused, match=r"kernel \(2, 2\) leaves no output on a source of shape \(1, 3, 3\)"):
-        Conv2d(np.ones((1, 1, 2, 2), int), **geometry).output_shape((1, 3, 3))
+        Conv2d(np.ones((1, 1, 2, 2), int), Geometry(**geometry)).output_shape((1, 3, 3))

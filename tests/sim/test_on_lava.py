@@ -17,7 +17,11 @@ from sim import on_lava, reference
 from sim.chip import LOIHI2, WIDE
 from sim.findings import Refused
 from sim.fixedpoint import RegisterOverflow
-from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network, Shape
+from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network, Shape
+from sim.on_lava import graph
+from sim.on_lava.runtime import Population
+from sim.progress import reporting
+from sim.stock import Form, legal_period
 from sim.trace import Trace, first_difference
 
 pytestmark = [
@@ -25,7 +29,7 @@ pytestmark = [
     # networkx, on which Lava builds its graphs, looks for pandas.
     pytest.mark.filterwarnings("ignore:pandas not found:ImportWarning"),
 ]
-both_forms = pytest.mark.parametrize("form", get_args(on_lava.Form))
+both_forms = pytest.mark.parametrize("form", get_args(Form))
 
 
 def layer(
@@ -63,7 +67,7 @@ def assert_equal(network: Network, payload: np.ndarray, **options: Any) -> Trace
 
 
 @both_forms
-def test_a_neuron_worked_by_hand_spikes_and_resets_by_subtraction(form: on_lava.Form) -> None:
+def test_a_neuron_worked_by_hand_spikes_and_resets_by_subtraction(form: Form) -> None:
     # The current 2 * 3 = 6 arrives at t = 1, 2, 3: 5+6 = 11 fires, 1+6 = 7, 7+6+1 = 14 fires.
     network, payload = worked_example(holdoff=0)
     trace = on_lava.run(network, payload, form=form)
@@ -74,7 +78,7 @@ def test_a_neuron_worked_by_hand_spikes_and_resets_by_subtraction(form: on_lava.
 
 
 @both_forms
-def test_a_neuron_worked_by_hand_holds_off(form: on_lava.Form) -> None:
+def test_a_neuron_worked_by_hand_holds_off(form: Form) -> None:
     # The window opens at t = 2 instead: 11 stays silent, 17 fires, 7+6 = 13 fires, 3+1 = 4 after the input has ended.
     network, payload = worked_example(holdoff=1)
     trace = on_lava.run(network, payload, form=form)
@@ -85,8 +89,8 @@ def test_a_neuron_worked_by_hand_holds_off(form: on_lava.Form) -> None:
 
 def chain(timesteps: int, holdoff: int) -> Network:
     """Two convolutions of awkward geometry and a readout."""
-    first = Conv2d(drawn(1, 4, 2, 3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2))
-    second = Conv2d(drawn(2, 6, 2, 2, 3), padding=(0, 1), groups=2)
+    first = Conv2d(drawn(1, 4, 2, 3, 2), Geometry(stride=(2, 1), padding=(1, 2), dilation=(1, 2)))
+    second = Conv2d(drawn(2, 6, 2, 2, 3), Geometry(padding=(0, 1), groups=2))
     return Network(
         Input((2, 5, 4), bits=4),
         (
@@ -111,15 +115,15 @@ def chain(timesteps: int, holdoff: int) -> Network:
 def skips() -> Network:
     """Several edges into each layer, early arrivals, Dense from and into (C, H, W), exponents, one-sided weights."""
     image, hidden = (2, 3, 4), (3, 3, 4)
-    same = {"padding": (1, 1)}
+    same = Geometry(padding=(1, 1))
     return Network(
         Input(image, bits=3),
         (
-            layer("a", hidden, Edge(INPUT, Conv2d(drawn(1, 3, 2, 3, 3), **same)), theta=302, seed=2),
+            layer("a", hidden, Edge(INPUT, Conv2d(drawn(1, 3, 2, 3, 3), same)), theta=302, seed=2),
             layer(
                 "b",
                 hidden,
-                Edge("a", Conv2d(drawn(3, 3, 3, 3, 3), **same), -1),
+                Edge("a", Conv2d(drawn(3, 3, 3, 3, 3), same), -1),
                 Edge("a", Dense(drawn(4, 36, 36)), -2),
                 theta=90,
                 seed=5,
@@ -127,7 +131,7 @@ def skips() -> Network:
             layer(
                 "c",
                 hidden,
-                Edge("b", Conv2d(drawn(6, 3, 1, 1, 1, low=0), groups=3), 1),
+                Edge("b", Conv2d(drawn(6, 3, 1, 1, 1, low=0), Geometry(groups=3)), 1),
                 Edge("a", Conv2d(drawn(7, 3, 3, 1, 1, low=-128, high=-1))),
                 Edge(INPUT, Dense(drawn(8, 36, 24))),
                 theta=200,
@@ -150,7 +154,7 @@ def skips() -> Network:
 
 def depthwise() -> Network:
     """More channels than the 8 bits in which Lava's Conv keeps its groups."""
-    kernel = Conv2d(drawn(1, 130, 1, 2, 1), groups=130)
+    kernel = Conv2d(drawn(1, 130, 1, 2, 1), Geometry(groups=130))
     return Network(
         Input((130, 2, 2), bits=3),
         (
@@ -167,7 +171,7 @@ def depthwise() -> Network:
     [chain(1, 0), chain(3, 1), chain(8, 2), skips(), depthwise()],
     ids=["T1-K0", "T3-K1", "T8-K2", "skips", "depthwise"],
 )
-def test_lava_equals_the_reference(form: on_lava.Form, network: Network, compared: Callable[[str], None]) -> None:
+def test_lava_equals_the_reference(form: Form, network: Network, compared: Callable[[str], None]) -> None:
     low, high = network.input.limits
     trace = assert_equal(network, drawn(20, 2, *network.input.shape, low=low, high=high), form=form)
     assert all(trace.spikes[layer.name].any() for layer in network.layers if layer.kind == "spiking")
@@ -176,7 +180,7 @@ def test_lava_equals_the_reference(form: on_lava.Form, network: Network, compare
 
 @both_forms
 @pytest.mark.parametrize("slack", [0, 3])
-def test_samples_back_to_back_equal_samples_one_by_one(form: on_lava.Form, slack: int) -> None:
+def test_samples_back_to_back_equal_samples_one_by_one(form: Form, slack: int) -> None:
     # Deeper than a period is long, so that samples overlap in the network, and eager to fire without any input.
     always = {"v0": np.array([7, 9]), "bias": np.full((2, 2), 9)}
     names = [f"layer{i}" for i in range(5)]
@@ -188,7 +192,7 @@ def test_samples_back_to_back_equal_samples_one_by_one(form: on_lava.Form, slack
     network = Network(Input((2,)), (*layers, last), timesteps=2)
     assert network.steps > network.period + 1
     payload = drawn(1, 5, 2)
-    period = on_lava.legal_period(network, form) + slack
+    period = legal_period(network, form) + slack
     stream = assert_equal(network, payload, form=form, period=period)
     singles = [on_lava.run(network, payload[i : i + 1], form=form) for i in range(2)]
     for i, single in enumerate(singles):
@@ -198,7 +202,7 @@ def test_samples_back_to_back_equal_samples_one_by_one(form: on_lava.Form, slack
 
 
 @both_forms
-def test_an_empty_payload_gives_an_empty_trace(form: on_lava.Form) -> None:
+def test_an_empty_payload_gives_an_empty_trace(form: Form) -> None:
     network = chain(3, 1)
     trace = assert_equal(network, np.zeros((0, 2, 5, 4), np.int64), form=form)
     assert trace.logits.shape == (0, 3, 3)
@@ -214,7 +218,7 @@ def integrator(timesteps: int) -> Network:
 
 @both_forms
 @pytest.mark.parametrize("sign", [1, -1])
-def test_leaving_the_register_raises_with_layer_channel_step_and_value(form: on_lava.Form, sign: int) -> None:
+def test_leaving_the_register_raises_with_layer_channel_step_and_value(form: Form, sign: int) -> None:
     # 127 * 127 a step passes 2**17 at t = 9.
     with pytest.raises(RegisterOverflow, match=rf"layer last, channel 0, step 9: v = {sign * 9 * 127**2} leaves"):
         on_lava.run(integrator(16), np.array([[3], [sign * 127]]), form=form)
@@ -222,7 +226,7 @@ def test_leaving_the_register_raises_with_layer_channel_step_and_value(form: on_
 
 
 @both_forms
-def test_a_narrower_chip_is_obeyed(form: on_lava.Form) -> None:
+def test_a_narrower_chip_is_obeyed(form: Form) -> None:
     narrow = dataclasses.replace(LOIHI2, state_bits=20)
     with pytest.raises(RegisterOverflow, match=r"step 1: v = 16129 leaves the register of Loihi 2 \(\|v\| < 8192\)"):
         on_lava.run(integrator(1), np.array([[127]]), form=form, chip=narrow)
@@ -238,31 +242,31 @@ def test_a_potential_too_high_for_the_suppression_raises_in_the_stock_form_only(
 
 
 def test_the_schedule_is_in_force_in_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    attach = on_lava.attach
+    attach = graph.attach
 
-    def eager(network: Network, population: Layer, neuron: Any, *rest: Any) -> on_lava.Population:
+    def eager(network: Network, population: Layer, neuron: Any, *rest: Any) -> Population:
         neuron.bias_mant.init = 1000
         return attach(network, population, neuron, *rest)
 
-    monkeypatch.setattr(on_lava, "attach", eager)
+    monkeypatch.setattr(graph, "attach", eager)
     assert_equal(*worked_example(holdoff=0), form="stock")
 
 
 def test_a_register_that_is_not_the_sum_of_its_currents_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    attach = on_lava.attach
+    attach = graph.attach
 
-    def leaky(network: Network, population: Layer, neuron: Any, *rest: Any) -> on_lava.Population:
+    def leaky(network: Network, population: Layer, neuron: Any, *rest: Any) -> Population:
         neuron.du.init = 99
         return attach(network, population, neuron, *rest)
 
-    monkeypatch.setattr(on_lava, "attach", leaky)
+    monkeypatch.setattr(graph, "attach", leaky)
     network, payload = worked_example(holdoff=0)
     with pytest.raises(RegisterOverflow, match=r"layer first, channel 0, step 2 .* sum of its currents"):
         on_lava.run(network, payload, form="stock")
 
 
 @pytest.mark.parametrize(("form", "smallest"), [("native", 4), ("stock", 5)])
-def test_a_period_in_which_samples_would_meet_is_refused(form: on_lava.Form, smallest: int) -> None:
+def test_a_period_in_which_samples_would_meet_is_refused(form: Form, smallest: int) -> None:
     network, payload = worked_example(holdoff=1)
     with pytest.raises(Refused, match=rf"period: {smallest - 1} steps are too few .*give at least {smallest}"):
         on_lava.run(network, payload, form=form, period=smallest - 1)
@@ -322,28 +326,30 @@ def test_the_terminal_and_the_root_logger_stay_clean(capfd: pytest.CaptureFixtur
     assert logging.getLogger().handlers == handlers
 
 
-def test_progress_counts_samples_and_an_exception_in_it_leaves_no_process_behind() -> None:
+@pytest.mark.parametrize("finished", [0, 1, 2])
+def test_samples_are_reported_and_an_exception_there_leaves_no_process_behind(finished: int) -> None:
     network, _ = worked_example(holdoff=0)
-    payload, counted = np.full((3, 1), 2), []
-    on_lava.run(network, payload, progress=counted.append)
-    assert counted == [1, 1, 1]
+    told: list[tuple[str, int, int]] = []
 
-    def interrupt(samples: int) -> None:
-        raise KeyboardInterrupt
+    def interrupt(*report: Any) -> None:
+        told.append(report)
+        if report[1] == finished:
+            raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        on_lava.run(network, payload, progress=interrupt)
+    with reporting(interrupt), pytest.raises(KeyboardInterrupt):
+        on_lava.run(network, np.full((2, 1), 2))
+    assert told == [("running on lava", done, 2) for done in range(finished + 1)]
     assert multiprocessing.active_children() == []
 
 
 def test_a_dead_lava_process_raises_instead_of_hanging() -> None:
     network, _ = worked_example(holdoff=0)
 
-    def murder(samples: int) -> None:
+    def murder(what: str, done: int, total: int) -> None:
         next(child for child in multiprocessing.active_children() if type(child).__name__ == "SystemProcess").kill()
 
-    with pytest.raises(RuntimeError, match="a Lava process has died"):
-        on_lava.run(network, np.full((3, 1), 2), progress=murder)
+    with reporting(murder), pytest.raises(RuntimeError, match="a Lava process has died"):
+        on_lava.run(network, np.full((3, 1), 2))
     assert multiprocessing.active_children() == []
 
 

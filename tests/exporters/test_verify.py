@@ -16,6 +16,7 @@ from exporters.engines import available_engines, verify
 from sim import reference
 from sim.findings import Refused
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network
+from sim.progress import reporting
 from sim.trace import Trace
 
 PAYLOAD = np.array([[3, 1], [0, 5], [7, 7]])
@@ -31,7 +32,7 @@ def network(skip: bool = False, holdoff: int = 0) -> Network:
 
 
 def falsified(change: Callable[[Trace], object]) -> engines.Engine:
-    def run(network: Network, payload: np.ndarray, progress: engines.Progress) -> Trace:
+    def run(network: Network, payload: np.ndarray) -> Trace:
         trace = replace(reference.run(network, payload), engine="false")
         change(trace)
         return trace
@@ -82,11 +83,12 @@ def test_the_result_is_json_with_the_rows_of_the_report() -> None:
     assert (found["engines"][0]["engine"], found["difference"], found["skipped"]) == ("fast", None, [])
 
 
-@pytest.mark.parametrize("name", ["reference", "fast"])
-def test_progress_counts_every_sample_of_every_engine(name: str) -> None:
-    calls: list[tuple[str, int]] = []
-    verify(network(), PAYLOAD, ["reference", "fast"], progress=lambda engine, samples: calls.append((engine, samples)))
-    assert sum(samples for engine, samples in calls if engine == name) == 3
+def test_every_sample_of_every_engine_is_reported() -> None:
+    told: list[tuple[str, int, int]] = []
+    with reporting(lambda *report: told.append(report)):
+        verify(network(), PAYLOAD, ["reference", "fast"])
+    reference = [("running on reference", done, 3) for done in range(4)]
+    assert told == [*reference, ("running on fast", 0, 3), ("running on fast", 3, 3)]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def test_the_netx_engine_loads_the_given_file_which_must_hold_the_network(
 ) -> None:
     loaded: list[Any] = []
 
-    def load(path: Path, payload: np.ndarray, progress: engines.Progress) -> Trace:
+    def load(path: Path, payload: np.ndarray) -> Trace:
         loaded.append((path, netx.read(path)))
         return replace(reference.run(network(), payload), engine="netx")
 

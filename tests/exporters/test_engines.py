@@ -12,6 +12,7 @@ from random_networks import networks
 from exporters import engines, netx
 from sim import chip, fast, on_lava, reference
 from sim.network import Network
+from sim.stock import inexact
 from sim.trace import first_difference
 
 CASES = settings(
@@ -54,7 +55,7 @@ def test_only_the_readout_is_kept_when_nothing_else_is_recorded(case: tuple[Netw
 def quiet(network: Network, payload: np.ndarray) -> bool:
     """Whether potentials stay where the stock form can suppress them, and Lava computes the network exactly."""
     peak = reference.run(network, payload, overflow="count").peak.values()
-    return max(peak) < 1 << 15 and not (chip.check(network) or on_lava.inexact(network, payload, "stock"))
+    return max(peak) < 1 << 15 and not (chip.check(network) or inexact(network, payload, "stock"))
 
 
 # A run on Lava takes about a second: no shrinking, which would rerun a failing case hundreds of times.

@@ -1,0 +1,141 @@
+"""What no network file may hold, and what stock netx would lose or corrupt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from exporters.netx.content import SYNAPSES
+from sim.chip import LOIHI2
+from sim.chip import check as check_chip
+from sim.findings import Finding
+from sim.network import INPUT, Conv2d, Dense, Layer, Network, SynapseTable
+from sim.stock import CONV_LIMIT
+
+NEURON_LIMIT = 1_150_000_000  #: neurons of a network; Intel's largest Loihi 2 system, Hala Point, holds as many
+STEP_LIMIT = 1 << 16  #: steps from the input to the answer, so that no file can ask an engine for days
+
+
+def check(network: Network) -> list[Finding]:
+    """List everything that stops :func:`exporters.netx.write`: also what stock netx would lose or corrupt."""
+    found = check_storable(network)
+    previous = INPUT
+    for layer in network.layers:
+        if len(layer.edges) > 1:
+            found.append(
+                Finding(
+                    layer.name,
+                    f"{len(layer.edges)} edges feed it, netx builds one synapse a layer",
+                    "keep it with write_graph and run it with sim.on_lava",
+                )
+            )
+        for edge in layer.edges:
+            where = f"{layer.name} <- {edge.source}"
+            if edge.source != previous:
+                found.append(
+                    Finding(
+                        where,
+                        f"netx feeds each layer from the one before it, here {previous!r}",
+                        "keep it with write_graph and run it with sim.on_lava",
+                    )
+                )
+            if edge.exponent:
+                found.append(
+                    Finding(
+                        where,
+                        f"weight exponent {edge.exponent}, netx reads none",
+                        "rescale the layer so that it is 0, or keep it with write_graph",
+                    )
+                )
+            if type(edge.synapse) in SYNAPSES:  # others have been found already
+                found.extend(CHECKS[type(edge.synapse)](where, layer, edge.synapse))
+        previous = layer.name
+    return found
+
+
+def _check_dense(where: str, layer: Layer, synapse: Dense) -> list[Finding]:
+    found = []
+    largest, smallest = int(synapse.weight.max()), int(synapse.weight.min())
+    if len(layer.shape) == 3:
+        found.append(
+            Finding(
+                where,
+                f"a dense layer of shape {layer.shape}, netx builds them flat",
+                f"give it the shape ({layer.size},)",
+            )
+        )
+    if largest == smallest == 0:
+        found.append(
+            Finding(
+                where,
+                "every weight is 0, on which netx fails (OverflowError)",
+                "remove the layer or give it a larger threshold, which scales its weights up",
+            )
+        )
+    # netx shifts such a matrix to -256, where lava-nc clips all-negative weights at -255 and truncates the rest.
+    elif largest <= 0 and (-smallest).bit_count() == 1:
+        found.append(
+            Finding(
+                where,
+                f"no weight is positive and the lowest is {smallest}, minus a power of two: "
+                "netx would change the weights",
+                "make one weight positive, or the lowest no power of two",
+            )
+        )
+    return found
+
+
+def _check_conv2d(where: str, layer: Layer, synapse: Conv2d) -> list[Finding]:
+    numbers = {"kernel": synapse.weight.shape[2:], **synapse.geometry._asdict()}
+    return [
+        Finding(
+            where,
+            f"{name} {np.max(value)} is above {CONV_LIMIT}, the int8 of lava-nc's Conv",
+            "split the layer, or keep it with write_graph",
+        )
+        for name, value in numbers.items()
+        if np.max(value) > CONV_LIMIT
+    ]
+
+
+#: (where, layer, synapse) -> what netx would lose or corrupt of it
+CHECKS = SynapseTable[Callable[[str, Layer, Any], list[Finding]]]({Dense: _check_dense, Conv2d: _check_conv2d})
+
+
+def check_storable(network: Network) -> list[Finding]:
+    """List what neither form of file may hold. Reading checks it too: it accepts what was accepted for writing."""
+    found = check_chip(network)
+    found.extend(
+        Finding(f"layer {layer.name!a}", "the name is empty, unprintable or above 255 bytes", "rename it")
+        for layer in network.layers
+        if not (layer.name.isprintable() and 0 < len(layer.name.encode(errors="replace")) < 256)
+    )
+    found.extend(
+        Finding(
+            f"{layer.name} <- {edge.source}",
+            f"{type(edge.synapse).__name__} is not a synapse of the format",
+            f"known: {', '.join(kind.__name__ for kind in SYNAPSES)}",
+        )
+        for layer in network.layers
+        for edge in layer.edges
+        if type(edge.synapse) not in SYNAPSES
+    )
+    if not (math.isfinite(network.input.scale) and network.input.scale > 0):
+        found.append(Finding(INPUT, f"scale {network.input.scale}", "give a positive finite number"))
+    if not 0 <= network.readout.threshold <= LOIHI2.threshold_limit:
+        found.append(Finding(network.readout.name, f"threshold {network.readout.threshold} of a readout", "give 0"))
+    neurons = math.prod(network.input.shape) + sum(layer.size for layer in network.layers)
+    if neurons > NEURON_LIMIT:
+        found.append(Finding("layers", f"{neurons} neurons, above {NEURON_LIMIT}", "use a smaller network"))
+    if network.steps > STEP_LIMIT:
+        found.append(
+            Finding(
+                "timesteps",
+                f"{network.steps} steps until the answer, above {STEP_LIMIT}",
+                "use fewer timesteps or a smaller hold-off",
+            )
+        )
+    return found

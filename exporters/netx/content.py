@@ -1,0 +1,279 @@
+"""What stands in a network file, and the network that it says; no bytes yet.
+
+The netx form is a ``.net``: one group per block below ``/layer`` holding what stock
+``lava.lib.dl.netx.hdf5.Network`` (lava-dl 0.6.0) reads, and beside it, where that loader does not look, what it has no
+word for: v0, the bias schedule, the hold-off, names. Open it there with ``input_message_bits`` equal to the input's
+bits. On its own it stays silent: its neurons hold the stock form of the integrate-and-fire neuron, u + bias >= theta,
+whose bias is an offset (:mod:`sim.stock`); ``v0 + cumulative bias`` inside the firing window has to be written step by
+step, and the offset in force when the clock starts, before every window, suppresses all spikes. The recurrent synapse
+of weight -theta that resets by subtraction is attached by the loader too.
+
+The graph form keeps, in the same fields below ``/graph``, the networks that netx cannot build (residual connections,
+weight exponents). netx finds no ``/layer`` in such a file and stops, rather than building half a network.
+
+Format 1, with ``@`` marking an attribute; integers are int64, and nothing else may stand in the file::
+
+    @tool @format_version @loader @timesteps @holdoff @sha256                   the digest covers everything else
+    layer/0          type=input shape @bits @signed @scale              (graph/input, without type)
+    layer/<i>        type=flatten                                       only where a Dense reads a (C, H, W) source
+    layer/<i>        shape v0 bias_schedule @name @kind @threshold [@holdoff]           (graph/layer/<i>)
+      edge           type=conv|dense weight [stride padding dilation groups] @source @exponent
+                                                 in the layer's own group (graph/layer/<i>/edge/<k>)
+      netx only      bias neuron/{type iDecay vDecay vThMant refDelay gradedSpike}      (not below graph)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sim.findings import Finding, refuse
+from sim.network import Conv2d, Dense, Edge, Geometry, Input, Layer, Network, Synapse, SynapseTable
+from sim.stock import SUPPRESSED, vth
+
+TOOL = "ann2loihi"
+NETX, OURS = "lava-dl netx", "ann2loihi"  #: who can load a file: stock netx, or only :func:`exporters.netx.load`
+FORMAT_VERSION = 1
+
+Content = dict[str, np.ndarray]  #: what a file holds: "group/dataset" or "group/@attribute" to its value
+
+
+def _under(prefix: str, content: Content) -> Content:
+    return {f"{prefix}/{name}": value for name, value in content.items()}
+
+
+def _integer(values: Any) -> np.ndarray:
+    return np.asarray(values, np.int64)
+
+
+def _netx_type(name: bytes) -> np.ndarray:
+    return np.array([name], "S10")  # the form in which lava-dl's own exporter writes it
+
+
+def _header(network: Network, loader: str) -> Content:
+    return {
+        "@tool": np.array(TOOL.encode()),
+        "@format_version": _integer(FORMAT_VERSION),
+        "@loader": np.array(loader.encode()),
+        "@timesteps": _integer(network.timesteps),
+        "@holdoff": _integer(network.holdoff),
+    }
+
+
+def _input_content(source: Input) -> Content:
+    return {
+        "shape": _integer(source.shape),
+        "@bits": _integer(source.bits),
+        "@signed": _integer(source.signed),
+        "@scale": np.asarray(source.scale, np.float64),
+    }
+
+
+def _layer_content(layer: Layer) -> Content:
+    content = {
+        "shape": _integer(layer.shape),
+        "v0": _integer(layer.v0),
+        "bias_schedule": _integer(layer.bias),
+        "@name": np.array(layer.name.encode()),
+        "@kind": np.array(layer.kind.encode()),
+        "@threshold": _integer(layer.threshold),
+    }
+    return content if layer.holdoff is None else content | {"@holdoff": _integer(layer.holdoff)}
+
+
+def _edge_content(edge: Edge) -> Content:
+    form = SYNAPSES[type(edge.synapse)]
+    return {
+        "type": _netx_type(form.type),
+        "weight": _integer(edge.synapse.weight),
+        "@source": np.array(edge.source.encode()),
+        "@exponent": _integer(edge.exponent),
+        **{name: _integer(value) for name, value in form.numbers(edge.synapse).items()},
+    }
+
+
+def _neuron_content(layer: Layer) -> Content:
+    """Describe the stock neuron: netx makes du = iDecay - 1 of it (u never decays), dv = 4096 (v forgets at once)."""
+    readout = layer.kind == "readout"
+    return {
+        "bias": _integer(layer.v0 if readout else np.full(layer.shape[0], SUPPRESSED)),
+        "neuron/type": _netx_type(b"CUBA"),
+        "neuron/iDecay": _integer(0),
+        "neuron/vDecay": _integer(4096),
+        "neuron/vThMant": _integer(vth(layer)),
+        "neuron/refDelay": _integer(1),
+        "neuron/gradedSpike": _integer(0),
+    }
+
+
+def netx_content(network: Network) -> Content:
+    """Describe a chain of layers, which :func:`exporters.netx.check` has passed, for stock netx."""
+    blocks: list[Content] = [{"type": _netx_type(b"input"), **_input_content(network.input)}]
+    for layer in network.layers:
+        (edge,) = layer.edges
+        if SYNAPSES[type(edge.synapse)].flat and len(network.shape_of(edge.source)) == 3:
+            blocks.append({"type": _netx_type(b"flatten")})
+        blocks.append(_layer_content(layer) | _edge_content(edge) | _neuron_content(layer))
+    content = _header(network, NETX)
+    for index, block in enumerate(blocks):
+        content |= _under(f"layer/{index}", block)
+    return _sealed(content)
+
+
+def graph_content(network: Network) -> Content:
+    """Describe any network for :func:`network_of` alone."""
+    content = _header(network, OURS) | _under("graph/input", _input_content(network.input))
+    for index, layer in enumerate(network.layers):
+        content |= _under(f"graph/layer/{index}", _layer_content(layer))
+        for number, edge in enumerate(layer.edges):
+            content |= _under(f"graph/layer/{index}/edge/{number}", _edge_content(edge))
+    return _sealed(content)
+
+
+def _sealed(content: Content) -> Content:
+    """Add the digest by which a weight that has changed in the file, and is still a legal weight, is noticed."""
+    digest = hashlib.sha256()
+    for path in sorted(content):
+        value = content[path]
+        digest.update(f"{path} {value.dtype.str} {value.shape}\n".encode())
+        digest.update(value.tobytes())
+    return content | {"@sha256": np.array(digest.hexdigest().encode())}
+
+
+class _Fields:
+    """Access to a file's content that says which field is missing or of the wrong type."""
+
+    def __init__(self, content: Content) -> None:
+        self._content = content
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._content
+
+    def _get(self, path: str, kind: str, dimensions: int | None) -> np.ndarray:
+        if path not in self._content:
+            raise refuse(path, "it is missing", "write the file again")
+        value = self._content[path]
+        if value.dtype.kind != kind or dimensions not in (None, value.ndim):
+            raise refuse(path, f"{value.dtype} of shape {value.shape} does not belong here", "write the file again")
+        return value
+
+    def array(self, path: str) -> np.ndarray:
+        return self._get(path, "i", None)
+
+    def numbers(self, path: str) -> tuple[int, ...]:
+        return tuple(self._get(path, "i", 1).tolist())
+
+    def pair(self, path: str) -> tuple[int, int]:
+        if len(numbers := self.numbers(path)) != 2:
+            raise refuse(path, f"{len(numbers)} numbers instead of 2", "write the file again")
+        return (numbers[0], numbers[1])
+
+    def number(self, path: str) -> int:
+        return int(self._get(path, "i", 0))
+
+    def real(self, path: str) -> float:
+        return float(self._get(path, "f", 0))
+
+    def text(self, path: str) -> str:
+        text = bytes(self._get(path, "S", 0).item()).decode()
+        if not text.isprintable():
+            raise refuse(path, f"{text!a} is not printable", "write the file again")
+        return text
+
+    def type(self, path: str) -> bytes:
+        return bytes(self._get(path, "S", 1)[0])
+
+
+def _read_conv2d(fields: _Fields, at: str, weight: np.ndarray) -> Conv2d:
+    stride, padding, dilation = (fields.pair(f"{at}/{name}") for name in Geometry._fields[:3])
+    if min(*stride, *dilation) < 1:
+        raise refuse(at, f"stride {stride}, dilation {dilation}", "both start at 1")
+    return Conv2d(weight, Geometry(stride, padding, dilation, fields.number(f"{at}/groups")))
+
+
+@dataclass(frozen=True)
+class SynapseForm:
+    """How one type of synapse stands in a file."""
+
+    type: bytes  #: netx's word for it
+    flat: bool  #: whether netx flattens a (C, H, W) source before it
+    numbers: Callable[[Any], dict[str, Any]]  #: (synapse) -> integers beside the weight, by field
+    read: Callable[[_Fields, str, np.ndarray], Synapse]  #: (fields, where the synapse stands, weight) -> synapse
+
+
+SYNAPSES = SynapseTable[SynapseForm](
+    {
+        Dense: SynapseForm(b"dense", True, lambda _: {}, lambda fields, at, weight: Dense(weight)),
+        Conv2d: SynapseForm(b"conv", False, lambda synapse: synapse.geometry._asdict(), _read_conv2d),
+    }
+)
+
+
+def network_of(content: Content) -> Network:
+    """Build the network of either form; raises :class:`Refused` for a field that is missing or makes no sense."""
+    fields = _Fields(content)
+    reading = {form.type: form.read for form in SYNAPSES.values()}
+
+    def layer(at: str, edges: list[str]) -> Layer:
+        return Layer(
+            fields.text(f"{at}/@name"),
+            fields.numbers(f"{at}/shape"),
+            tuple(map(edge, edges)),
+            fields.number(f"{at}/@threshold"),
+            fields.array(f"{at}/v0"),
+            fields.array(f"{at}/bias_schedule"),
+            fields.text(f"{at}/@kind"),  # type: ignore[arg-type] # Network checks it
+            fields.number(f"{at}/@holdoff") if f"{at}/@holdoff" in fields else None,
+        )
+
+    def edge(at: str) -> Edge:
+        kind, weight = fields.type(f"{at}/type"), fields.array(f"{at}/weight")
+        if kind not in reading:
+            raise refuse(
+                f"{at}/type",
+                f"{kind.decode(errors='replace')!a} is not a synapse; known: {b', '.join(sorted(reading)).decode()}",
+                "write the file again",
+            )
+        synapse = reading[kind](fields, at, weight)
+        return Edge(fields.text(f"{at}/@source"), synapse, fields.number(f"{at}/@exponent"))
+
+    def numbered(at: str, field: str) -> Iterator[str]:
+        index = 0
+        while f"{at}/{index}/{field}" in fields:
+            yield f"{at}/{index}"
+            index += 1
+
+    if "graph/input/shape" in fields:
+        at = "graph/input"
+        layers = [layer(group, list(numbered(f"{group}/edge", "type"))) for group in numbered("graph/layer", "shape")]
+    else:
+        at = "layer/0"
+        layers = [
+            layer(group, [group])
+            for group in list(numbered("layer", "type"))[1:]
+            if fields.type(f"{group}/type") != b"flatten"
+        ]
+    source = Input(
+        fields.numbers(f"{at}/shape"),
+        fields.number(f"{at}/@bits"),
+        bool(fields.number(f"{at}/@signed")),
+        fields.real(f"{at}/@scale"),
+    )
+    return Network(source, tuple(layers), fields.number("@timesteps"), fields.number("@holdoff"))
+
+
+def differences(content: Content, expected: Content) -> list[Finding]:
+    """Compare a file with the one that its network would have been written as."""
+    found = []
+    for path in sorted(content.keys() | expected.keys()):
+        if path not in expected:
+            found.append(Finding(path, f"it is not part of format {FORMAT_VERSION}", "remove it"))
+        elif path not in content:
+            found.append(Finding(path, "it is missing", "write the file again"))
+        elif content[path].dtype != expected[path].dtype or not np.array_equal(content[path], expected[path]):
+            found.append(Finding(path, "it contradicts the rest of the file", "write the file again"))
+    return found
