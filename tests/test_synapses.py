@@ -16,7 +16,7 @@ from exporters.netx import checks, content
 from sim import fast, fixedpoint, reference, stock
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network, Shape, Synapse, SynapseTable
 from sim.on_lava import graph
-from toolchain import fit
+from toolchain.calibration import fit
 
 ROOT = Path(__file__).parents[1]
 #: Every interpreter. A new type of synapse is a dataclass in sim/network.py and an entry in each of these.
