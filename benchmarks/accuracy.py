@@ -36,7 +36,7 @@ from sim.findings import Finding, Refused, refuse
 from toolchain import calibrate
 from toolchain.assess import model_logits, score
 from toolchain.convert import Recipe, convert
-from toolchain.importer import import_model
+from toolchain.frontends import import_model
 
 Row = dict[str, Any]
 

@@ -32,7 +32,7 @@ from benchmarks.workload import ROOT, Calibration, Data, JsonFile, Weights, err,
 from sim.findings import Refused, refuse
 from toolchain import calibrate
 from toolchain.convert import Recipe, calibrated, quantise
-from toolchain.importer import import_model
+from toolchain.frontends import import_model
 
 BATCHES = (64, 128, 256)  #: the forward pass is given the fastest of them
 UNIT = 1 if sys.platform == "darwin" else 1024  #: bytes of ru_maxrss

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sim.network import Shape
-from toolchain.importer import replace_max_pooling
 from toolchain.loading import load_model
+from toolchain.surgery import replace_max_pooling
 
 ROOT = Path(__file__).parents[1]
 RESNET20 = f"{ROOT / 'examples' / 'resnet20.py'}:resnet20"

@@ -18,8 +18,9 @@ from torch.nn import functional
 from sim.findings import Refused
 from sim.network import INPUT, Shape
 from toolchain.activations import QCFS, TReLU
+from toolchain.frontends import DENSE_LIMIT, LayerReport, import_model, inspect_model
 from toolchain.graph import FloatConv2d, FloatDense, FloatGraph, FloatLayer
-from toolchain.importer import DENSE_LIMIT, LayerReport, import_model, inspect_model, replace_max_pooling
+from toolchain.surgery import replace_max_pooling
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 
@@ -978,7 +979,7 @@ def test_all_findings_come_at_once_with_place_reason_and_way_out() -> None:
         "0 (Conv2d): has padding_mode 'reflect'; pad with zeros and fine-tune",
         f"1 (SiLU): {rates}",
         "2 (MaxPool2d): a maximum over spike trains is not linear; use nn.AvgPool2d "
-        "(toolchain.importer.replace_max_pooling) and fine-tune, or a convolution with a stride",
+        "(ann2loihi.replace_max_pooling) and fine-tune, or a convolution with a stride",
         f"3.activation (LeakyReLU): {rates}",
         f"gelu in 3: {rates}",
     ]
@@ -1210,7 +1211,7 @@ def test_the_report_goes_on_after_a_refusal() -> None:
             "MaxPool2d",
             (4, 2, 2),
             "refused: a maximum over spike trains is not linear; use nn.AvgPool2d "
-            "(toolchain.importer.replace_max_pooling) and fine-tune, or a convolution with a stride",
+            "(ann2loihi.replace_max_pooling) and fine-tune, or a convolution with a stride",
         ),
         ("4", "ReLU", (4, 2, 2), "spiking layer 4"),
         ("5", "Flatten", (16,), "folded into 6"),

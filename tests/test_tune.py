@@ -16,8 +16,8 @@ from toolchain import assess
 from toolchain.activations import staircase
 from toolchain.convert import convert, tuned
 from toolchain.demo import data, load_model
+from toolchain.frontends import import_model
 from toolchain.graph import FloatDense, FloatEdge, FloatGraph, FloatLayer
-from toolchain.importer import import_model
 from toolchain.recipe import Recipe
 from toolchain.tune import RATE, tune
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from sim.findings import Refused, refuse
 from toolchain.convert import Conversion, as_inputs, convert, quantise
+from toolchain.frontends import import_model
 from toolchain.graph import FloatGraph
-from toolchain.importer import import_model
 from toolchain.progress import Progress
 from toolchain.recipe import Recipe
 

@@ -20,8 +20,8 @@ from sim.fixedpoint import Policy
 from sim.network import Network, Shape
 from sim.trace import Trace
 from toolchain import calibrate, quantize, tune
+from toolchain.frontends import import_model
 from toolchain.graph import FloatGraph
-from toolchain.importer import import_model
 from toolchain.progress import Progress
 from toolchain.recipe import Recipe
 from toolchain.recipe import recipe as named

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from sim.findings import Finding, Refused, refuse
 from sim.network import Shape
-from toolchain import exported, onnx_file
 from toolchain.convert import as_inputs
+from toolchain.frontends import exported, onnx_file
 
 ARRAY_LIMIT = 16 << 30  #: bytes that the arrays of one .npz may take uncompressed
 

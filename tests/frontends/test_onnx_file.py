@@ -20,9 +20,8 @@ from torch.nn import functional
 
 from sim.findings import Refused
 from sim.network import Shape
-from toolchain import onnx_file
-from toolchain.importer import import_model, inspect_model
-from toolchain.program import Program
+from toolchain.frontends import import_model, inspect_model, onnx_file
+from toolchain.frontends.program import Program
 
 OPTIONS: dict[str, Any] = {} if torch.__version__ < "2.5" else {"dynamo": False}
 

@@ -22,9 +22,8 @@ from torch.nn import functional
 
 from sim.findings import Refused
 from sim.network import Shape
-from toolchain import exported
-from toolchain.importer import import_model, inspect_model
-from toolchain.program import Program
+from toolchain.frontends import exported, import_model, inspect_model
+from toolchain.frontends.program import Program
 
 
 def export(model: nn.Module, shape: Shape, folder: Path, batch: int = 1, **options: Any) -> Program:

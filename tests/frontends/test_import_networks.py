@@ -9,8 +9,8 @@ import pytest
 from test_importer import agree, randomise, relative_error
 
 from sim.network import Shape
+from toolchain.frontends import import_model, inspect_model
 from toolchain.graph import FloatConv2d, FloatGraph
-from toolchain.importer import import_model, inspect_model
 from toolchain.loading import load_model
 
 CHECKPOINT = networks.ROOT.parent / "shared" / "models" / "resnet20_cifar10.pt"
