@@ -156,6 +156,25 @@ def sequence() -> nn.Module:
     )  # fmt: skip
 
 
+def zero_channels() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        x = torch.cat([x, torch.zeros(x.size(0), 2, x.size(2), x.size(3))], 1)
+        return self.head(x.view(x.size(0), -1))
+
+    return Forward(forward, first=nn.Conv2d(2, 4, 3), head=nn.Linear(24, 3))
+
+
+def in_place() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = functional.relu_(x)
+        y *= 0.5
+        return self.head((x + self.second(y).clamp_(0, 1)).flatten(1))
+
+    return Forward(forward, first=nn.Conv2d(2, 4, 3), second=nn.Conv2d(4, 4, 3, padding="same"), head=nn.Linear(16, 3))
+
+
 def trained(build: Callable[[], nn.Module], shape: Shape) -> nn.Module:
     """Build with drawn weights and shifts, and with batch statistics as measured on noise."""
     torch.manual_seed(0)

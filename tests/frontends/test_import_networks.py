@@ -6,7 +6,7 @@ from typing import Any
 
 import networks
 import pytest
-from test_importer import agree, randomise, relative_error
+from importing import agree, randomise, relative_error
 
 from sim.network import Shape
 from toolchain.frontends import import_model, inspect_model
