@@ -30,13 +30,14 @@ if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, whi
     from toolchain.auto import choose as choose
     from toolchain.convert import Conversion as Conversion
     from toolchain.convert import convert as convert
+    from toolchain.frontends import import_model as import_model
+    from toolchain.frontends import inspect_model as check  # noqa: F401
+    from toolchain.frontends import operation as operation
     from toolchain.graph.activations import QCFS as QCFS
     from toolchain.graph.activations import TReLU as TReLU
-    from toolchain.importer import import_model as import_model
-    from toolchain.importer import inspect_model as check  # noqa: F401
-    from toolchain.importer import replace_max_pooling as replace_max_pooling
     from toolchain.recipe import RECIPES as RECIPES
     from toolchain.recipe import Recipe as Recipe
+    from toolchain.surgery import replace_max_pooling as replace_max_pooling
 
     __version__: str
 
@@ -52,11 +53,12 @@ _HOMES: dict[str, tuple[str, str]] = {
         "toolchain.auto": ("choose",),
         "toolchain.convert": ("Conversion", "convert"),
         "toolchain.graph.activations": ("QCFS", "TReLU"),
-        "toolchain.importer": ("import_model", "replace_max_pooling"),
+        "toolchain.frontends": ("import_model", "operation"),
         "toolchain.recipe": ("RECIPES", "Recipe"),
+        "toolchain.surgery": ("replace_max_pooling",),
     }.items()
     for name in names
-} | {"check": ("toolchain.importer", "inspect_model"), "demo": ("toolchain.demo", "")}
+} | {"check": ("toolchain.frontends", "inspect_model"), "demo": ("toolchain.demo", "")}
 
 __all__ = [
     *sorted(_HOMES),

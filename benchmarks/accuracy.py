@@ -36,8 +36,8 @@ from sim.progress import counting
 from toolchain.app.console import bars, guarded, out, say
 from toolchain.assess import model_logits, score
 from toolchain.convert import convert
+from toolchain.frontends import import_model
 from toolchain.graph import FloatGraph
-from toolchain.importer import import_model
 from toolchain.recipe import Method, Recipe
 
 Row = dict[str, Any]

@@ -32,7 +32,7 @@ from sim.findings import Refused, refuse
 from sim.progress import track
 from toolchain.app.console import bars, guarded, out, say
 from toolchain.calibration.run import calibrate
-from toolchain.importer import import_model
+from toolchain.frontends import import_model
 from toolchain.recipe import Method, Recipe
 from toolchain.scales.integers import build
 from toolchain.scales.plan import choose_scales

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sim.network import Shape
-from toolchain.importer import replace_max_pooling
 from toolchain.loading import load_model
+from toolchain.surgery import replace_max_pooling
 
 ROOT = Path(__file__).parents[1]
 RESNET20 = f"{ROOT / 'examples' / 'resnet20.py'}:resnet20"
@@ -154,6 +154,25 @@ def sequence() -> nn.Module:
         nn.Conv1d(2, 4, 3, padding=1), nn.BatchNorm1d(4), nn.ReLU(), nn.AvgPool1d(2), nn.Conv1d(4, 4, 3), nn.ReLU(),
         nn.Flatten(), nn.Linear(8, 3),
     )  # fmt: skip
+
+
+def zero_channels() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        x = torch.cat([x, torch.zeros(x.size(0), 2, x.size(2), x.size(3))], 1)
+        return self.head(x.view(x.size(0), -1))
+
+    return Forward(forward, first=nn.Conv2d(2, 4, 3), head=nn.Linear(24, 3))
+
+
+def in_place() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = functional.relu_(x)
+        y *= 0.5
+        return self.head((x + self.second(y).clamp_(0, 1)).flatten(1))
+
+    return Forward(forward, first=nn.Conv2d(2, 4, 3), second=nn.Conv2d(4, 4, 3, padding="same"), head=nn.Linear(16, 3))
 
 
 def trained(build: Callable[[], nn.Module], shape: Shape) -> nn.Module:

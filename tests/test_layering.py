@@ -12,12 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {"sim": set(), "exporters": {"sim"}, "toolchain": {"sim", "exporters"}}
 FILES = [path for package in FLOORS for path in sorted((ROOT / package).rglob("*.py"))]
+FRONT_ENDS = sorted((ROOT / "toolchain" / "frontends").rglob("*.py"))
 #: The only files that may import Lava at all; only process files in sim/lava may do so when they are imported.
 LAVA = {"sim/on_lava/graph.py", "sim/on_lava/runtime.py", "exporters/netx/loader.py"}
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:
-    """Top-level names of imported packages, each with whether the import runs when the file is imported."""
+    """Dotted names of what is imported, each with whether the import runs when the file is imported."""
     tree = ast.parse(path.read_text())
     lazy = {node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)}
     lazy |= {
@@ -31,17 +32,28 @@ def imports(path: Path) -> list[tuple[str, bool]]:
         names = (
             [a.name for a in node.names]
             if isinstance(node, ast.Import)
-            else ([node.module or ""] if isinstance(node, ast.ImportFrom) else [])
+            else ([f"{node.module}.{a.name}" for a in node.names] if isinstance(node, ast.ImportFrom) else [])
         )
-        found += [(name.split(".")[0], node not in lazy) for name in names]
+        found += [(name, node not in lazy) for name in names]
     return found
+
+
+def package(name: str) -> str:
+    return name.split(".")[0]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_imports_only_point_down(path: Path) -> None:
-    package = path.relative_to(ROOT).parts[0]
-    ours = {name for name, _ in imports(path)} & FLOORS.keys()
-    assert ours <= FLOORS[package] | {package}
+    own = path.relative_to(ROOT).parts[0]
+    ours = {package(name) for name, _ in imports(path)} & FLOORS.keys()
+    assert ours <= FLOORS[own] | {own}
+
+
+@pytest.mark.parametrize("path", FRONT_ENDS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_front_ends_know_the_float_graph_and_nothing_of_the_pipeline(path: Path) -> None:
+    ours = {name for name, _ in imports(path) if package(name) in FLOORS}
+    known = ("sim.", "toolchain.frontends.", "toolchain.graph.")
+    assert not {name for name in ours if not name.startswith(known)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
@@ -49,14 +61,14 @@ def test_lava_is_imported_by_the_files_that_are_about_it(path: Path) -> None:
     name = path.relative_to(ROOT).as_posix()
     if name.startswith("sim/lava/"):
         return
-    uses = [eager for imported, eager in imports(path) if imported == "lava"]
+    uses = [eager for imported, eager in imports(path) if package(imported) == "lava"]
     assert not uses or name in LAVA
     assert not any(uses), "Lava must be imported inside functions here"
 
 
 def test_the_walk_sees_imports() -> None:
     assert ("numpy", True) in imports(ROOT / "sim" / "network.py")
-    assert any(name == "lava" for path in (ROOT / "sim" / "lava").glob("*.py") for name, _ in imports(path))
+    assert any(package(name) == "lava" for path in (ROOT / "sim" / "lava").glob("*.py") for name, _ in imports(path))
 
 
 def test_everything_loads_without_lava_and_without_onnx() -> None:

@@ -20,8 +20,8 @@ from sim.network import Network
 from sim.trace import Trace
 from toolchain.calibration.run import calibrate
 from toolchain.calibration.tune import tune
+from toolchain.frontends import import_model
 from toolchain.graph import FloatGraph
-from toolchain.importer import import_model
 from toolchain.inputs import as_inputs
 from toolchain.recipe import Recipe, named
 from toolchain.scales.integers import build

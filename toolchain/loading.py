@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sim.findings import Finding, Refused, refuse
-from toolchain import exported, onnx_file
+from toolchain.frontends import exported, onnx_file
 from toolchain.inputs import existing
 
 #: By the ending of a file that holds a whole model.

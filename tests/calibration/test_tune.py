@@ -17,9 +17,9 @@ from toolchain import assess
 from toolchain.calibration.tune import RATE, tune
 from toolchain.convert import convert
 from toolchain.demo import data, load_model
+from toolchain.frontends import import_model
 from toolchain.graph import FloatDense, FloatEdge, FloatGraph, FloatLayer
 from toolchain.graph.activations import staircase
-from toolchain.importer import import_model
 from toolchain.recipe import Recipe
 
 T = 2

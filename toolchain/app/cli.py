@@ -33,7 +33,7 @@ def check(
 
     Example: `ann2loihi check --model model.py:build --input-shape 1,8,8`
     """
-    from toolchain.importer import inspect_model
+    from toolchain.frontends import inspect_model
     from toolchain.loading import load_model
 
     try:

@@ -7,93 +7,41 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import networks
 import pytest
 import torch
-from networks import Forward
-from test_importer import randomise, relative_error
+from importing import randomise, relative_error, through_export
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sim.findings import Refused
 from sim.network import Shape
-from toolchain import exported
-from toolchain.importer import import_model, inspect_model
-from toolchain.program import Program
-
-
-def export(model: nn.Module, shape: Shape, folder: Path, batch: int = 1, **options: Any) -> Program:
-    program = torch.export.export(model, (torch.randn(batch, *shape),), **options)
-    torch.export.save(program, folder / "model.pt2")
-    return exported.load(folder / "model.pt2")
-
-
-def zero_channels() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        x = self.first(x).relu()
-        x = torch.cat([x, torch.zeros(x.size(0), 2, x.size(2), x.size(3))], 1)
-        return self.head(x.view(x.size(0), -1))
-
-    return Forward(forward, first=nn.Conv2d(2, 4, 3), head=nn.Linear(24, 3))
-
-
-def in_place() -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        x = self.first(x)
-        y = functional.relu_(x)
-        y *= 0.5
-        return self.head((x + self.second(y).clamp_(0, 1)).flatten(1))
-
-    return Forward(forward, first=nn.Conv2d(2, 4, 3), second=nn.Conv2d(4, 4, 3, padding="same"), head=nn.Linear(16, 3))
-
-
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
-    "MLP": (networks.mlp, (12,)),
-    "LeNet": (networks.lenet, (1, 28, 28)),
-    "VGG-11": (partial(networks.vgg, 11, narrower=8), (3, 32, 32)),
-    "ResNet-20": (networks.resnet20, (3, 16, 16)),
-    "MobileNetV2": (networks.mobilenet, (3, 32, 32)),
-    "densely connected": (networks.densely_connected, (3, 8, 8)),
-    "residual over sequences": (networks.residual_sequence, (2, 64)),
-    "zero channels": (zero_channels, (2, 4, 4)),
-    "in place": (in_place, (2, 4, 4)),
-}
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_an_exported_network_is_the_network(name: str, tmp_path: Path) -> None:
-    build, shape = NETWORKS[name]
-    model = randomise(build()).eval()
-    program = export(model, shape, tmp_path)
-    x = torch.randn(3, *shape)
-    with torch.no_grad():
-        assert torch.allclose(program(x.clone()), model(x.clone()), rtol=1e-4, atol=1e-5)
-    graph, own = import_model(program, shape), import_model(model, shape)
-    assert relative_error(graph, model, shape) < 1e-6
-    assert [layer.shape for layer in graph.layers] == [layer.shape for layer in own.layers]
+from toolchain.frontends import exported, import_model, inspect_model
+from toolchain.frontends.program import Program
 
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_the_batch_that_was_exported_does_not_matter(batch: int, tmp_path: Path) -> None:
-    model = randomise(zero_channels()).eval()
-    assert relative_error(import_model(export(model, (2, 4, 4), tmp_path, batch), (2, 4, 4)), model, (2, 4, 4)) < 1e-6
+    model = randomise(networks.zero_channels()).eval()
+    assert (
+        relative_error(import_model(through_export(model, (2, 4, 4), tmp_path, batch), (2, 4, 4)), model, (2, 4, 4))
+        < 1e-6
+    )
 
 
 def test_a_program_of_any_batch(tmp_path: Path) -> None:
-    model = randomise(zero_channels()).eval()
-    program = export(model, (2, 4, 4), tmp_path, batch=3, dynamic_shapes=({0: torch.export.Dim("batch")},))
+    model = randomise(networks.zero_channels()).eval()
+    program = through_export(model, (2, 4, 4), tmp_path, batch=3, dynamic_shapes=({0: torch.export.Dim("batch")},))
     assert relative_error(import_model(program, (2, 4, 4)), model, (2, 4, 4)) < 1e-6
 
 
 def test_layers_and_findings_have_the_names_of_the_modules(tmp_path: Path) -> None:
     inner = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.GELU())
     model = nn.Sequential(inner, nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 3)).eval()
-    rows = inspect_model(export(model, (2, 6, 6), tmp_path), (2, 6, 6))
+    rows = inspect_model(through_export(model, (2, 6, 6), tmp_path), (2, 6, 6))
     fates = {row.path: row.fate for row in rows}
     assert fates["0.0"].startswith("spiking layer 0.0")
     assert fates["0.2"].startswith("refused: a maximum over spike trains is not linear")
@@ -105,7 +53,7 @@ def test_layers_and_findings_have_the_names_of_the_modules(tmp_path: Path) -> No
 def test_a_model_exported_in_training_mode_is_refused(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).train()
     with pytest.raises(Refused, match=r"batch_norm in 1: normalises by the statistics of the batch"):
-        import_model(export(model, (2, 4, 4), tmp_path, batch=2), (2, 4, 4))
+        import_model(through_export(model, (2, 4, 4), tmp_path, batch=2), (2, 4, 4))
 
 
 # ---- written by hand: what any version of torch may write, and what none would --------------------------------------

@@ -1,8 +1,8 @@
 """A network that comes as a file: operations that torch functions run one after the other.
 
-The readers of such files (:mod:`toolchain.exported`, :mod:`toolchain.onnx_file`) write every operation that they know
-in torch functions, and all others as :class:`Unknown`. The importer then traces a program like any other module. A file
-chooses among the functions of the readers' tables; nothing else in it is ever executed.
+The readers of such files (:mod:`toolchain.frontends.exported`, :mod:`toolchain.frontends.onnx_file`) write every
+operation that they know in torch functions, and all others as :class:`Unknown`. The importer then traces a program like
+any other module. A file chooses among the functions of the readers' tables; nothing else in it is ever executed.
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@ from typing import Any
 
 import networks
 import pytest
-from test_importer import agree, randomise, relative_error
+from importing import agree, randomise, relative_error
 
 from sim.network import Shape
+from toolchain.frontends import import_model, inspect_model
 from toolchain.graph import FloatConv2d, FloatGraph
-from toolchain.importer import import_model, inspect_model
 from toolchain.loading import load_model
 
 CHECKPOINT = networks.ROOT.parent / "shared" / "models" / "resnet20_cifar10.pt"

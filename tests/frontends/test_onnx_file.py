@@ -3,82 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import networks
 import numpy as np
 import onnx
 import pytest
 import torch
+from importing import through_onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from test_importer import randomise, relative_error
 from torch import nn
-from torch.nn import functional
 
 from sim.findings import Refused
-from sim.network import Shape
-from toolchain import onnx_file
-from toolchain.importer import import_model, inspect_model
-from toolchain.program import Program
-
-OPTIONS: dict[str, Any] = {} if torch.__version__ < "2.5" else {"dynamo": False}
-
-
-def export(model: nn.Module, shape: Shape, folder: Path, **options: Any) -> Program:
-    torch.onnx.export(
-        model.eval(), torch.randn(1, *shape), folder / "model.onnx", input_names=["x"], **OPTIONS, **options
-    )
-    return onnx_file.load(folder / "model.onnx")
-
-
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
-    "MLP": (networks.mlp, (12,)),
-    "batch normalisation": (networks.depthwise, (2, 4, 4)),
-    "ResNet-20": (networks.resnet20, (3, 16, 16)),
-    "MobileNetV2": (networks.mobilenet, (3, 32, 32)),
-    "densely connected": (networks.densely_connected, (3, 8, 8)),
-    "residual over sequences": (networks.residual_sequence, (2, 64)),
-}
-
-
-@pytest.fixture
-def sizes_as_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let torch's exporter trace the pooling of examples/resnet20.py, whose kernel it takes for a tensor."""
-    original = functional.avg_pool2d
-    monkeypatch.setattr(
-        functional,
-        "avg_pool2d",
-        lambda x, size, *others: original(x, size if isinstance(size, tuple | list) else int(size), *others),
-    )
-
-
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
-@pytest.mark.usefixtures("sizes_as_numbers")
-@pytest.mark.parametrize("any_batch", [False, True])
-@pytest.mark.parametrize("folded", [False, True])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_an_exported_network_is_the_network(name: str, folded: bool, any_batch: bool, tmp_path: Path) -> None:
-    build, shape = NETWORKS[name]
-    model = randomise(build()).eval()
-    mode = torch.onnx.TrainingMode.EVAL if folded else torch.onnx.TrainingMode.PRESERVE
-    axes = {"x": {0: "batch"}} if any_batch else None
-    program = export(model, shape, tmp_path, opset_version=13, training=mode, dynamic_axes=axes)
-    x = torch.randn(3, *shape)
-    with torch.no_grad():
-        expected = model(x)
-        assert torch.allclose(program(x), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
-    graph, own = import_model(program, shape), import_model(model, shape)
-    assert relative_error(graph, model, shape) < 1e-5
-    assert [layer.shape for layer in graph.layers] == [layer.shape for layer in own.layers]
+from toolchain.frontends import import_model, inspect_model, onnx_file
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_layers_and_findings_have_the_names_of_the_nodes(tmp_path: Path) -> None:
     inner = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Sigmoid())
-    program = export(nn.Sequential(inner, nn.Flatten(), nn.Linear(16, 3)), (2, 6, 6), tmp_path)
+    program = through_onnx(nn.Sequential(inner, nn.Flatten(), nn.Linear(16, 3)), (2, 6, 6), tmp_path)
     fates = {row.path: row.fate for row in inspect_model(program, (2, 6, 6))}
     assert fates["0.0.Conv"].startswith("spiking layer 0.0.Conv")
     assert fates["0.2.MaxPool"].startswith("refused: a maximum over spike trains is not linear")

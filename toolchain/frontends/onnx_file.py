@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from sim.findings import Refused, refuse
 from sim.network import Shape
-from toolchain.program import SAMPLES, Operation, Program, Ref, Unknown, filled
+from toolchain.frontends.program import SAMPLES, Operation, Program, Ref, Unknown, filled
 
 
 def load(path: Path) -> Program:

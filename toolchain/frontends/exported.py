@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from sim.findings import Refused, refuse
 from sim.network import Shape
-from toolchain.program import SAMPLES, Operation, Program, Ref, Unknown, filled, refs
+from toolchain.frontends.program import SAMPLES, Operation, Program, Ref, Unknown, filled, refs
 
 LIMIT = 16 << 30  #: bytes that an archive may take uncompressed
 SCHEMAS = range(5, 9)  #: major versions of torch's export schema: 5 is that of torch 2.3, 8 that of torch 2.15

@@ -12,8 +12,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from sim.network import Geometry, Shape
+from toolchain.frontends.linear import (
+    Chain,
+    Convolution,
+    OtherMap,
+    Reshape,
+    Selection,
+    as_maps,
+    channelwise,
+    matrix,
+    reduce,
+)
 from toolchain.graph import FloatConv2d, FloatDense
-from toolchain.linear import Chain, Convolution, OtherMap, Reshape, Selection, as_maps, channelwise, matrix, reduce
 
 ANY = 1 << 30
 property_test = settings(max_examples=100, derandomize=True, deadline=None)

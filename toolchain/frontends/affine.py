@@ -1,0 +1,114 @@
+"""A value of the model while it is imported: an affine function of the spiking layers found so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sim.network import Shape
+from toolchain.frontends.linear import Chain, OtherMap, Reshape, Selection, Step
+from toolchain.graph import FloatLayer
+
+BATCH = 2  #: samples in every constant: enough to notice an operation that mixes samples
+
+NEVER_MIX = "keep the batch as the first dimension and treat every sample alike"
+
+
+class Unsupported(Exception):  # noqa: N818 - it becomes a finding as soon as the place is known
+    """What an operation cannot do, and the way out."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy)
+        self.problem, self.remedy = problem, remedy
+
+
+class Unreached:
+    """The value of everything that follows an operation without a usable result."""
+
+
+UNREACHED = Unreached()
+
+
+@dataclass(frozen=True)
+class Term:
+    """A chain of linear maps from one source."""
+
+    source: str
+    chain: Chain = ()
+    origin: int | None = None  #: row of the first convolution or linear layer of the chain
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """A value of the model as the sum of terms plus a constant."""
+
+    constant: Tensor  #: float64 (BATCH, *shape)
+    terms: tuple[Term, ...]
+    rows: frozenset[int] = frozenset()  #: operations since the sources
+
+    @property
+    def shape(self) -> Shape:
+        """Shape without the batch dimension."""
+        return tuple(self.constant.shape[1:])
+
+    def then(self, step: Step, constant: Tensor) -> Affine:
+        """Append a step to every chain; ``constant`` is what the step makes of the constant."""
+        terms = tuple(replace(term, chain=(*term.chain, step)) for term in self.terms)
+        return replace(self, terms=terms, constant=constant)
+
+    def then_other(self, function: Callable[[Tensor], Tensor], constant: Tensor) -> Affine:
+        """Append a linear function without a structure of its own."""
+        source, shape = image(self.shape), image(tuple(constant.shape[1:]))
+
+        def on_images(x: Tensor) -> Tensor:
+            return function(x.reshape(-1, *self.shape)).reshape(-1, *shape)
+
+        return self.then(OtherMap(on_images, source, shape), constant)
+
+    def reshaped(self, constant: Tensor) -> Affine:
+        """Keep the values in their order, under the shape of ``constant``."""
+        keep_samples(constant)
+        return self.then(Reshape(image(self.shape), image(tuple(constant.shape[1:]))), constant)
+
+    def positions(self) -> Tensor:
+        """Return the number of every value of the batch, from 1, as float64 like the values themselves."""
+        return torch.arange(1, self.constant.numel() + 1, dtype=torch.float64).reshape(self.constant.shape)
+
+    def selected(self, positions: Tensor, constant: Tensor) -> Affine:
+        """Select the values that a rearrangement of :meth:`positions` names, 0 for a zero."""
+        keep_samples(constant)
+        index, second = positions.long() - 1  # of the two samples of a batch
+        if not torch.equal(torch.where(index < 0, index, index + self.constant[0].numel()), second):
+            raise Unsupported("mixes the samples of a batch", NEVER_MIX)
+        return self.then(Selection(index.reshape(image(tuple(index.shape))), image(self.shape)), constant)
+
+
+@dataclass(frozen=True, eq=False)
+class Current(Affine):
+    """A value on its way into an activation that closes the region; the fields are those of ``FloatLayer``."""
+
+    upper: float | None = None
+    levels: int | None = None
+    initial: Literal["half", "shift"] | None = None
+
+    def keeps(self, layer: FloatLayer) -> bool:
+        """Whether the activation leaves what ``layer`` emits as it is."""
+        if self.levels is None:
+            return self.upper is None or self.upper >= float(layer.upper or math.inf)
+        return (self.upper, self.levels) == (layer.upper, layer.levels)
+
+
+def image(shape: Shape) -> Shape:
+    """Write (N,) and (C, L) with three dimensions."""
+    return shape + (1,) * (3 - len(shape))
+
+
+def keep_samples(constant: Tensor) -> None:
+    """Raise :class:`Unsupported` for a result that is not (BATCH, ...)."""
+    if constant.dim() < 2 or len(constant) != BATCH:
+        raise Unsupported("mixes the samples of a batch", NEVER_MIX)

@@ -1,0 +1,210 @@
+"""Interpretation: one pass over a traced model, operation by operation, on affine values."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_aggregate
+
+from toolchain.frontends.advice import advice
+from toolchain.frontends.affine import BATCH, UNREACHED, Affine, Current, Unreached, Unsupported, keep_samples
+from toolchain.frontends.log import Log, Row
+from toolchain.frontends.operations import FUNCTIONS, METHODS, MODULES
+from toolchain.frontends.regions import Regions
+from toolchain.frontends.registry import Handler
+from toolchain.frontends.tracing import TRACEABLE, Traced, evaluate, one_line
+
+
+class Interpreter:
+    """Carries the values that are still in use from operation to operation."""
+
+    def __init__(self, traced: Traced, log: Log, regions: Regions) -> None:
+        self.traced, self.log, self.regions = traced, log, regions
+        self.values: dict[fx.Node, Any] = {}
+        self.last_use = {used: node for node in traced.graph.nodes for used in node.all_input_nodes}
+
+    def run(self) -> None:
+        """Interpret every node; what comes of it is in the log and in the regions."""
+        for node in self.traced.graph.nodes:
+            if node.op == "output":
+                self.regions.read_out(map_aggregate(node.args[0], self._lookup))
+            else:
+                self.values[node] = self._execute(node)
+            for used in node.all_input_nodes:
+                if self.last_use[used] is node:
+                    del self.values[used]
+
+    def _lookup(self, value: Any) -> Any:
+        return self.values[value] if isinstance(value, fx.Node) else value
+
+    def _execute(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self._placeholder(node)
+        if node.op == "get_attr":
+            return evaluate(self.traced.model, node, (), {})
+        args, kwargs = map_aggregate((node.args, node.kwargs), self._lookup)
+        operands, unreached = _collect(Affine, args, kwargs), _collect(Unreached, args, kwargs)
+        if node.target is operator.getitem and isinstance(args[0], (tuple, list, dict)):
+            return args[0][args[1]]
+        if not operands and not unreached:
+            return self._compute(node, args, kwargs)
+        row = self._new_row(node)
+        if unreached:
+            row.fates[""] = "not reached: what it needs is refused"
+            return UNREACHED
+        try:
+            return self._apply(node, row, args, kwargs, operands)
+        except Unsupported as error:
+            self.log.refuse(row, error.problem, error.remedy)
+        for operand in operands:
+            for index in operand.rows:
+                self.log.rows[index].fates[row.where] = f"blocked by {row.where}"
+        return self._after_refusal(node, row, args, kwargs)
+
+    def _placeholder(self, node: fx.Node) -> Any:
+        if node.prev.op == "root":
+            return self.regions.input
+        star = str(node.target).count("*")
+        if not node.args and not star:
+            self.log.refuse_part(
+                "argument",
+                "forward needs a second argument",
+                "give it a default or wrap the model",
+                f"{node.target} of {self.log.model}",
+            )
+            return UNREACHED
+        return node.args[0] if node.args else ((), {})[star - 1]
+
+    def _compute(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """Let torch compute what does not depend on the input's values."""
+        try:
+            return evaluate(self.traced.model, node, args, kwargs)
+        except Exception as error:  # whatever the operation may raise
+            self.log.refuse(self._new_row(node), f"it fails: {one_line(error)}", "check that the model runs")
+            return UNREACHED
+
+    def _new_row(self, node: fx.Node) -> Row:
+        place = self.traced.places[node]
+        if node.op == "call_module":
+            kind = type(self.traced.model.get_submodule(str(node.target))).__name__
+            row = Row(place.path, kind, place.path, f"{place.path} ({kind})")
+        else:
+            kind, path = _name(node), place.path or self.log.model
+            row = Row(path, kind, path if place.whole else node.name, f"{kind} in {path}")
+        self.log.rows.append(row)
+        return row
+
+    def _apply(self, node: fx.Node, row: Row, args: Any, kwargs: Any, operands: list[Affine]) -> Any:
+        handler, args = self._resolve(node, args)
+        index = len(self.log.rows) - 1
+        try:
+            arguments = inspect.signature(handler.function).bind(*args, **kwargs).arguments
+            if not handler.several and _collect(Affine, tuple(arguments.values())[1:]):
+                raise Unsupported("an activation stands where a parameter belongs", "use layers that are linear")
+            value = handler.function(*args, **kwargs)
+            for part in _collect(Affine, value):
+                keep_samples(part.constant)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise Unsupported(
+                f"torch refuses it: {one_line(error)}", "check input_shape and the sizes before it"
+            ) from error
+        rows = frozenset({index}).union(*(operand.rows for operand in operands))
+
+        def traced(part: Affine) -> Affine:
+            terms = (replace(t, origin=index) if handler.names and t.origin is None else t for t in part.terms)
+            return replace(part, rows=rows, terms=tuple(terms))
+
+        value = map_aggregate(value, lambda part: traced(part) if isinstance(part, Affine) else part)
+        row.shape = value.shape if isinstance(value, Affine) else None
+        if isinstance(value, Current):
+            value = self.regions.spike(value, row)
+        if arguments.get("inplace") or _writes(node):
+            self._overwrite(node, operands[0], value)
+        return value
+
+    def _resolve(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Handler, tuple[Any, ...]]:
+        if node.op == "call_module":
+            path = str(node.target)
+            module = self.traced.model.get_submodule(path)
+            if path in self.traced.untraceable:
+                raise Unsupported(self.traced.untraceable[path], TRACEABLE)
+            if type(module) not in MODULES:
+                raise Unsupported(*advice(type(module).__name__))
+            handler, own = MODULES[type(module)]
+            return handler, (*args, *own(module))
+        known: Any = FUNCTIONS if node.op == "call_function" else METHODS
+        if node.target not in known:
+            raise Unsupported(*advice(_name(node)))
+        return known[node.target], args
+
+    def _overwrite(self, node: fx.Node, old: Affine, new: Affine) -> None:
+        """Let every name of a value that is changed in place stand for the changed one."""
+        for other, kept in self.values.items():
+            used_later = self.last_use.get(other, node) is not node
+
+            def renewed(value: Any, used_later: bool = used_later) -> Any:
+                if not isinstance(value, Affine) or not _overlap(value.constant, old.constant):
+                    return value
+                if _view(value.constant) != _view(old.constant) and used_later:
+                    raise Unsupported(
+                        "it changes a value in place that is used again in another shape", "write it without inplace"
+                    )
+                return new
+
+            self.values[other] = map_aggregate(kept, renewed)
+
+    def _after_refusal(self, node: fx.Node, row: Row, args: Any, kwargs: Any) -> Any:
+        """Go on with a source of the right shape, so that what follows is examined too."""
+
+        def pretend(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            if value.dim() < 2 or len(value) != BATCH or value.dim() > 4:
+                return UNREACHED
+            return self.regions.pretend(row.where, tuple(value.shape[1:]))
+
+        try:
+            args, kwargs = map_aggregate((args, kwargs), lambda v: v.constant if isinstance(v, Affine) else v)
+            result = map_aggregate(evaluate(self.traced.model, node, args, kwargs), pretend)
+        except Exception:  # it is refused already; only its shape was wanted
+            return UNREACHED
+        if isinstance(result, Affine):
+            row.shape = result.shape
+        return result
+
+
+_T = TypeVar("_T")
+
+
+def _collect(kind: type[_T], *containers: Any) -> list[_T]:
+    """Find all values of one kind in nested tuples, lists and dicts."""
+    found: list[_T] = []
+    map_aggregate(containers, lambda value: found.append(value) if isinstance(value, kind) else None)
+    return found
+
+
+def _name(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _writes(node: fx.Node) -> bool:
+    in_place = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+    return node.target in in_place or (node.op != "call_module" and _name(node).endswith("_"))
+
+
+def _view(constant: Tensor) -> tuple[Any, ...]:
+    return constant.shape, constant.stride(), constant.storage_offset()
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two constants share memory: torch's own views tell which values of the model do."""
+    storage = a.untyped_storage()
+    if storage.data_ptr() != b.untyped_storage().data_ptr() or _view(a) == _view(b):
+        return storage.data_ptr() == b.untyped_storage().data_ptr()
+    memory = torch.arange(storage.nbytes() // a.element_size())
+    return bool(torch.isin(memory.as_strided(*_view(a)), memory.as_strided(*_view(b))).any())

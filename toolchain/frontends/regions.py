@@ -1,0 +1,171 @@
+"""Linear regions: an activation, or the end of the model, makes a layer of everything linear before it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sim.network import INPUT, Shape
+from toolchain.frontends.affine import BATCH, Affine, Current, Term, Unreached, image
+from toolchain.frontends.linear import Chain, Reshape, as_maps, reduce
+from toolchain.frontends.log import Log, Row
+from toolchain.graph import FloatEdge, FloatLayer
+
+_CONVOLVE = (
+    "raise dense_limit, let pooling windows divide their input, without padding and ceil_mode, or put nn.ReLU behind "
+    "the pooling, which makes it a layer of its own"
+)
+
+
+class Regions:
+    """The layers found so far, and every source that a value may depend on."""
+
+    def __init__(self, input_shape: Shape, log: Log, dense_limit: int) -> None:
+        self.log = log
+        self.limit = dense_limit
+        self.layers: list[FloatLayer] = []
+        #: Of every source, in topological order.
+        self.shapes = {INPUT: image(input_shape) if len(input_shape) == 2 else input_shape}
+        self.input = Affine(torch.zeros(BATCH, *input_shape, dtype=torch.float64), (Term(INPUT),))
+
+    def pretend(self, name: str, shape: Shape) -> Affine:
+        """Return a source that no layer emits, (*shape), in the place of a refused operation's result."""
+        name = self._unique(name)
+        self.shapes[name] = image(shape)
+        return Affine(torch.zeros(BATCH, *shape, dtype=torch.float64), (Term(name),))
+
+    def spike(self, value: Current, row: Row) -> Affine:
+        """Make the value a spiking layer and return what it emits; ``row`` is that of the activation."""
+        constant = torch.zeros_like(value.constant)
+        emitter = self._emitter(value)
+        if emitter and value.keeps(emitter):
+            row.fates[emitter.name] = f"folded into {emitter.name}"
+            return Affine(constant, value.terms, value.rows)
+        # A ReLU commutes with flattening: a layer keeps the (C, H, W) of the convolution that feeds it.
+        chains = [reduce(term.chain, self.limit) for term in value.terms]
+        shapes = {chain[-1].source for chain in chains if chain and type(chain[-1]) is Reshape}
+        shape = value.shape
+        if len(shape) == 1 and len(shapes) == 1:
+            shape = next(iter(shapes))
+            chains = [chain[:-1] if chain and type(chain[-1]) is Reshape else chain for chain in chains]
+        elif len(shape) == 2:
+            shape = image(shape)
+        name = self._close(value, chains, shape, "spiking", row)
+        self.shapes[name] = shape
+        chain = () if image(value.shape) == image(shape) else (Reshape(image(shape), image(value.shape)),)
+        return Affine(constant, (Term(name, chain),))
+
+    def read_out(self, value: object) -> None:
+        """Make what the model returns the readout and drop what it does not need."""
+        row = Row(self.log.model, "output", "output", f"output of {self.log.model}")
+        if not isinstance(value, Affine):
+            if not isinstance(value, Unreached):
+                self.log.refuse(
+                    row,
+                    f"it is a {type(value).__name__} and not one tensor computed from the input",
+                    "return the logits and nothing else",
+                )
+        elif emitter := self._emitter(value):
+            self.log.refuse(
+                row,
+                f"the network ends in the ReLU of {emitter.name}, and a readout has none",
+                "leave the last ReLU out: the largest logit stays the largest",
+            )
+        elif len(value.shape) not in (1, 3):
+            self.log.refuse(row, f"it has the shape {value.shape}", "return logits of shape (N,) or (C, H, W)")
+        else:
+            chains = [reduce(term.chain, self.limit) for term in value.terms]
+            readout = self._close(value, chains, value.shape, "readout", row)
+            if not self.log.findings:
+                self._drop_unused(readout)
+
+    def _emitter(self, value: Affine) -> FloatLayer | None:
+        """Return the spiking layer whose output the value is, at most under another shape."""
+        if len(value.terms) != 1 or value.constant.any():
+            return None
+        (term,) = value.terms
+        if not all(type(step) is Reshape for step in term.chain):
+            return None
+        return next((layer for layer in self.layers if layer.name == term.source), None)
+
+    def _close(
+        self,
+        value: Affine,
+        chains: list[Chain],
+        shape: Shape,
+        kind: Literal["spiking", "readout"],
+        fallback: Row,
+    ) -> str:
+        """Append the layer that ``chains``, one per term, and the constant of ``value`` feed, and return its name."""
+        rows = self.log.rows
+        order = list(self.shapes)
+        latest = max(
+            (term for term in value.terms if term.origin is not None),
+            key=lambda term: order.index(term.source),
+            default=Term(INPUT),
+        )
+        row = fallback if latest.origin is None else rows[latest.origin]
+        name = self._unique(row.name)
+        title = "readout" if kind == "readout" else f"spiking layer {name}"
+        for index in value.rows:
+            rows[index].fates[name] = title if rows[index] is row else f"folded into {name}"
+        edges: list[FloatEdge] = []
+        for source in sorted({term.source for term in value.terms}, key=order.index):
+            parallel = [chain for term, chain in zip(value.terms, chains, strict=True) if term.source == source]
+            try:
+                maps = as_maps(parallel, self.shapes[source], shape, self.limit)
+            except ValueError as error:
+                self.log.refuse(row, f"with what is folded into it, it takes {error}", _CONVOLVE)
+                continue
+            edges += [FloatEdge(source, replace(m, weight=m.weight.float())) for m in maps]
+        bias = _uniform(value.constant[0].reshape(shape)).float()
+        layer = FloatLayer(name, shape, tuple(edges), bias, kind)
+        if isinstance(value, Current):
+            layer = replace(layer, upper=value.upper, levels=value.levels, initial=value.initial)
+        self._check(layer, value.constant, row)
+        self.layers.append(layer)
+        return name
+
+    def _check(self, layer: FloatLayer, constant: Tensor, row: Row) -> None:
+        if len(layer.shape) > 3:
+            self.log.refuse(row, f"its values have the shape {layer.shape}", "give it (C, H, W) or (N,)")
+        if not torch.allclose(constant[0], constant[1], rtol=1e-9, atol=1e-12, equal_nan=True):
+            self.log.refuse(
+                row, "its constant differs from sample to sample", "take out what is random or indexed by the sample"
+            )
+        if not all(bool(t.isfinite().all()) for t in (layer.bias, *(edge.map.weight for edge in layer.edges))):
+            self.log.refuse(
+                row,
+                "its weights or bias leave float32 once batch normalisation is folded in",
+                "look for a running_var of zero or huge weights",
+            )
+
+    def _unique(self, name: str) -> str:
+        taken = self.shapes.keys() | {layer.name for layer in self.layers}
+        base, count = name.replace("/", "_"), 1
+        name = base
+        while name in taken:
+            count += 1
+            name = f"{base}_{count}"
+        return name
+
+    def _drop_unused(self, readout: str) -> None:
+        """Keep the layers that the readout depends on."""
+        used = {readout}
+        for layer in reversed(self.layers):
+            if layer.name in used:
+                used |= {edge.source for edge in layer.edges}
+        for row in self.log.rows:
+            row.fates = {name: fate for name, fate in row.fates.items() if name not in self.shapes or name in used}
+        self.layers = [layer for layer in self.layers if layer.name in used]
+
+
+def _uniform(bias: Tensor) -> Tensor:
+    """Reduce (*shape) to (C,) where it is the same all over space."""
+    flat = bias.reshape(len(bias), -1)
+    # Equal sums taken in different orders differ by float64's rounding, far below what float32 keeps.
+    same = (flat.amax(1) - flat.amin(1)).max() <= 1e-12 * flat.abs().max()
+    return flat[:, 0] if same else bias
