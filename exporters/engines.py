@@ -1,4 +1,4 @@
-"""Every engine that runs a network, by name, and the proof that they agree spike for spike."""
+"""Every engine that runs a network, as a record, and the proof that they agree spike for spike."""
 
 from __future__ import annotations
 
@@ -14,53 +14,98 @@ from typing import Any
 import numpy as np
 
 from exporters import netx
-from sim.findings import Finding, refuse
+from sim.chip import LOIHI2, Chip
+from sim.findings import Finding, Refused, refuse
+from sim.fixedpoint import Policy, RegisterOverflow
 from sim.network import Network
+from sim.stock import Form, inexact
 from sim.trace import Difference, Trace, first_difference
 
-Engine = Callable[[Network, np.ndarray], Trace]
+
+@dataclass(frozen=True)
+class Engine:
+    """One way to run a network."""
+
+    name: str
+    needs: str | None  #: distribution that must be installed
+    #: (network, payload, chip) -> what it could not compute exactly, as far as that shows before it runs
+    obstacles: Callable[[Network, np.ndarray, Chip], list[Finding]]
+    #: (network, payload (B, *input.shape), *, chip, overflow, record) -> trace, with the readout at least. Raises
+    #: :class:`Refused` for an overflow policy that it cannot honour too.
+    run: Callable[..., Trace]
+
+    @property
+    def installed(self) -> bool:
+        """Whether the packages are there."""
+        return self.needs is None or any(True for _ in metadata.distributions(name=self.needs))
+
+    def prevented(self, network: Network, payload: np.ndarray, chip: Chip) -> list[Finding]:
+        """List what is known to stop the engine here: a missing package, or its obstacles."""
+        if self.installed:
+            return self.obstacles(network, payload, chip)
+        remedy = "it exists for Python 3.10 only: `uv sync --python 3.10`"
+        return [Finding(self.name, f"{self.needs} is not installed", remedy)]
 
 
-def _reference(network: Network, payload: np.ndarray) -> Trace:
+def _nothing(network: Network, payload: np.ndarray, chip: Chip) -> list[Finding]:
+    return []
+
+
+def _reference(network: Network, payload: np.ndarray, *, chip: Chip, overflow: Policy, record: bool) -> Trace:
     from sim import reference
 
-    return reference.run(network, payload)
+    return reference.run(network, payload, chip=chip, overflow=overflow)
 
 
-def _fast(network: Network, payload: np.ndarray, record: bool = True) -> Trace:
+def _fast(network: Network, payload: np.ndarray, *, chip: Chip, overflow: Policy, record: bool) -> Trace:
     from sim import fast
 
-    return fast.run(network, payload, record=record)
+    return fast.run(network, payload, chip=chip, overflow=overflow, record=record)
 
 
-def _lava(network: Network, payload: np.ndarray) -> Trace:
-    from sim import on_lava
+def _on_lava(name: str, form: Form) -> Engine:
+    def run(network: Network, payload: np.ndarray, *, chip: Chip, overflow: Policy, record: bool) -> Trace:
+        from sim import on_lava
 
-    return on_lava.run(network, payload, form="native")
+        return on_lava.run(network, payload, form=form, chip=chip, overflow=overflow)
 
-
-def _lava_stock(network: Network, payload: np.ndarray) -> Trace:
-    from sim import on_lava
-
-    return on_lava.run(network, payload, form="stock")
+    return Engine(name, "lava-nc", lambda network, payload, chip: inexact(network, payload, form, chip), run)
 
 
-def _netx(network: Network, payload: np.ndarray) -> Trace:
-    with TemporaryDirectory() as directory:
-        path = Path(directory, "network.net")
-        netx.write(network, path)
-        return _netx_file(path, payload)
+def _netx(path: str | Path | None = None) -> Engine:
+    """Make the engine that loads a ``.net`` through lava-dl's own loader: ``path``, or what it writes itself."""
+
+    def obstacles(network: Network, payload: np.ndarray, chip: Chip) -> list[Finding]:
+        reasons = netx.check(network)
+        if not reasons:
+            return netx.inexact(network, payload, chip)
+        more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+        problem = f"stock netx cannot build this network ({reasons[0].where}: {reasons[0].problem}{more})"
+        return [Finding("netx", problem, "its file loads with exporters.netx.load, from stock processes")]
+
+    def run(network: Network, payload: np.ndarray, *, chip: Chip, overflow: Policy, record: bool) -> Trace:
+        if path is not None:
+            return netx.load(path).run(payload, chip=chip, overflow=overflow)
+        with TemporaryDirectory() as directory:
+            file = Path(directory, "network.net")
+            netx.write(network, file)
+            return netx.load(file).run(payload, chip=chip, overflow=overflow)
+
+    return Engine("netx", "lava-dl", obstacles, run)
 
 
-def _netx_file(path: str | Path, payload: np.ndarray) -> Trace:
-    return netx.load(path).run(payload)
-
-
-#: (network, payload (B, *input.shape)) -> trace. "netx" goes through a ``.net`` and lava-dl's own loader.
 ENGINES: Mapping[str, Engine] = MappingProxyType(
-    {"reference": _reference, "fast": _fast, "lava": _lava, "lava-stock": _lava_stock, "netx": _netx}
+    {
+        engine.name: engine
+        for engine in (
+            Engine("reference", None, _nothing, _reference),
+            Engine("fast", None, _nothing, _fast),
+            _on_lava("lava", "native"),
+            _on_lava("lava-stock", "stock"),
+            _netx(),
+        )
+    }
 )
-_NEEDS = {"lava": "lava-nc", "lava-stock": "lava-nc", "netx": "lava-dl"}  # the distributions, by engine
 
 
 @dataclass(frozen=True)
@@ -110,19 +155,27 @@ class Verification:
 
 def available_engines() -> tuple[str, ...]:
     """Name the engines whose packages are installed here, in the order of ``ENGINES``."""
-    installed = {name for name in set(_NEEDS.values()) if any(True for _ in metadata.distributions(name=name))}
-    return tuple(engine for engine in ENGINES if engine not in _NEEDS or _NEEDS[engine] in installed)
+    return tuple(engine.name for engine in ENGINES.values() if engine.installed)
 
 
-def run(engine: str, network: Network, payload: np.ndarray, *, record: bool = True) -> Trace:
+def run(
+    engine: str,
+    network: Network,
+    payload: np.ndarray,
+    *,
+    chip: Chip = LOIHI2,
+    overflow: Policy = "strict",
+    record: bool = True,
+) -> Trace:
     """Run integer payloads ``(B, *input.shape)`` on the engine of that name; :class:`Refused` lists the known ones.
 
-    ``record=False`` asks for the readout alone. Only ``fast`` then saves the memory that all other layers would take.
+    ``record=False`` gives the readout alone; only ``fast`` then saves the memory that all other layers would take.
+    Raises :class:`sim.fixedpoint.RegisterOverflow` for a potential outside ``chip``'s registers unless ``overflow`` is
+    "count", and :class:`Refused` where the engine cannot run the network or honour an argument.
     """
     _require_known([engine])
-    if engine == "fast":
-        return _fast(network, payload, record)
-    return ENGINES[engine](network, payload)
+    trace = ENGINES[engine].run(network, payload, chip=chip, overflow=overflow, record=record)
+    return trace if record else trace.of_readout()
 
 
 def verify(
@@ -130,35 +183,42 @@ def verify(
     payload: np.ndarray,
     engines: Sequence[str] | None = None,
     *,
+    chip: Chip = LOIHI2,
     net_path: str | Path | None = None,
 ) -> Verification:
     """Run integer payloads ``(B, *input.shape)`` on several engines and compare each with the first one, bit for bit.
 
-    ``engines`` are all that can run this network here, unless named. ``net_path`` makes the netx engine load that
-    file, which must hold ``network``, instead of a temporary one. A disagreement is the result's ``difference``.
-    Raises :class:`Refused` for an unknown name, fewer than two engines, no samples or a named engine that cannot run,
-    and :class:`sim.fixedpoint.RegisterOverflow` for a potential outside the registers.
+    ``engines`` are all, unless named; then those that cannot run this network here are ``skipped``, also where that
+    shows only while they run. ``net_path`` makes the netx engine load that file, which must hold ``network``, instead
+    of a temporary one. A disagreement is the result's ``difference``. Raises :class:`Refused` for an unknown name, a
+    named engine that cannot run, fewer than two engines that can, and no samples.
     """
-    skipped: list[Finding] = []
-    if engines is None:
-        skipped = _obstacles(network)
-        engines = [name for name in ENGINES if name not in {finding.where for finding in skipped}]
-    _require_known(engines)
-    if len(set(engines)) < max(2, len(engines)):
-        raise refuse("engines", f"{', '.join(engines) or 'none'} given", "give at least two different ones to compare")
+    names = list(ENGINES) if engines is None else engines
+    _require_known(names)
+    if len(set(names)) < max(2, len(names)):
+        raise refuse("engines", f"{', '.join(names) or 'none'} given", "give at least two different ones to compare")
     payload = network.payload(payload)
     if not len(payload):
         raise refuse("payload", "no samples", "agreement on nothing proves nothing: give at least one")
     if net_path is not None and netx.read(net_path) != network:
         raise refuse(str(net_path), "it holds another network", "give the file that was written from this one")
+    known = ENGINES if net_path is None else {**ENGINES, "netx": _netx(net_path)}
+    stopped = {name: known[name].prevented(network, payload, chip) for name in names}
+    if engines is not None:
+        _require_all(stopped)
     runs: list[EngineRun] = []
     difference: Difference | None = None
-    for name in engines:
+    for name in names:
+        if stopped[name]:
+            continue
         start = time.perf_counter()
-        if name == "netx" and net_path is not None:
-            trace = _netx_file(net_path, payload)
-        else:
-            trace = ENGINES[name](network, payload)
+        try:
+            trace = known[name].run(network, payload, chip=chip, overflow="strict", record=True)
+        except (Refused, RegisterOverflow) as error:
+            stopped[name] = list(error.findings)
+            if engines is not None:
+                _require_all(stopped)
+            continue
         seconds = time.perf_counter() - start
         missing = [layer.name for layer in network.layers if layer.name not in trace.spikes]
         if missing:
@@ -175,8 +235,12 @@ def verify(
                 trace.logits,
             )
         )
+    skipped = tuple(_reason(name, findings) for name, findings in stopped.items() if findings)
+    if len(runs) < 2:
+        problem = f"only {runs[0].engine} could run" if runs else "none could run"
+        raise Refused([Finding("engines", problem, "agreement takes two: remove what stops the others"), *skipped])
     spikes = sum(int(s.sum(dtype=np.int64)) for s in first.spikes.values())
-    return Verification(len(payload), tuple(runs), spikes, difference, tuple(skipped))
+    return Verification(len(payload), tuple(runs), spikes, difference, skipped)
 
 
 def _require_known(engines: Sequence[str]) -> None:
@@ -185,19 +249,22 @@ def _require_known(engines: Sequence[str]) -> None:
         raise refuse("engines", f"{', '.join(map(repr, unknown))} not known", f"use {', '.join(ENGINES)}")
 
 
-def _obstacles(network: Network) -> list[Finding]:
-    """Say which engines cannot run this network here, and why."""
-    found = [
-        Finding(name, f"{need} is not installed", "it exists for Python 3.10 only: `uv sync --python 3.10`")
-        for name, need in _NEEDS.items()
-        if name not in available_engines()
-    ]
-    reasons = netx.check(network)
-    if reasons and all(finding.where != "netx" for finding in found):
-        more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
-        problem = f"stock netx cannot build this network ({reasons[0].where}: {reasons[0].problem}{more})"
-        found.append(Finding("netx", problem, "its file loads with exporters.netx.load, from stock processes"))
-    return found
+def _require_all(stopped: Mapping[str, list[Finding]]) -> None:
+    """Raise whatever stopped engines that were asked for by name."""
+    if any(stopped.values()):
+        raise Refused(
+            finding if finding.where == name else Finding(f"{name}: {finding.where}", finding.problem, finding.remedy)
+            for name, findings in stopped.items()
+            for finding in findings
+        )
+
+
+def _reason(engine: str, findings: Sequence[Finding]) -> Finding:
+    """Say in one finding why an engine was left out."""
+    first, *others = findings
+    place = "" if first.where == engine else f"{first.where}: "
+    more = f" and {len(others)} more" if others else ""
+    return Finding(engine, f"{place}{first.problem}{more}", first.remedy)
 
 
 def _count(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> int:

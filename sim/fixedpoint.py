@@ -22,7 +22,7 @@ class RegisterOverflow(ArithmeticError):  # noqa: N818 - named after the event, 
     """A potential left the chip's registers; the message names layer, channel, step and value."""
 
     def __init__(self, finding: Finding) -> None:
-        self.finding = finding
+        self.findings = (finding,)  #: as :class:`sim.findings.Refused` has them
         super().__init__(finding)
 
     @classmethod

@@ -16,6 +16,7 @@ import numpy as np
 
 from sim.chip import LOIHI2, Chip
 from sim.findings import Finding, refuse
+from sim.fixedpoint import Policy
 from sim.network import INPUT, Conv2d, Dense, Edge, Layer, Network, SynapseTable
 
 Form = Literal["native", "stock"]  #: how a network is built on Lava: our own neurons, or the stock form
@@ -53,9 +54,19 @@ def legal_period(network: Network, form: Form, period: int | None = None) -> int
     return smallest if period is None else period
 
 
-def inexact(network: Network, payload: np.ndarray, form: Form, chip: Chip = LOIHI2) -> list[Finding]:
-    """List everything about ``network`` and ``payload`` that Lava's processes would compute wrongly."""
+def inexact(
+    network: Network, payload: np.ndarray, form: Form, chip: Chip = LOIHI2, overflow: Policy = "strict"
+) -> list[Finding]:
+    """List everything about ``network``, ``payload`` and the registers that Lava's processes would compute wrongly."""
     found: list[Finding] = []
+    if form == "stock" and overflow != "strict":
+        found.append(
+            Finding(
+                "overflow",
+                f"{overflow!r}, but Lava's LIF wraps beyond its registers",
+                "use 'strict', or another engine",
+            )
+        )
     if form == "stock" and (chip.state_bits > STATE_BITS or chip.fraction_bits != FRACTION_BITS):
         found.append(Finding("chip", f"Lava's LIF lacks the registers of {chip.name}", "use form='native'"))
     for layer in network.layers:

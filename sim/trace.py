@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -24,6 +24,11 @@ class Trace:
     def logits(self) -> np.ndarray:
         """Readout potentials at each window step, su, (B, T, N): row T-1 is the network's answer."""
         return self.potentials[self.network.readout.name][:, -self.network.timesteps :]
+
+    def of_readout(self) -> Trace:
+        """Return the trace without what other layers did."""
+        name = self.network.readout.name
+        return replace(self, spikes={name: self.spikes[name]}, potentials={name: self.potentials[name]})
 
     def rates(self, layer: str) -> np.ndarray:
         """Spikes per window step of every neuron, float32 (B, *shape), in 0..1."""

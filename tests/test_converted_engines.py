@@ -26,6 +26,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.lava
 @pytest.mark.parametrize("holdoff", [0, 1])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_converted_network_runs_the_same_on_every_engine(
@@ -43,6 +44,7 @@ def test_a_converted_network_runs_the_same_on_every_engine(
         compared(f"reference = {run.engine}")
 
 
+@pytest.mark.lava
 def test_a_shifted_input_runs_the_same_on_every_engine(compared: Callable[[str], None]) -> None:
     model = trained(networks.residual, (2, 4, 4))
     stem = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
@@ -99,6 +101,7 @@ def test_the_fast_engine_runs_a_converted_network_as_the_reference_does(
     compared("reference = fast")
 
 
+@pytest.mark.lava
 @pytest.mark.slow
 def test_resnet20_agrees_on_every_engine_at_full_size(compared: Callable[[str], None]) -> None:
     model = trained(networks.resnet20, (3, 32, 32))

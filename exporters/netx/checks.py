@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from exporters.netx.content import SYNAPSES
-from sim.chip import LOIHI2
+from sim import stock
+from sim.chip import LOIHI2, Chip
 from sim.chip import check as check_chip
 from sim.findings import Finding
+from sim.fixedpoint import Policy
 from sim.network import INPUT, Conv2d, Dense, Layer, Network, SynapseTable
-from sim.stock import CONV_LIMIT
 
 NEURON_LIMIT = 1_150_000_000  #: neurons of a network; Intel's largest Loihi 2 system, Hala Point, holds as many
 STEP_LIMIT = 1 << 16  #: steps from the input to the answer, so that no file can ask an engine for days
@@ -93,11 +94,11 @@ def _check_conv2d(where: str, layer: Layer, synapse: Conv2d) -> list[Finding]:
     return [
         Finding(
             where,
-            f"{name} {np.max(value)} is above {CONV_LIMIT}, the int8 of lava-nc's Conv",
+            f"{name} {np.max(value)} is above {stock.CONV_LIMIT}, the int8 of lava-nc's Conv",
             "split the layer, or keep it with write_graph",
         )
         for name, value in numbers.items()
-        if np.max(value) > CONV_LIMIT
+        if np.max(value) > stock.CONV_LIMIT
     ]
 
 
@@ -138,4 +139,16 @@ def check_storable(network: Network) -> list[Finding]:
                 "use fewer timesteps or a smaller hold-off",
             )
         )
+    return found
+
+
+def inexact(network: Network, payload: np.ndarray, chip: Chip = LOIHI2, overflow: Policy = "strict") -> list[Finding]:
+    """List what a ``.net`` of ``network``, as netx builds it, would compute wrongly on ``payload``."""
+    found = stock.inexact(network, payload, "stock", chip, overflow)
+    first = network.layers[0]
+    (edge,) = first.edges
+    # netx shifts a dense matrix up to 8 bits and a sign, and Lava sums in int32. Conv is held to fewer bits anyway.
+    largest = 256 * edge.synapse.weight[0].size * int(np.abs(payload).max(initial=0))
+    if not stock.by_conv(edge) and largest >= 1 << 31:
+        found.append(Finding(first.name, f"sums of up to {largest} leave 32 bits in netx", "use fewer payload bits"))
     return found

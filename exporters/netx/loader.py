@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 
 from exporters.netx import file
+from exporters.netx.checks import inexact
 from exporters.netx.content import NETX, SYNAPSES
 from sim import on_lava
+from sim.chip import LOIHI2, Chip
 from sim.findings import Finding, Refused, refuse
+from sim.fixedpoint import Policy
 from sim.network import Network
 from sim.on_lava import graph, runtime
-from sim.stock import by_conv, inexact, legal_period
+from sim.stock import legal_period
 from sim.trace import Trace
 
 
@@ -31,15 +34,15 @@ class LoadedNetwork:
     process: Any  #: as netx built it, None where it cannot; ``run`` builds another, since one process runs one payload
     period: int  #: steps between samples
 
-    def run(self, payload: np.ndarray) -> Trace:
+    def run(self, payload: np.ndarray, *, chip: Chip = LOIHI2, overflow: Policy = "strict") -> Trace:
         """Run integer payloads ``(B, *input.shape)`` on the file's network; as :func:`sim.on_lava.run` otherwise.
 
         Raises :class:`sim.findings.Refused` also if the file has changed since it was loaded.
         """
         payload = self.network.payload(payload)
         if self.process is None:
-            return on_lava.run(self.network, payload, form="stock", period=self.period)
-        findings = inexact(self.network, payload, "stock") + _wide_sums(self.network, payload)
+            return on_lava.run(self.network, payload, form="stock", chip=chip, overflow=overflow, period=self.period)
+        findings = inexact(self.network, payload, chip, overflow)
         if file.read(self.path) != self.network:
             findings.append(Finding(str(self.path), "the file has changed since it was loaded", "load it again"))
         if findings:
@@ -50,10 +53,10 @@ class LoadedNetwork:
             first = SYNAPSES[type(self.network.layers[0].edges[0].synapse)]
             (graph.flat(source.s_out) if first.flat else source.s_out).connect(process.inp)
             populations = [
-                graph.attach(self.network, layer, block.neuron, [block.synapse.a_out], self.period)
+                graph.attach(self.network, layer, block.neuron, [block.synapse.a_out], self.period, chip)
                 for layer, block in zip(self.network.layers, process.layers, strict=True)
             ]
-        return runtime.drive("netx", self.network, payload, source, populations, self.period)
+        return runtime.drive("netx", self.network, payload, source, populations, self.period, chip)
 
 
 def load(path: str | Path, *, period: int | None = None) -> LoadedNetwork:
@@ -83,12 +86,3 @@ def _build(path: Path, network: Network, period: int) -> Any:
     process = hdf5.Network(str(path), input_message_bits=network.input.bits, reset_interval=period)
     process.net_config.f.close()  # netx never does, and an open file could not be written again
     return process
-
-
-def _wide_sums(network: Network, payload: np.ndarray) -> list[Finding]:
-    """Refuse what netx's own weights, shifted up to 8 bits and a sign, could sum beyond Lava's int32."""
-    (edge,) = network.layers[0].edges
-    largest = 256 * edge.synapse.weight[0].size * int(np.abs(payload).max(initial=0))
-    if by_conv(edge) or largest < 1 << 31:  # Conv is held to fewer bits anyway
-        return []
-    return [Finding(network.layers[0].name, f"sums of up to {largest} leave 32 bits in netx", "use fewer payload bits")]

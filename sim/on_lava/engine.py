@@ -10,6 +10,7 @@ import numpy as np
 
 from sim.chip import LOIHI2, Chip
 from sim.findings import Refused, refuse
+from sim.fixedpoint import Policy
 from sim.network import INPUT, Network
 from sim.on_lava import graph, runtime
 from sim.stock import Form, inexact, legal_period
@@ -22,20 +23,22 @@ def run(
     *,
     form: Form = "native",
     chip: Chip = LOIHI2,
+    overflow: Policy = "strict",
     period: int | None = None,
 ) -> Trace:
     """Run integer payloads ``(B, *input.shape)`` back to back on Lava and record every layer.
 
     ``period`` is the distance between samples in steps; the smallest legal one is the default. Raises
-    :class:`sim.fixedpoint.RegisterOverflow` when a potential leaves ``chip``'s registers or breaks the stock form's
-    suppression, :class:`sim.findings.Refused` where Lava is missing or could not compute exactly, and RuntimeError,
-    with what Lava printed, where Lava itself fails.
+    :class:`sim.fixedpoint.RegisterOverflow` when a potential leaves ``chip``'s registers, unless ``overflow`` is
+    "count", or breaks the stock form's suppression, :class:`sim.findings.Refused` where Lava is missing or could not
+    compute exactly, as the stock form cannot beyond its registers, and RuntimeError, with what Lava printed, where Lava
+    itself fails.
     """
     if form not in ("native", "stock"):
         raise refuse("form", f"{form!r} is unknown", "use 'native' or 'stock'")
     payload = network.payload(payload)
     period = legal_period(network, form, period)
-    findings = inexact(network, payload, form, chip)
+    findings = inexact(network, payload, form, chip, overflow)
     if findings:
         raise Refused(findings)
     with runtime.silenced():
@@ -44,4 +47,4 @@ def run(
         build = graph.native if form == "native" else graph.stock
         populations = [build(network, layer, ports, period, chip) for layer in network.layers]
     engine = "lava" if form == "native" else "lava-stock"
-    return runtime.drive(engine, network, payload, source, populations, period, chip)
+    return runtime.drive(engine, network, payload, source, populations, period, chip, overflow)

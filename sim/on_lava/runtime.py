@@ -20,7 +20,7 @@ import numpy as np
 
 from sim.chip import LOIHI2, Chip
 from sim.findings import Finding, refuse
-from sim.fixedpoint import RegisterOverflow, Registers
+from sim.fixedpoint import Policy, RegisterOverflow, Registers
 from sim.network import Layer, Network, Shape
 from sim.progress import track
 from sim.stock import SUPPRESSED, cycle, lead
@@ -52,12 +52,13 @@ def drive(
     populations: Sequence[Population],
     period: int,
     chip: Chip = LOIHI2,
+    overflow: Policy = "strict",
 ) -> Trace:
     """Run the graph that ``process`` belongs to, with ``payload`` already in it, and record ``populations``.
 
     Samples are counted as progress on ``engine``. Raises as :func:`sim.on_lava.run` does.
     """
-    registers = Registers(network, chip, "strict")
+    registers = Registers(network, chip, overflow)
     spikes: dict[str, np.ndarray] = {}
     potentials: dict[str, np.ndarray] = {}
     ports = [port for population in populations for port in population.ports]

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from exporters import engines, netx
-from exporters.engines import available_engines, verify
+from exporters.engines import Engine, available_engines, verify
 from sim import reference
-from sim.findings import Refused
+from sim.chip import LOIHI2, WIDE, Chip
+from sim.findings import Finding, Refused
+from sim.fixedpoint import Policy, RegisterOverflow
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network
 from sim.progress import reporting
 from sim.trace import Trace
@@ -31,18 +35,35 @@ def network(skip: bool = False, holdoff: int = 0) -> Network:
     return Network(Input((2,)), (hidden, readout), 2, holdoff)
 
 
-def falsified(change: Callable[[Trace], object]) -> engines.Engine:
-    def run(network: Network, payload: np.ndarray) -> Trace:
-        trace = replace(reference.run(network, payload), engine="false")
+def falsified(change: Callable[[Trace], object], name: str = "false", needs: str | None = None) -> Engine:
+    """The reference under another name, whose traces ``change`` may change or refuse."""
+
+    def run(network: Network, payload: np.ndarray, *, chip: Chip, overflow: Policy, record: bool) -> Trace:
+        trace = replace(reference.run(network, payload, chip=chip, overflow=overflow), engine=name)
         change(trace)
         return trace
 
-    return run
+    return Engine(name, needs, lambda network, payload, chip: [], run)
+
+
+def raising(error: Exception) -> Callable[[Trace], object]:
+    def change(trace: Trace) -> None:
+        raise error
+
+    return change
+
+
+def eager() -> tuple[Network, np.ndarray]:
+    """One neuron that keeps 3 * 127 * 127 - 3 * 10 su when its window closes: too much for the stock form."""
+    steps = np.zeros((3, 1), int)
+    neuron = Layer("eager", (1,), (Edge(INPUT, Dense([[127]])),), 10, [0], steps)
+    last = Layer("last", (1,), (Edge("eager", Dense([[1]])),), 0, [0], steps, "readout")
+    return Network(Input((1,)), (neuron, last), 3), np.array([[127]])
 
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    return lambda **added: monkeypatch.setattr(engines, "ENGINES", {**engines.ENGINES, **added})
+    return lambda *added: monkeypatch.setattr(engines, "ENGINES", {**engines.ENGINES, **{e.name: e for e in added}})
 
 
 def test_agreeing_engines_are_reported_with_what_was_compared() -> None:
@@ -63,7 +84,7 @@ def test_the_first_difference_is_placed_and_all_are_counted(install: Callable[..
         trace.spikes["hidden"][1, 0, 1] ^= 1
         trace.potentials["readout"][2, :, 0] += 5
 
-    install(false=falsified(change))
+    install(falsified(change))
     found = verify(network(), PAYLOAD, ["reference", "false", "fast"])
     assert [run.differences for run in found.runs] == [0, 3, 0]
     assert str(found.difference) == ("layer hidden, step 1, sample 1, neuron (1,): spike 1 on reference, 0 on false")
@@ -71,7 +92,7 @@ def test_the_first_difference_is_placed_and_all_are_counted(install: Callable[..
 
 
 def test_an_engine_that_did_not_record_a_layer_agrees_with_nothing(install: Callable[..., None]) -> None:
-    install(false=falsified(lambda trace: trace.spikes.pop("hidden")))
+    install(falsified(lambda trace: trace.spikes.pop("hidden")))
     with pytest.raises(RuntimeError, match="engine false recorded no spikes of hidden"):
         verify(network(), PAYLOAD, ["reference", "false"])
 
@@ -133,7 +154,9 @@ def test_netx_is_left_out_where_it_cannot_build_the_network(
     install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines.metadata, "distributions", lambda name: iter((name,)))
-    install(**{name: falsified(lambda trace: None) for name in ("lava", "lava-stock", "netx")})
+    for name in ("lava", "lava-stock", "netx"):
+        known = engines.ENGINES[name]
+        install(replace(known, run=falsified(lambda trace: None, name).run))
     assert available_engines() == ("reference", "fast", "lava", "lava-stock", "netx")
     assert len(verify(network(), PAYLOAD).runs) == 5
     found = verify(network(skip=True), PAYLOAD)
@@ -141,16 +164,81 @@ def test_netx_is_left_out_where_it_cannot_build_the_network(
     assert "(readout: 2 edges feed it, netx builds one synapse a layer and 1 more)" in found.as_dict()["skipped"][0]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [Refused(Finding("place", "problem", "remedy")), RegisterOverflow(Finding("place", "problem", "remedy"))],
+    ids=["refused", "overflow"],
+)
+def test_an_engine_that_fails_while_it_runs_costs_no_other_result(
+    error: Exception, install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines.metadata, "distributions", lambda name: iter(()))
+    install(falsified(raising(error)))
+    found = verify(network(), PAYLOAD)
+    assert [run.engine for run in found.runs] == ["reference", "fast"]
+    assert found.skipped[-1] == Finding("false", "place: problem", "remedy")
+    with pytest.raises(Refused, match=r"^false: place: problem; remedy$"):
+        verify(network(), PAYLOAD, ["reference", "false", "fast"])
+
+
+def test_the_first_engine_that_runs_is_what_others_are_compared_with(
+    install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines.metadata, "distributions", lambda name: iter(()))
+    install(falsified(raising(Refused(Finding("place", "problem", "remedy"))), "reference"), falsified(lambda _: None))
+    found = verify(network(), PAYLOAD)
+    assert [(run.engine, run.differences) for run in found.runs] == [("fast", 0), ("false", 0)]
+
+
+def test_what_is_asked_for_by_name_and_cannot_run_is_refused_before_anything_runs(
+    install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines.metadata, "distributions", lambda name: iter(()))
+    install(falsified(raising(AssertionError("it runs"))))
+    with pytest.raises(Refused, match=r"^lava: lava-nc is not installed; .*\nnetx: lava-dl is not installed; "):
+        verify(network(), PAYLOAD, ["false", "lava", "netx"])
+
+
+def test_fewer_than_two_engines_that_can_run_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines.metadata, "distributions", lambda name: iter(()))
+    narrow = replace(LOIHI2, state_bits=9)
+    with pytest.raises(Refused, match="engines: none could run; agreement takes two") as caught:
+        verify(network(), PAYLOAD, chip=narrow)
+    assert [f.where for f in caught.value.findings] == ["engines", *engines.ENGINES]
+    assert "reference: layer hidden, channel 0, step 1: v = 12 leaves the register" in str(caught.value)
+
+
+@pytest.mark.lava
+def test_what_the_stock_form_cannot_suppress_leaves_the_other_engines_compared() -> None:
+    found = verify(*eager())
+    assert found.difference is None
+    assert [(run.engine, run.differences) for run in found.runs] == [("reference", 0), ("fast", 0), ("lava", 0)]
+    assert [finding.where for finding in found.skipped] == ["lava-stock", "netx"]
+    for line in found.summary.split("\n")[1:]:
+        assert "layer eager, channel 0, step 4 of sample 0: u >= theta + 32768 broke the suppression" in line
+    with pytest.raises(Refused, match=r"^lava-stock: layer eager, channel 0, step 4 .* broke the suppression"):
+        verify(*eager(), ["reference", "lava-stock"])
+
+
+@pytest.mark.lava
+def test_a_chip_that_only_some_engines_have_is_verified_on_those() -> None:
+    found = verify(network(), PAYLOAD, chip=WIDE)
+    assert [run.engine for run in found.runs] == ["reference", "fast", "lava"]
+    assert [finding.where for finding in found.skipped] == ["lava-stock", "netx"]
+    assert all("Lava's LIF lacks the registers of wide registers" in finding.problem for finding in found.skipped)
+
+
 def test_the_netx_engine_loads_the_given_file_which_must_hold_the_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(engines.metadata, "distributions", lambda name: iter((name,)))
     loaded: list[Any] = []
 
-    def load(path: Path, payload: np.ndarray) -> Trace:
+    def load(path: Path) -> Any:
         loaded.append((path, netx.read(path)))
-        return replace(reference.run(network(), payload), engine="netx")
+        return SimpleNamespace(run=partial(reference.run, netx.read(path)))
 
-    monkeypatch.setattr(engines, "_netx_file", load)
+    monkeypatch.setattr(netx, "load", load)
     netx.write(network(), tmp_path / "network.net")
     verify(network(), PAYLOAD, ["fast", "netx"], net_path=tmp_path / "network.net")
     verify(network(), PAYLOAD, ["fast", "netx"])
@@ -170,7 +258,32 @@ def test_lava_agrees_in_both_forms() -> None:
     assert found.spikes > 0
 
 
-def test_asking_for_the_readout_alone_keeps_nothing_else_on_the_fast_engine() -> None:
-    trace = engines.run("fast", network(), PAYLOAD, record=False)
-    assert list(trace.potentials) == ["readout"]
-    assert np.array_equal(trace.logits, engines.run("reference", network(), PAYLOAD, record=False).logits)
+ALL = [pytest.param(name, marks=[pytest.mark.lava] if engine.needs else []) for name, engine in engines.ENGINES.items()]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_asking_for_the_readout_alone_gives_nothing_else(name: str) -> None:
+    trace = engines.run(name, network(), PAYLOAD, record=False)
+    assert list(trace.potentials) == list(trace.spikes) == ["readout"]
+    assert np.array_equal(trace.logits, reference.run(network(), PAYLOAD).logits)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_engine_obeys_the_chip(name: str) -> None:
+    narrow = replace(LOIHI2, name="narrow", state_bits=9)  # |v| < 4, and 4 * 3 arrives
+    with pytest.raises(
+        RegisterOverflow, match=r"layer hidden, channel 0, step 1: v = 12 leaves .* narrow \(\|v\| < 4\)"
+    ):
+        engines.run(name, network(), PAYLOAD, chip=narrow)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_overflows_are_counted_by_every_engine_that_can_and_refused_by_the_others(name: str) -> None:
+    narrow = replace(LOIHI2, name="narrow", state_bits=9)
+    if name in ("lava-stock", "netx"):
+        with pytest.raises(Refused, match="overflow: 'count', but Lava's LIF wraps beyond its registers"):
+            engines.run(name, network(), PAYLOAD, chip=narrow, overflow="count")
+        return
+    trace = engines.run(name, network(), PAYLOAD[:1], chip=narrow, overflow="count")
+    # Before the reset, v and u of hidden are 12, 4 + 12 = 16 and 4, 4 + 4 = 8; those of the readout 2 and 2 + 5 = 7.
+    assert (trace.overflows, trace.peak) == (2 * 5, {"hidden": 16, "readout": 7})
