@@ -76,6 +76,13 @@ def _freeze(record: Any, field: str) -> None:
     object.__setattr__(record, field, array)
 
 
+def _freeze_real(record: Any, field: str) -> None:
+    """Replace an array field by a read-only float64 copy."""
+    array = np.array(getattr(record, field), np.float64)
+    array.flags.writeable = False
+    object.__setattr__(record, field, array)
+
+
 @dataclass(frozen=True, eq=False)
 class Dense(_Record):
     """All-to-all synapses; a (C, H, W) source is read in C, H, W order, as ``torch.flatten`` does."""
@@ -187,12 +194,30 @@ class Layer(_Record):
 
 @dataclass(frozen=True, eq=False)
 class Input(_Record):
-    """The graded input: an integer payload per neuron, the same at each of its T steps."""
+    """The graded input: an integer payload per neuron, the same at each of its T steps.
+
+    Scale and order are the host's: :meth:`encode` applies them, no engine reads them.
+    """
 
     shape: Shape
     bits: int = 8
     signed: bool = True
-    scale: float = 1.0  #: payload units per unit of the model's input; the host encodes with it, no engine reads it
+    #: Payload units per unit of the model's input; float64 (C,) where channels or features differ
+    scale: float | np.ndarray = 1.0
+    #: Which value of the model's flattened input each neuron gets, int32 (*shape); None where it is given in order
+    order: np.ndarray | None = None
+    given: Shape | None = None  #: shape of the model's input, without the batch; None where it is ``shape``
+
+    def __post_init__(self) -> None:
+        if isinstance(self.scale, np.ndarray):
+            _freeze_real(self, "scale")
+        if self.order is not None:
+            _freeze(self, "order")
+
+    @property
+    def model_shape(self) -> Shape:
+        """Shape of what :meth:`encode` takes, without the batch dimension."""
+        return self.shape if self.given is None else self.given
 
     @property
     def limits(self) -> Pair:
@@ -200,9 +225,39 @@ class Input(_Record):
         largest = (1 << (self.bits - self.signed)) - 1
         return (-largest if self.signed else 0, largest)
 
+    def arrange(self, x: Any) -> np.ndarray:
+        """Bring model inputs ``(B, *model_shape)`` into the order of the neurons, float64 ``(B, *shape)``."""
+        values = np.asarray(x, np.float64)
+        return values if self.order is None else values.reshape(len(values), -1)[:, self.order]
+
     def encode(self, x: Any) -> np.ndarray:
-        """Quantise model inputs ``(B, *shape)`` to the payload, int32: ``clip(round(x * scale))``."""
-        return np.clip(np.rint(np.asarray(x, np.float64) * self.scale), *self.limits).astype(np.int32)
+        """Quantise model inputs ``(B, *model_shape)`` to the payload, int32: ``clip(round(x * scale))``."""
+        scaled = self.arrange(x) * _spatial(self.scale, len(self.shape))
+        return np.clip(np.rint(scaled), *self.limits).astype(np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Output(_Record):
+    """What the readout's potentials stand for. The host decodes with it, no engine reads it."""
+
+    scale: np.ndarray  #: su after the whole window per unit of the model's output, float64 () or (C,)
+    offset: np.ndarray  #: what is added in that unit because the network leaves it out, float64 () or (C,)
+
+    def __post_init__(self) -> None:
+        _freeze_real(self, "scale")
+        _freeze_real(self, "offset")
+
+    def decode(self, potentials: Any, share: float = 1.0) -> np.ndarray:
+        """Return the model's outputs, float64 (B, *shape), for potentials after a ``share`` of the window."""
+        potentials = np.asarray(potentials, np.float64)
+        scale, offset = (_spatial(values, potentials.ndim - 1) for values in (self.scale, self.offset))
+        return potentials / (scale * share) + offset
+
+
+def _spatial(values: float | np.ndarray, dimensions: int) -> np.ndarray:
+    """Shape () or (C,) so that it broadcasts to (B, *shape) of so many dimensions beside the batch."""
+    values = np.asarray(values, np.float64)
+    return values.reshape(-1, *(1,) * (dimensions - 1)) if values.ndim else values
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,6 +268,7 @@ class Network(_Record):
     layers: tuple[Layer, ...]
     timesteps: int  #: T, the length of every firing window
     holdoff: int = 0  #: K, the default of every spiking layer
+    output: Output | None = None  #: what the readout's potentials stand for; None where nobody has said so
 
     def __post_init__(self) -> None:
         findings = _structure(self)
@@ -303,6 +359,8 @@ def _structure(network: Network) -> list[Finding]:
             f"{network.input.bits} bits, shape {network.input.shape}",
             "give 1..24 bits and a shape (C, H, W) or (N,)",
         )
+    else:
+        found += _input_findings(network.input)
     shapes: dict[str, Shape] = {INPUT: network.input.shape}
     spiking = {INPUT}
     for layer in network.layers:
@@ -350,4 +408,30 @@ def _structure(network: Network) -> list[Finding]:
             spiking.add(name)
     if sum(layer.kind == "readout" for layer in network.layers) != 1:
         note("layers", f"{sum(layer.kind == 'readout' for layer in network.layers)} readouts", "give exactly one")
+    elif network.output is not None:
+        channels = network.readout.shape[:1]
+        for field in ("scale", "offset"):
+            values, positive = getattr(network.output, field), field == "scale"
+            fits = values.shape in ((), channels) and np.isfinite(values).all()
+            if not fits or (positive and values.min() <= 0):
+                wanted = "positive finite numbers" if positive else "finite numbers"
+                note("output", f"{field} {values}", f"give {wanted} of shape () or {channels}")
+    return found
+
+
+def _input_findings(source: Input) -> list[Finding]:
+    """Everything that makes scale and order of an input meaningless."""
+    found, scale, order = [], np.asarray(source.scale, np.float64), source.order
+    if scale.shape not in ((), source.shape[:1]) or not np.isfinite(scale).all() or scale.min() <= 0:
+        found.append(
+            Finding(INPUT, f"scale {source.scale}", f"give positive finite numbers of shape () or {source.shape[:1]}")
+        )
+    if (order is None) != (source.given is None):
+        found.append(Finding(INPUT, "an order without the shape that is given, or the reverse", "give both or neither"))
+    elif order is not None and source.given is not None:
+        values = math.prod(source.given)
+        if order.shape != source.shape or min(source.given) < 1 or order.min() < 0 or order.max() >= values:
+            found.append(
+                Finding(INPUT, f"order of shape {order.shape}", f"give positions 0..{values - 1} of {source.shape}")
+            )
     return found

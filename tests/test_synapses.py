@@ -28,7 +28,7 @@ TABLES: dict[str, SynapseTable[Any]] = {
     "sim/on_lava/graph.py": graph.SYNAPSES,
     "exporters/netx/checks.py": checks.CHECKS,
     "exporters/netx/content.py": content.SYNAPSES,
-    "toolchain/fit.py": fit.SYNAPSES,
+    "toolchain/calibration/fit.py": fit.SYNAPSES,
 }
 FILES = [path for package in ("sim", "exporters", "toolchain") for path in sorted((ROOT / package).rglob("*.py"))]
 

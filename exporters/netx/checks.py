@@ -124,8 +124,6 @@ def check_storable(network: Network) -> list[Finding]:
         for edge in layer.edges
         if type(edge.synapse) not in SYNAPSES
     )
-    if not (math.isfinite(network.input.scale) and network.input.scale > 0):
-        found.append(Finding(INPUT, f"scale {network.input.scale}", "give a positive finite number"))
     if not 0 <= network.readout.threshold <= LOIHI2.threshold_limit:
         found.append(Finding(network.readout.name, f"threshold {network.readout.threshold} of a readout", "give 0"))
     neurons = math.prod(network.input.shape) + sum(layer.size for layer in network.layers)

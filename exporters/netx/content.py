@@ -11,15 +11,19 @@ of weight -theta that resets by subtraction is attached by the loader too.
 The graph form keeps, in the same fields below ``/graph``, the networks that netx cannot build (residual connections,
 weight exponents). netx finds no ``/layer`` in such a file and stops, rather than building half a network.
 
-Format 1, with ``@`` marking an attribute; integers are int64, and nothing else may stand in the file::
+Formats 1 and 2, with ``@`` marking an attribute; integers are int64, and nothing else may stand in the file::
 
     @tool @format_version @loader @timesteps @holdoff @sha256                   the digest covers everything else
     layer/0          type=input shape @bits @signed @scale              (graph/input, without type)
+      format 2 only  [scale, instead of @scale] [order given]
     layer/<i>        type=flatten                                       only where a Dense reads a (C, H, W) source
     layer/<i>        shape v0 bias_schedule @name @kind @threshold [@holdoff]           (graph/layer/<i>)
+      format 2 only  [output_scale output_offset], of the readout
       edge           type=conv|dense weight [stride padding dilation groups] @source @exponent
                                                  in the layer's own group (graph/layer/<i>/edge/<k>)
       netx only      bias neuron/{type iDecay vDecay vThMant refDelay gradedSpike}      (not below graph)
+
+A file that needs nothing of format 2 is written in format 1.
 """
 
 from __future__ import annotations
@@ -32,12 +36,12 @@ from typing import Any
 import numpy as np
 
 from sim.findings import Finding, refuse
-from sim.network import Conv2d, Dense, Edge, Geometry, Input, Layer, Network, Synapse, SynapseTable
+from sim.network import Conv2d, Dense, Edge, Geometry, Input, Layer, Network, Output, Synapse, SynapseTable
 from sim.stock import SUPPRESSED, vth
 
 TOOL = "ann2loihi"
 NETX, OURS = "lava-dl netx", "ann2loihi"  #: who can load a file: stock netx, or only :func:`exporters.netx.load`
-FORMAT_VERSION = 1
+FORMATS = (1, 2)  #: that are read; a file is written in the first that can hold it
 
 Content = dict[str, np.ndarray]  #: what a file holds: "group/dataset" or "group/@attribute" to its value
 
@@ -57,20 +61,33 @@ def _netx_type(name: bytes) -> np.ndarray:
 def _header(network: Network, loader: str) -> Content:
     return {
         "@tool": np.array(TOOL.encode()),
-        "@format_version": _integer(FORMAT_VERSION),
+        "@format_version": _integer(_format(network)),
         "@loader": np.array(loader.encode()),
         "@timesteps": _integer(network.timesteps),
         "@holdoff": _integer(network.holdoff),
     }
 
 
+def _format(network: Network) -> int:
+    plain = network.output is None and network.input.order is None and np.ndim(network.input.scale) == 0
+    return FORMATS[0] if plain else FORMATS[1]
+
+
 def _input_content(source: Input) -> Content:
-    return {
+    scale = np.asarray(source.scale, np.float64)
+    content = {
         "shape": _integer(source.shape),
         "@bits": _integer(source.bits),
         "@signed": _integer(source.signed),
-        "@scale": np.asarray(source.scale, np.float64),
+        "scale" if scale.ndim else "@scale": scale,
     }
+    if source.order is not None:
+        content |= {"order": _integer(source.order), "given": _integer(source.given)}
+    return content
+
+
+def _output_content(output: Output | None) -> Content:
+    return {} if output is None else {"output_scale": output.scale, "output_offset": output.offset}
 
 
 def _layer_content(layer: Layer) -> Content:
@@ -118,6 +135,8 @@ def netx_content(network: Network) -> Content:
         if SYNAPSES[type(edge.synapse)].flat and len(network.shape_of(edge.source)) == 3:
             blocks.append({"type": _netx_type(b"flatten")})
         blocks.append(_layer_content(layer) | _edge_content(edge) | _neuron_content(layer))
+        if layer.kind == "readout":
+            blocks[-1] |= _output_content(network.output)
     content = _header(network, NETX)
     for index, block in enumerate(blocks):
         content |= _under(f"layer/{index}", block)
@@ -129,6 +148,8 @@ def graph_content(network: Network) -> Content:
     content = _header(network, OURS) | _under("graph/input", _input_content(network.input))
     for index, layer in enumerate(network.layers):
         content |= _under(f"graph/layer/{index}", _layer_content(layer))
+        if layer.kind == "readout":
+            content |= _under(f"graph/layer/{index}", _output_content(network.output))
         for number, edge in enumerate(layer.edges):
             content |= _under(f"graph/layer/{index}/edge/{number}", _edge_content(edge))
     return _sealed(content)
@@ -174,6 +195,9 @@ class _Fields:
 
     def number(self, path: str) -> int:
         return int(self._get(path, "i", 0))
+
+    def reals(self, path: str) -> np.ndarray:
+        return self._get(path, "f", None)
 
     def real(self, path: str) -> float:
         return float(self._get(path, "f", 0))
@@ -257,13 +281,18 @@ def network_of(content: Content) -> Network:
             for group in list(numbered("layer", "type"))[1:]
             if fields.type(f"{group}/type") != b"flatten"
         ]
+    ordered = f"{at}/order" in fields
     source = Input(
         fields.numbers(f"{at}/shape"),
         fields.number(f"{at}/@bits"),
         bool(fields.number(f"{at}/@signed")),
-        fields.real(f"{at}/@scale"),
+        fields.reals(f"{at}/scale") if f"{at}/scale" in fields else fields.real(f"{at}/@scale"),
+        fields.array(f"{at}/order") if ordered else None,
+        fields.numbers(f"{at}/given") if ordered else None,
     )
-    return Network(source, tuple(layers), fields.number("@timesteps"), fields.number("@holdoff"))
+    scales = (path for path in content if path.endswith("/output_scale"))
+    output = next((Output(fields.reals(p), fields.reals(p.replace("_scale", "_offset"))) for p in scales), None)
+    return Network(source, tuple(layers), fields.number("@timesteps"), fields.number("@holdoff"), output)
 
 
 def differences(content: Content, expected: Content) -> list[Finding]:
@@ -271,7 +300,7 @@ def differences(content: Content, expected: Content) -> list[Finding]:
     found = []
     for path in sorted(content.keys() | expected.keys()):
         if path not in expected:
-            found.append(Finding(path, f"it is not part of format {FORMAT_VERSION}", "remove it"))
+            found.append(Finding(path, "it is not part of the format", "remove it"))
         elif path not in content:
             found.append(Finding(path, "it is missing", "write the file again"))
         elif content[path].dtype != expected[path].dtype or not np.array_equal(content[path], expected[path]):

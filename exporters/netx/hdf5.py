@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from exporters.netx.content import FORMAT_VERSION, TOOL, Content
+from exporters.netx.content import FORMATS, TOOL, Content
 from sim.findings import refuse
 
 
@@ -54,11 +54,11 @@ def _check_origin(file: h5py.File) -> None:
     version = _attribute(file, "format_version", budget) if "format_version" in file.attrs else np.array("")
     if version.dtype.kind != "i" or version.ndim:
         raise refuse("@format_version", "it is missing or no integer", "write the file again")
-    if version != FORMAT_VERSION:
+    if int(version) not in FORMATS:
         raise refuse(
             "@format_version",
-            f"the file has format {version}, this {TOOL} reads format {FORMAT_VERSION}",
-            f"use a newer {TOOL}" if version > FORMAT_VERSION else "write the file again",
+            f"the file has format {version}, this {TOOL} reads formats {FORMATS[0]} and {FORMATS[-1]}",
+            f"use a newer {TOOL}" if version > FORMATS[-1] else "write the file again",
         )
 
 

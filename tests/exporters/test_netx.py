@@ -19,7 +19,7 @@ from random_networks import networks
 
 from exporters import netx
 from sim.findings import Refused
-from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network
+from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network, Output
 
 CASES = settings(max_examples=60, derandomize=True, deadline=None)
 T = 3
@@ -125,6 +125,9 @@ def test_every_field_comes_back_with_its_type(path: Path) -> None:
     [
         network(timesteps=T, holdoff=0),
         network(input=replace(network().input, scale=3.8)),
+        network(input=replace(network().input, scale=np.array([3.7, 0.25]))),
+        network(input=replace(network().input, order=np.arange(72).reshape(2, 6, 6)[:, ::-1], given=(6, 12))),
+        network(output=Output(np.array(12.5), np.array([0.5, -1e300, 0.0]))),
         network(layers=(*network().layers[:-1], replace(network().layers[-1], v0=np.zeros(3, int)))),
     ],
 )
@@ -219,7 +222,6 @@ REFUSED = {
         "first: threshold 262144 is outside 1..131072",
     ),
     "bias beyond the chip": (readout(v0=np.array([40000])), r"v0 \+ cumulative bias 40000 is outside -4095..4095"),
-    "scale": (network(input=replace(network().input, scale=float("nan"))), "input: scale nan; give a positive finite"),
     "name": (readout(name="a\nb"), r"layer 'a\\nb': the name is empty, unprintable or above 255 bytes"),
     "threshold of a readout": (readout(threshold=-1), "readout: threshold -1 of a readout; give 0"),
     "steps": (network(holdoff=1 << 16), "timesteps: 131.* steps until the answer, above 65536"),
@@ -405,8 +407,8 @@ def virtual(file: h5py.File) -> None:
 HUGE = np.int64(1 << 40)
 TAMPERED = {
     "newer format": (
-        rewrite("@format_version", np.int64(2)),
-        "@format_version: the file has format 2, this .* reads format 1; use a newer",
+        rewrite("@format_version", np.int64(3)),
+        "@format_version: the file has format 3, this .* reads formats 1 and 2; use a newer",
     ),
     "no format": (remove("@format_version"), "@format_version: it is missing or no integer"),
     "format is text": (rewrite("@format_version", "1"), "@format_version: .* is neither int64"),
@@ -459,12 +461,12 @@ TAMPERED = {
     ),
     "another bias": (rewrite("layer/1/bias", np.zeros(4, int)), "layer/1/bias: it contradicts the rest of the file"),
     "another decay": (rewrite("layer/1/neuron/iDecay", np.int64(1)), "layer/1/neuron/iDecay: it contradicts"),
-    "a delay": (rewrite("layer/4/delay", np.int64(3)), "layer/4/delay: it is not part of format 1; remove it"),
+    "a delay": (rewrite("layer/4/delay", np.int64(3)), "layer/4/delay: it is not part of the format; remove it"),
     "message bits": (
         rewrite("layer/4/neuron/messageBits", np.int64(8)),
         "layer/4/neuron/messageBits: it is not part of",
     ),
-    "an attribute": (rewrite("layer/4@delay", np.int64(3)), "layer/4/@delay: it is not part of format 1"),
+    "an attribute": (rewrite("layer/4@delay", np.int64(3)), "layer/4/@delay: it is not part of the format"),
     "an attribute of a dataset": (
         rewrite("layer/4/weight@unit", np.int64(3)),
         "layer/4/weight: it is empty or has attributes",
