@@ -10,10 +10,11 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from exporters.report import Trial
 from sim.findings import Refused
 from toolchain import auto
 from toolchain.app import cli
-from toolchain.auto import Trial, choose
+from toolchain.auto import choose
 from toolchain.calibration.rules import RULES
 from toolchain.convert import convert
 from toolchain.demo import data, load_model
@@ -147,6 +148,7 @@ def test_choosing_ends_where_more_steps_no_longer_help() -> None:
 
 
 def test_the_choice_is_made_of_json_types(calibration: Tensor) -> None:
-    document = choose(load_model(), calibration[:64], latency_budget=6).as_dict()
-    assert set(document) == {"reason", "trials"}
-    assert document["trials"][0].keys() == set(Trial.__dataclass_fields__)
+    choice = choose(load_model(), calibration[:64], latency_budget=6)
+    document = choice.search.as_dict()
+    assert document["reason"] == choice.reason
+    assert [Trial.from_dict(trial, "trial") for trial in document["trials"]] == list(choice.trials)

@@ -70,3 +70,10 @@ def test_everything_loads_without_lava_and_without_onnx() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == len(modules)
+
+
+@pytest.mark.parametrize("module", ["toolchain.convert", "toolchain.assessment"])
+def test_who_converts_and_measures_does_not_wait_for_what_draws(module: str) -> None:
+    code = f"import sys, {module}; print({{'matplotlib', 'scipy.stats'}} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "set()\n", done.stderr
