@@ -99,6 +99,7 @@ def test_a_budget_is_kept_and_used(calibration: Tensor) -> None:
     )
     assert agreement == max(t.agreement for t in choice.trials)
     assert choice.reason.endswith(f"of what takes at most 8 steps; it takes {choice.conversion.network.steps}.")
+    assert choice.conversion.origin == convert(load_model(), calibration, recipe=chosen).origin
 
 
 def test_what_is_chosen_for_a_tuned_recipe_is_tuned(calibration: Tensor) -> None:

@@ -32,7 +32,7 @@ class Record:
     def from_dict(cls: type[R], value: Any, where: str) -> R:
         """Read what :meth:`as_dict` gives; :class:`Refused` names, below ``where``, every key that is wrong."""
         findings: list[Finding] = []
-        record = cls._read(value, where, findings)
+        record = cls._record(value, where, findings)
         if findings:
             raise Refused(findings)
         return record
@@ -42,7 +42,7 @@ class Record:
         return cls.KEYS.get(field.name, field.name)
 
     @classmethod
-    def _read(cls, value: Any, where: str, findings: list[Finding]) -> Any:
+    def _record(cls, value: Any, where: str, findings: list[Finding]) -> Any:
         if not isinstance(value, dict):
             return _wrong(value, "an object", where, findings)
         known = {cls._key(field): field for field in fields(cls)}
@@ -73,7 +73,7 @@ def _plain(value: Any) -> Any:
 def _read(kind: Any, value: Any, where: str, findings: list[Finding]) -> Any:
     """Return ``value`` as the type ``kind``; what it is not joins ``findings``."""
     if isinstance(kind, type) and issubclass(kind, Record):
-        return kind._read(value, where, findings)
+        return kind._record(value, where, findings)
     return _READERS[get_origin(kind) or kind](get_args(kind), value, where, findings)
 
 
