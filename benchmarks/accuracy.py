@@ -30,11 +30,11 @@ from rich.table import Table
 
 from benchmarks import workload
 from benchmarks.workload import Calibration, Data, JsonFile, Weights, integers, names
-from exporters.report import BLUE, DPI, GREY, VERMILION
+from exporters.report.figures import BLUE, DPI, GREY, VERMILION
 from sim.findings import Finding, Refused, refuse
 from sim.progress import counting
+from toolchain import assessment
 from toolchain.app.console import bars, guarded, out, say
-from toolchain.assess import model_logits, score
 from toolchain.convert import convert
 from toolchain.frontends import import_model
 from toolchain.graph import FloatGraph
@@ -140,7 +140,7 @@ def measure(work: workload.Workload, graph: FloatGraph, recipe: Recipe) -> Row:
     converted = time.perf_counter()
     trace = conversion.run(work.test_x, record=False, overflow="count")
     return {
-        **score(trace.logits[:, -1], work.test_y),
+        **assessment.accuracy(trace.logits[:, -1], work.test_y).as_dict(),
         "overflows": trace.overflows,
         "convert_seconds": converted - start,
         "run_seconds": time.perf_counter() - converted,
@@ -150,7 +150,8 @@ def measure(work: workload.Workload, graph: FloatGraph, recipe: Recipe) -> Row:
 def run(work: workload.Workload, recipes: Iterable[Recipe], results: Results) -> None:
     """Measure the trained network and every recipe that the results lack."""
     if results.get(None) is None:
-        results.put(None, score(model_logits(work.model, work.test_x), work.test_y))
+        trained = assessment.model_logits(work.model, work.test_x)
+        results.put(None, assessment.accuracy(trained, work.test_y).as_dict())
     missing = [recipe for recipe in recipes if results.get(recipe) is None]
     graph = import_model(work.model, tuple(work.calibration_x.shape[1:]))
     costs = [1 + recipe.timesteps for recipe in missing]

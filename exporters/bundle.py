@@ -4,7 +4,8 @@
 ``network.net``       the network; the file says who can load it (:func:`exporters.netx.loaded_by`)
 ``config.json``       the conversion's recipe
 ``provenance.json``   what :func:`provenance` collects
-``report.json``       measurements, optional; ``report.md`` and pictures beside it are for people and never read
+``report.json``       an :class:`exporters.report.Report`, optional
+``report.md``         the same for people, never read; the pictures that it shows lie beside it
 ====================  =============================================================================================
 """
 
@@ -14,7 +15,7 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -26,11 +27,12 @@ from uuid import uuid4
 import numpy as np
 
 from exporters import netx
+from exporters.report import Rates, Report
 from sim.findings import Finding, Refused, refuse
 from sim.network import Network
 
 NET = "network.net"
-CONFIG, PROVENANCE, REPORT = "config.json", "provenance.json", "report.json"
+CONFIG, PROVENANCE, REPORT, TEXT = "config.json", "provenance.json", "report.json", "report.md"
 JSON_LIMIT = 1 << 24  #: bytes of a JSON file that is read; a report holds thousands of numbers, not millions
 
 #: Distributions whose version may change a result; those that are not installed are left out.
@@ -44,15 +46,14 @@ class Bundle:
     network: Network
     config: dict[str, Any]
     provenance: dict[str, Any]
-    report: dict[str, Any] | None  #: None where nothing was measured
+    report: Report | None  #: None where nothing was measured
     net_path: Path  #: the file that the network was read from
 
 
-def provenance(*, seed: int | None, weights: Mapping[str, Any], calibration: Any) -> dict[str, Any]:
+def provenance(*, seed: int | None, sha256: Mapping[str, str]) -> dict[str, Any]:
     """Collect what it takes to convert again: versions, platform, seed, time and digests; no user, host or path names.
 
-    ``weights`` maps parameter names to arrays (a ``state_dict``), ``calibration`` is the array of model inputs; CPU
-    tensors and arrays of any shape and dtype that NumPy has.
+    ``sha256`` holds the digests, by name, of what the conversion was made from (see :func:`digest`).
     """
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -60,12 +61,15 @@ def provenance(*, seed: int | None, weights: Mapping[str, Any], calibration: Any
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": {name: found.version for name in PACKAGES for found in metadata.distributions(name=name)},
         "seed": seed,
-        "sha256": {"weights": digest(weights), "calibration": digest({"calibration": calibration})},
+        "sha256": dict(sha256),
     }
 
 
 def digest(arrays: Mapping[str, Any]) -> str:
-    """SHA-256, hexadecimal, over names, dtypes, shapes and values, in the order of the names."""
+    """SHA-256, hexadecimal, over names, dtypes, shapes and values, in the order of the names.
+
+    Arrays and CPU tensors of any shape and of every dtype that NumPy has.
+    """
     total = hashlib.sha256()
     for name in sorted(arrays):
         value = np.asarray(arrays[name])
@@ -80,24 +84,24 @@ def save(
     *,
     config: dict[str, Any],
     provenance: dict[str, Any],
-    report: dict[str, Any] | None = None,
-    add: Callable[[Path], object] | None = None,
+    report: Report | None = None,
+    rates: Rates | None = None,
 ) -> None:
     """Write a bundle; ``directory`` takes its new content at once when all is written, or stays as it was.
 
-    An existing directory is replaced if it is empty or a bundle itself. ``add`` is called with the unfinished
-    directory and may put files there, ``report.md`` and pictures. Raises :class:`Refused` with all findings: another
-    non-empty directory, values that JSON cannot hold, absolute paths in ``provenance``, a network that is not
+    An existing directory is replaced if it is empty or a bundle itself. A ``report`` is written as JSON and as Markdown
+    with the pictures that there is data for; ``rates`` are for one of them. Raises :class:`Refused` with all findings:
+    another non-empty directory, values that JSON cannot hold, absolute paths in ``provenance``, a network that is not
     deployable.
     """
     directory, texts = Path(directory), {}
     findings: list[Finding] = []
-    for name, value in ((CONFIG, config), (PROVENANCE, provenance), (REPORT, report)):
-        if value is not None:
-            try:
-                texts[name] = _dump(name, value)
-            except Refused as error:
-                findings.extend(error.findings)
+    values = {CONFIG: config, PROVENANCE: provenance} | ({} if report is None else {REPORT: report.as_dict()})
+    for name, value in values.items():
+        try:
+            texts[name] = _dump(name, value)
+        except Refused as error:
+            findings.extend(error.findings)
     if PROVENANCE in texts:
         findings.extend(
             Finding(PROVENANCE, f"{text!r} is an absolute path", "leave out where things lay")
@@ -112,10 +116,20 @@ def save(
             netx.save(network, beside / NET)
             for name, text in texts.items():
                 (beside / name).write_bytes(text)
-            if add is not None:
-                add(beside)
+            if report is not None:
+                _illustrate(beside, report, rates or {}, network)
     except OSError as error:
         raise refuse(str(directory), f"it cannot be written ({error})", "choose another place") from error
+
+
+def _illustrate(directory: Path, report: Report, rates: Rates, network: Network) -> None:
+    """Write ``report.md`` and the pictures that there is data for."""
+    from exporters.report import figures, markdown  # matplotlib loads where something is drawn
+
+    drawn = figures.drawn(report, rates, network)
+    (directory / TEXT).write_text(markdown.render(report, tuple(drawn)), encoding="utf-8")
+    for name, figure in drawn.items():
+        figure.savefig(directory / name, dpi=figures.DPI)
 
 
 def load(directory: str | Path) -> Bundle:
@@ -129,7 +143,7 @@ def load(directory: str | Path) -> Bundle:
         netx.read(directory / NET),
         _read(directory / CONFIG),
         _read(directory / PROVENANCE),
-        _read(directory / REPORT) if (directory / REPORT).exists() else None,
+        Report.from_dict(_read(report), str(report)) if (report := directory / REPORT).exists() else None,
         directory / NET,
     )
 

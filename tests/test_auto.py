@@ -10,10 +10,11 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from exporters.report import Trial
 from sim.findings import Refused
 from toolchain import auto
 from toolchain.app import cli
-from toolchain.auto import Trial, choose
+from toolchain.auto import choose
 from toolchain.calibration.rules import RULES
 from toolchain.convert import convert
 from toolchain.demo import data, load_model
@@ -98,6 +99,7 @@ def test_a_budget_is_kept_and_used(calibration: Tensor) -> None:
     )
     assert agreement == max(t.agreement for t in choice.trials)
     assert choice.reason.endswith(f"of what takes at most 8 steps; it takes {choice.conversion.network.steps}.")
+    assert choice.conversion.origin == convert(load_model(), calibration, recipe=chosen).origin
 
 
 def test_what_is_chosen_for_a_tuned_recipe_is_tuned(calibration: Tensor) -> None:
@@ -147,6 +149,7 @@ def test_choosing_ends_where_more_steps_no_longer_help() -> None:
 
 
 def test_the_choice_is_made_of_json_types(calibration: Tensor) -> None:
-    document = choose(load_model(), calibration[:64], latency_budget=6).as_dict()
-    assert set(document) == {"reason", "trials"}
-    assert document["trials"][0].keys() == set(Trial.__dataclass_fields__)
+    choice = choose(load_model(), calibration[:64], latency_budget=6)
+    document = choice.search.as_dict()
+    assert document["reason"] == choice.reason
+    assert [Trial.from_dict(trial, "trial") for trial in document["trials"]] == list(choice.trials)

@@ -14,7 +14,7 @@ from torch import nn
 from exporters import engines, netx
 from sim.network import INPUT, Shape
 from sim.trace import first_difference
-from toolchain import assess
+from toolchain import assessment
 from toolchain.convert import convert
 from toolchain.inputs import as_inputs
 
@@ -65,7 +65,7 @@ def test_sixteen_steps_make_a_converted_network_follow_the_model(name: str) -> N
     build, shape, _ = NETWORKS[name]
     model, x = trained(build, shape), torch.randn(256, *shape, generator=torch.Generator().manual_seed(1))
     conversion = convert(model, x, 16, holdoff=2)
-    expected = assess.model_logits(model, x).argmax(1).numpy()
+    expected = assessment.model_logits(model, x).argmax(1).numpy()
     assert (conversion.predict(x) == expected).mean() > 0.9
 
 

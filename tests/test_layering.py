@@ -90,3 +90,10 @@ def test_files_and_limits_cost_neither_lava_nor_torch_nor_processes() -> None:
     packages = {name.split(".")[0] for name in loaded.stdout.split()}
     assert {"h5py", "sim"} <= packages
     assert not packages & {"lava", "torch", "scipy", "multiprocessing", "unittest"}
+
+
+@pytest.mark.parametrize("module", ["toolchain.convert", "toolchain.assessment"])
+def test_who_converts_and_measures_does_not_wait_for_what_draws(module: str) -> None:
+    code = f"import sys, {module}; print({{'matplotlib', 'scipy.stats'}} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "set()\n", done.stderr

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from exporters.report import Search, Trial
 from sim.findings import Refused, refuse
 from sim.progress import counting, reporting
+from toolchain.assessment.score import standard_error
 from toolchain.convert import Conversion, convert, imported
 from toolchain.graph import FloatGraph
 from toolchain.recipe import Method, Recipe
@@ -26,19 +29,6 @@ HELD_OUT = 4  #: one in so many calibration inputs is held out
 FEWEST = 32  #: calibration inputs; with fewer held out, agreement says nothing
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One recipe and how it did on the held-out inputs."""
-
-    timesteps: int
-    holdoff: int
-    method: Method
-    steps: int  #: until the logits are there: what an inference takes
-    agreement: float  #: with the ANN, in per cent
-    error: float  #: standard error of the agreement, in per cent
-    refused: str | None = None  #: why it could not be converted; its agreement is 0 then
-
-
 @dataclass(frozen=True, eq=False)
 class Choice:
     """The recipe that was chosen, its conversion on all calibration inputs, and why."""
@@ -47,9 +37,10 @@ class Choice:
     trials: tuple[Trial, ...]
     reason: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return trials and reason as JSON types, as the report shows them."""
-        return {"reason": self.reason, "trials": [asdict(trial) for trial in self.trials]}
+    @property
+    def search(self) -> Search:
+        """Trials and reason, as the report shows them."""
+        return Search(reason=self.reason, trials=self.trials)
 
 
 def choose(
@@ -118,19 +109,16 @@ def choose(
     if tunes:
         recipe = replace(recipe, weights=asked.weights, method=asked.method)
         reason += f" Its weights were then tuned, with {asked.method}."
-    return Choice(convert(graph, x, recipe=recipe), tuple(t for t, _ in trials), reason)
+    return Choice(convert(model, calibration, recipe=recipe), tuple(t for t, _ in trials), reason)
 
 
 def _trial(graph: FloatGraph, x: Tensor, held: Tensor, wanted: Tensor, recipe: Recipe, steps: int) -> Trial:
-    tried = (recipe.timesteps, recipe.holdoff, recipe.method, steps)
+    tried = partial(Trial, timesteps=recipe.timesteps, holdoff=recipe.holdoff, method=recipe.method, steps=steps)
     try:
         agreed = (torch.from_numpy(convert(graph, x, recipe=recipe).predict(held)) == wanted).double().mean().item()
     except (Refused, ArithmeticError) as error:  # or a potential of the held-out inputs leaves the registers
-        return Trial(*tried, 0.0, 0.0, str(error).splitlines()[0])
-    # Wilson's centre instead of the bare share: full agreement on few inputs is not certain agreement.
-    n = len(wanted)
-    centre = (agreed * n + 2) / (n + 4)
-    return Trial(*tried, 100 * agreed, 100 * math.sqrt(centre * (1 - centre) / n))
+        return tried(agreement=0.0, error=0.0, refused=str(error).splitlines()[0])
+    return tried(agreement=100 * agreed, error=standard_error(agreed, len(wanted)), refused=None)
 
 
 def _best(trials: Iterable[tuple[Trial, Recipe]]) -> tuple[Trial, Recipe]:

@@ -5,13 +5,17 @@ import -> choose scales (-> tune -> choose scales) -> build integers -> calibrat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from exporters import bundle, engines
+from exporters.report import Rates, Report
 from sim import chip as chips
 from sim import fast
 from sim.findings import Refused
@@ -38,6 +42,7 @@ class Conversion:
     recipe: Recipe
     scales: Scales  #: by layer: THETA and the activation that one spike per step stands for
     peak: dict[str, int]  #: by layer: largest register magnitude on the calibration inputs, su
+    origin: dict[str, str]  #: SHA-256 of the trained ``weights`` and of the ``calibration`` inputs
 
     def run(self, x: Any, *, record: bool = True, overflow: Policy = "strict") -> Trace:
         """Simulate model inputs ``(B, *input_shape)`` (see :func:`toolchain.inputs.as_inputs`) on the fast engine."""
@@ -47,6 +52,28 @@ class Conversion:
     def predict(self, x: Any) -> np.ndarray:
         """Classes after the whole window, int64 (B,)."""
         return self.run(x, record=False).logits[:, -1].reshape(len(x), -1).argmax(1)
+
+    def verify(self, x: Any, names: Sequence[str] | None = None) -> engines.Verification:
+        """Compare the engines of these names, or all that can run the network, on model inputs, spike for spike.
+
+        See :func:`exporters.engines.verify`.
+        """
+        return engines.verify(self.network, self.network.input.encode(as_inputs(x, self.network.input.shape)), names)
+
+    def save(self, directory: str | Path, report: Report | None = None, rates: Rates | None = None) -> None:
+        """Write ``network.net``, ``config.json``, ``provenance.json``, and what was measured, if it was.
+
+        ``report`` and ``rates`` come from :mod:`toolchain.assessment`. Raises :class:`Refused` where the directory
+        holds something else or cannot be written (see :func:`exporters.bundle.save`).
+        """
+        bundle.save(
+            directory,
+            self.network,
+            config=self.recipe.as_dict(),
+            provenance=bundle.provenance(seed=None, sha256=self.origin),
+            report=report,
+            rates=rates,
+        )
 
 
 @torch.no_grad()
@@ -76,7 +103,11 @@ def convert(
     network, peak = calibrate(build(source, scales, recipe), source, scales, x, recipe)
     if findings := chips.check(network, recipe.limits):
         raise Refused(findings)
-    return Conversion(network, graph, source, recipe, scales, peak)
+    origin = {
+        "weights": bundle.digest(_arrays(model)),
+        "calibration": bundle.digest({"calibration": as_inputs(calibration)}),
+    }
+    return Conversion(network, graph, source, recipe, scales, peak, origin)
 
 
 def imported(model: nn.Module | FloatGraph, x: Any) -> tuple[FloatGraph, Tensor]:
@@ -84,3 +115,14 @@ def imported(model: nn.Module | FloatGraph, x: Any) -> tuple[FloatGraph, Tensor]
     inputs = as_inputs(x)
     graph = model if isinstance(model, FloatGraph) else import_model(model, tuple(inputs.shape[1:]))
     return graph, as_inputs(inputs, graph.input_shape)
+
+
+def _arrays(model: nn.Module | FloatGraph) -> dict[str, Tensor]:
+    """Return what a model has learnt, by name, as NumPy can hold it: a float graph's weights and biases by layer."""
+    if isinstance(model, FloatGraph):
+        found = {f"{layer.name}.bias": layer.bias for layer in model.layers}
+        for layer in model.layers:
+            found |= {f"{layer.name} <- {edge.source}": edge.map.weight for edge in layer.edges}
+        return found
+    state = {name: value.detach().cpu() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    return {name: value.float() if value.dtype == torch.bfloat16 else value for name, value in state.items()}

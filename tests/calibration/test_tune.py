@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sim import chip
 from sim.network import INPUT
 from sim.progress import reporting
-from toolchain import assess
+from toolchain import assessment
 from toolchain.calibration.tune import RATE, tune
 from toolchain.convert import convert
 from toolchain.demo import data, load_model
@@ -155,7 +155,7 @@ def test_the_ladder_shows_the_tuned_staircase(residual: FloatGraph) -> None:
     assert conversion.graph is residual
     assert torch.equal(conversion.graph.logits(x), residual.logits(x))
     wanted, plain = residual.logits(x), convert(residual, x, T)
-    distance = [(assess.staircase_logits(c, x) - wanted).square().mean() for c in (plain, conversion)]
+    distance = [(assessment.staircase_logits(c, x) - wanted).square().mean() for c in (plain, conversion)]
     assert distance[1] < distance[0]
 
 

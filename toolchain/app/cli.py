@@ -76,7 +76,7 @@ def convert(
 
     Example: `ann2loihi convert --model model.py:build --weights model.pt --calibration calibration.npz -o build/out`
     """
-    from toolchain import artefact, assess
+    from toolchain import assessment
     from toolchain.auto import choose
     from toolchain.convert import convert as run
     from toolchain.inputs import load_arrays
@@ -93,19 +93,15 @@ def convert(
     with bars():
         if auto:
             choice = choose(net, x, chosen, latency_budget=latency_budget)
-            conversion, choosing = choice.conversion, {"choice": choice.as_dict()}
+            conversion, search = choice.conversion, choice.search
         else:
-            conversion, choosing = run(net, x, recipe=chosen), {}
-        rates = assess.rates(conversion, x)
-        report = {
-            "model": model.rpartition("/")[2],
-            "data": f"calibration data, {calibration.name}",
-            **choosing,
-            **assess.report(conversion, net, x, y, rates),
-        }
-        artefact.write(output, conversion, net, x, report, rates)
+            conversion, search = run(net, x, recipe=chosen), None
+        rates = assessment.rates(conversion, x)
+        name, data = model.rpartition("/")[2], f"calibration data, {calibration.name}"
+        report = assessment.assess(conversion, net, x, y, rates, name=name, data=data, choice=search)
+        conversion.save(output, report, rates)
     if as_json:
-        print_json(report)
+        print_json(report.as_dict())
     else:
         show_report(report)
         say(f"written to {output}")
@@ -126,7 +122,7 @@ def evaluate(
     """
     from exporters import bundle as bundles
     from exporters.engines import run
-    from toolchain.assess import by_step
+    from toolchain.assessment import by_step
     from toolchain.inputs import load_arrays, selected
 
     network = bundles.load(bundle).network
@@ -134,7 +130,7 @@ def evaluate(
     assert y is not None  # load_arrays has refused data without labels
     with bars():
         trace = run(engine, network, network.input.encode(x), record=False)
-    rows = by_step(trace.logits, y)
+    rows = [row.as_dict() for row in by_step(trace.logits, y)]
     if as_json:
         print_json({"engine": engine, "samples": len(x), "accuracy_by_step": rows})
     else:
@@ -155,6 +151,7 @@ def verify(
     """
     from exporters import bundle as bundles
     from exporters.engines import verify as run
+    from exporters.report import Verification
     from toolchain.inputs import load_arrays, selected
 
     loaded = bundles.load(bundle)
@@ -164,7 +161,7 @@ def verify(
     if as_json:
         print_json(result.as_dict())
     else:
-        show_verification(result.as_dict(), str(bundle))
+        show_verification(Verification.from_dict(result.as_dict(), "verification"), str(bundle))
     if result.difference is not None:
         raise typer.Exit(1)
 
@@ -181,7 +178,7 @@ def inspect(
     """
     from exporters import bundle as bundles
     from exporters import netx
-    from toolchain.assess import layer_table
+    from toolchain.assessment import layer_table
 
     network = bundles.load(path).network if path.is_dir() else netx.read(path)
     rows = layer_table(network)
@@ -193,7 +190,7 @@ def inspect(
                 "steps": network.steps,
                 "loader": netx.loaded_by(network),
                 "input": {"shape": network.input.shape, "bits": network.input.bits, "scale": network.input.scale},
-                "layers": rows,
+                "layers": [row.as_dict() for row in rows],
             }
         )
         return
@@ -222,13 +219,14 @@ def demo(
 
     with bars():
         report = demo_run.run(output, samples)
+    assert report.verification is not None  # it is what the demo is for
     if as_json:
-        print_json(report)
+        print_json(report.as_dict())
     else:
         show_report(report)
-        show_verification(report["verification"], "digits_cnn")
+        show_verification(report.verification, report.model)
         say(f"written to {output}")
-    if report["verification"]["difference"] is not None:
+    if report.verification.difference is not None:
         raise typer.Exit(1)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from rich.table import Table
 
+from exporters.report import RUNGS, LayerRow, Report, Verification
 from toolchain.app.console import out, say, table, text
 
 LAYERS = {
@@ -28,55 +29,49 @@ STEPS = {"step": "step", **SCORE}
 TRIALS = {"T": "T", "K": "K", "method": "bias rule", "steps": "steps", "agreement": "agrees %", "refused": "refused"}
 
 
-def layers(title: str, rows: list[dict[str, Any]]) -> Table:
+def layers(title: str, rows: Sequence[LayerRow]) -> Table:
     """Lay out a layer table so that it fits 80 columns."""
     shown = [
         {
-            **row,
-            "weights": " + ".join(text(edge["weight_shape"]) for edge in row["edges"]),
-            "theta": row["theta"] or None,
-            "bias": f"{row['bias_min']}..{row['bias_max']}",
+            **row.as_dict(),
+            "weights": " + ".join(text(edge.weight_shape) for edge in row.edges),
+            "theta": row.theta or None,
+            "bias": f"{row.bias_min}..{row.bias_max}",
         }
         for row in rows
     ]
     return table(title, shown, LAYERS)
 
 
-def show_report(report: dict[str, Any]) -> None:
+def show_report(report: Report) -> None:
     """Print a report's layers, accuracies, and what they come from."""
-    from exporters.report import RUNGS
-
-    recipe = f"T = {report['timesteps']}, K = {report['holdoff']}, {report['method']}, {report['weights']} weights"
-    out.print(layers(f"{report['model']}, {recipe}", report["layers"]))
-    accuracy, agreement = report.get("accuracy", {}), report["agreement"]
+    recipe = f"T = {report.timesteps}, K = {report.holdoff}, {report.method}, {report.weights} weights"
+    out.print(layers(f"{report.model}, {recipe}", report.layers))
     # The interval is that of the accuracy, where there are labels.
-    rows = [
-        {"what": label, **agreement.get(rung, {}), **accuracy.get(rung, {})}
-        for rung, label in RUNGS.items()
-        if rung in agreement or rung in accuracy
-    ]
-    columns = {"what": "network", **(SCORE if accuracy else {}), "agreement": "agrees %"}
-    columns |= {key: heading for key, heading in SCORE.items() if not accuracy and key != "accuracy"}
-    out.print(
-        table(
-            f"{'accuracy and ' if accuracy else ''}agreement with the trained network on {report['data']}",
-            rows,
-            columns,
-        )
-    )
-    if "accuracy_by_timesteps" in report:
-        rows = [{"T": t, **score} for t, score in report["accuracy_by_timesteps"].items()]
+    ladder = []
+    for rung, label in RUNGS.items():
+        scores = [score for score in (report.agreement.get(rung), report.accuracy.get(rung)) if score is not None]
+        if scores:
+            ladder.append({"what": label} | {key: value for score in scores for key, value in score.as_dict().items()})
+    columns = {"what": "network", **(SCORE if report.accuracy else {}), "agreement": "agrees %"}
+    columns |= {key: heading for key, heading in SCORE.items() if not report.accuracy and key != "accuracy"}
+    what = f"{'accuracy and ' if report.accuracy else ''}agreement with the trained network"
+    out.print(table(f"{what} on {report.data}" if report.data else what, ladder, columns))
+    if report.accuracy_by_timesteps:
+        rows = [{"T": t, **score.as_dict()} for t, score in report.accuracy_by_timesteps.items()]
         out.print(table("converted for other T", rows, {"T": "T", **SCORE}))
-    if "choice" in report:
-        rows = [{"T": trial["timesteps"], "K": trial["holdoff"], **trial} for trial in report["choice"]["trials"]]
+    if report.choice is not None:
+        rows = [{"T": trial.timesteps, "K": trial.holdoff, **trial.as_dict()} for trial in report.choice.trials]
         out.print(table("tried on held-out calibration inputs", rows, TRIALS))
-        say(report["choice"]["reason"])
-    say(report["attribution"]["verdict"])
-    for finding in report["findings"]:
+        say(report.choice.reason)
+    if report.attribution is not None:
+        say(report.attribution.verdict)
+    for finding in report.findings:
         say(finding, "yellow")
 
 
-def show_verification(verification: dict[str, Any], what: str) -> None:
+def show_verification(verification: Verification, what: str) -> None:
     """Print what every engine did and the outcome in a sentence."""
-    out.print(table(f"{what}: {verification['samples']} samples on every engine", verification["engines"], ENGINES))
-    say(verification["summary"], "green" if verification["difference"] is None else "red")
+    rows = [row.as_dict() for row in verification.engines]
+    out.print(table(f"{what}: {verification.samples} samples on every engine", rows, ENGINES))
+    say(verification.summary, "green" if verification.difference is None else "red")

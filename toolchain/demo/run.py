@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from exporters import engines
+from exporters.report import Report, Verification
 from sim.progress import track
-from toolchain import artefact, assess
+from toolchain import assessment
 from toolchain.convert import convert
 from toolchain.demo import data, load_model
 
@@ -15,7 +15,7 @@ TIMESTEPS = 8  #: T of the network that the demo leaves behind
 OTHERS = (1, 2, 4)  #: shorter windows that its accuracy is compared with
 
 
-def run(directory: Path, samples: int) -> dict[str, Any]:
+def run(directory: Path, samples: int) -> Report:
     """Convert, measure, verify on the first ``samples`` test digits, write the directory; returns the report."""
     digits, model = data.load(), load_model()
     x, y = digits.test_x, digits.test_y
@@ -23,19 +23,27 @@ def run(directory: Path, samples: int) -> dict[str, Any]:
     conversions = [convert(model, digits.calibration_x, **recipe) for recipe in track("converting", recipes)]
     *others, conversion, wide = conversions
 
-    rates = assess.rates(conversion, x)
-    report = {
-        "model": "digits_cnn",
-        "data": "scikit-learn's handwritten digits, test part",
-        **assess.report(conversion, model, x, y, rates, wide=wide, others=dict(zip(OTHERS, others, strict=True))),
-    }
-    payload = conversion.network.input.encode(x[:samples])
-    verification = engines.verify(conversion.network, payload)
+    rates = assessment.rates(conversion, x)
+    report = assessment.assess(
+        conversion,
+        model,
+        x,
+        y,
+        rates,
+        name="digits_cnn",
+        data="scikit-learn's handwritten digits, test part",
+        wide=wide,
+        others=dict(zip(OTHERS, others, strict=True)),
+    )
+    verification = conversion.verify(x[:samples])
     for engine in verification.runs:
         if engine.engine == "lava":
-            logits = engine.logits[:, -1]
-            report["accuracy"]["lava"] = assess.score(logits, y[:samples])
-            report["agreement"]["lava"] = assess.agreement(logits, assess.model_logits(model, x[:samples]))
-    report["verification"] = verification.as_dict()
-    artefact.write(directory, conversion, model, digits.calibration_x, report, rates)
+            logits, trained = engine.logits[:, -1], assessment.model_logits(model, x[:samples])
+            report = replace(
+                report,
+                accuracy={**report.accuracy, "lava": assessment.accuracy(logits, y[:samples])},
+                agreement={**report.agreement, "lava": assessment.agreement(logits, trained)},
+            )
+    report = replace(report, verification=Verification.from_dict(verification.as_dict(), "verification"))
+    conversion.save(directory, report, rates)
     return report

@@ -26,14 +26,13 @@ theta / 2 somewhere it is counted as ``dead``. The readout has no spikes: its ``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from exporters.report import wilson
+from exporters.report import CAUSES, PARTS, Share
 from sim.network import INPUT, Layer
 from sim.progress import track
 from sim.trace import Trace
@@ -44,74 +43,15 @@ from toolchain.inputs import as_inputs
 from toolchain.recipe import Recipe
 from toolchain.scales.integers import initial_potential
 
-PARTS = ("inherited", "weights", "clipping", "staircase", "timing")  #: in the order of the module's docstring
-CAUSES = (*PARTS[1:], "dead")  #: of which a layer's own error consists
-AVOIDABLE = tuple(cause for cause in CAUSES if cause != "staircase")  #: which T spikes alone do not explain
+STEPS = tuple(part for part in PARTS if part != "dead")  #: in the order of the module's docstring
 NEURON_STEPS = 1 << 26  #: whose trace is held at a time, at about five bytes each
-
-#: A layer that adds less than this share of the worst layer's own error is not where things go wrong.
-WORTH_NAMING = 0.5
-
-#: What to try, with the recipe's fields, and for which recipes.
-Advice = tuple[str, Callable[[Recipe], bool]]
-
-
-def _always(recipe: Recipe) -> bool:
-    return True
-
-
-def _clips_by_rule(recipe: Recipe) -> bool:
-    return recipe.threshold != "max" and recipe.weights != "tuned"  # which learns where to clip
-
-
-#: By cause: what happens, and what may help.
-ADVICE: dict[str, tuple[str, tuple[Advice, ...]]] = {
-    "weights": (
-        "its weights are too coarse as integers",
-        (
-            ('weights="fitted"', lambda r: r.weights == "nearest"),
-            ("more calibration data to fit the weights to", lambda r: r.weights != "nearest"),
-            ("a model without channels whose weights dwarf the others'", _always),
-        ),
-    ),
-    "clipping": (
-        "activations above the threshold are cut off",
-        (
-            ('threshold="max", which cuts off less at the price of larger steps', _clips_by_rule),
-            ("more calibration data, as similar as possible to what the network will see", _always),
-        ),
-    ),
-    "staircase": (
-        "T = {timesteps} draws its activations in too coarse steps",
-        (
-            ("timesteps={more}", _always),
-            ('initial="half"', lambda r: r.initial == "zero"),
-            ('recipe="tuned", which takes minutes', lambda r: r.weights != "tuned"),
-        ),
-    ),
-    "timing": (
-        "spikes arrive unevenly, and it fires too early or too late",
-        (
-            ("holdoff={later}", _always),
-            ('method="mse"', lambda r: r.method != "mse" and r.weights != "tuned"),
-        ),
-    ),
-    "dead": (
-        "channels that the trained network uses never fire",
-        (
-            ('threshold="mse", since outliers raise their thresholds', lambda r: r.threshold != "mse"),
-            ("timesteps={more}", _always),
-            ("a model without weights so uneven that whole channels round to 0", _always),
-        ),
-    ),
-}
 
 
 @dataclass(eq=False)
 class _Sums:
     """What is added up over the inputs, by channel where it has one; float64."""
 
-    shares: Tensor  #: (parts, C): sum of part * (s - a)
+    shares: Tensor  #: (len(STEPS), C): sum of part * (s - a)
     error: Tensor  #: (C,): sum of (s - a) ** 2
     activation: Tensor  #: (C,): sum of a ** 2
     spikes: Tensor  #: (C,)
@@ -125,13 +65,12 @@ class _Sums:
 
 
 @torch.no_grad()
-def attribute(conversion: Conversion, x: Any) -> list[dict[str, Any]]:
-    """Split every layer's error on model inputs ``x`` (B, *input_shape) by cause; rows of JSON types.
+def attribute(conversion: Conversion, x: Any) -> tuple[Share, ...]:
+    """Split every layer's error on model inputs ``x`` (B, *input_shape) by cause (see the module's docstring).
 
-    A row holds ``name``; ``error`` and its shares ``inherited``, ``own`` and each of ``CAUSES`` (see the module's
-    docstring); and for a spiking layer ``saturated``, the share of neurons that fire at every step while the ANN's
-    activation is above theta; ``residual_outside``, the share whose last potential is outside 0..THETA although there
-    was a step left to fire at, or a spike not to fire; ``dead_channels``, how many.
+    Of a spiking layer also ``saturated``, the share of neurons that fire at every step while the ANN's activation is
+    above theta; ``residual_outside``, the share whose last potential is outside 0..THETA although there was a step left
+    to fire at, or a spike not to fire; ``dead_channels``, how many.
     """
     network = conversion.network
     x = as_inputs(x, network.input.shape)
@@ -140,7 +79,7 @@ def attribute(conversion: Conversion, x: Any) -> list[dict[str, Any]]:
     for part in track("finding what costs accuracy", x.split(batch)):
         for name, more in _measure(conversion, part).items():
             sums[name] = sums[name] + more if name in sums else more
-    return [_row(layer, sums[layer.name]) for layer in network.layers]
+    return tuple(_share(layer, sums[layer.name]) for layer in network.layers)
 
 
 def _measure(conversion: Conversion, x: Tensor) -> dict[str, _Sums]:
@@ -194,72 +133,20 @@ def _half(recipe: Recipe, layer: Layer, floating: FloatLayer) -> Tensor:
     return spatial(torch.from_numpy(layer.v0.copy()), layer.shape) + shift * layer.threshold
 
 
-def _row(layer: Layer, sums: _Sums) -> dict[str, Any]:
+def _share(layer: Layer, sums: _Sums) -> Share:
     dead = (sums.spikes == 0) & (sums.wanted > 0)
     if layer.kind == "readout":
         dead = torch.zeros_like(dead)
     # rms(s - a) * rms(a), of sums instead of means; 0 without an error, and where the ANN's silence gives no measure.
     norm = float((sums.error.sum() * sums.activation.sum()).sqrt()) or torch.inf
-    shares = {part: float(share) / norm for part, share in zip(PARTS, (sums.shares * ~dead).sum(1), strict=True)}
-    inherited = float(sums.shares[0].sum()) / norm
-    shares |= {"inherited": inherited, "dead": float(sums.shares[1:, dead].sum()) / norm}
-    row = {
-        "name": layer.name,
-        "error": float(sums.error.sum()) / norm,
-        "inherited": inherited,
-        "own": sum(shares[cause] for cause in CAUSES),
-        **{cause: shares[cause] for cause in CAUSES},
-    }
+    parts = {part: float(share) / norm for part, share in zip(STEPS, (sums.shares * ~dead).sum(1), strict=True)}
+    parts |= {"inherited": float(sums.shares[0].sum()) / norm, "dead": float(sums.shares[1:, dead].sum()) / norm}
+    measured: dict[str, Any] = parts | {"own": sum(parts[cause] for cause in CAUSES)}
     if layer.kind == "spiking":
         neurons = float(sums.neurons.sum())
-        row |= {
+        measured |= {
             "saturated": float(sums.saturated.sum()) / neurons,
             "residual_outside": float(sums.uneven.sum()) / neurons,
             "dead_channels": int(dead.sum()),
         }
-    return row
-
-
-def verdict(
-    rows: Sequence[Mapping[str, Any]], recipe: Recipe, trained: Tensor, spiking: Tensor, y: Tensor | None = None
-) -> str:
-    """Say in one or two sentences where a conversion goes wrong first, why, and what to try; or that it does not.
-
-    ``rows`` come from :func:`attribute`; ``trained`` and ``spiking`` are the two networks' classes, int64 (B,), ``y``
-    the labels. Nothing is wrong where no fewer samples are right, or where the networks differ on fewer samples than
-    half the 95 % interval of the trained network's accuracy holds: as many samples, drawn again, would change more.
-    Without labels the interval is that of the agreement.
-
-    A layer goes wrong where all that could be better costs more than the staircase, which any T spikes would draw;
-    the first one is named whose own error is at least ``WORTH_NAMING`` of the largest. If there is none, T is at
-    fault, and the layer with the largest own error is named.
-    """
-    n, agreeing = len(trained), int((trained == spiking).sum())
-    certain, lost = agreeing, n - agreeing
-    decides = f"decides like the trained one on {agreeing} of {n} samples"
-    if y is not None:
-        certain = int((trained == y).sum())
-        lost = certain - int((spiking == y).sum())
-        difference = f"{abs(lost)} {'fewer' if lost > 0 else 'more'}" if lost else "as many"
-        decides += f" and gets {difference} right"
-    if lost <= 0:
-        return f"Nothing is lost: the spiking network {decides}."
-    low, high = wilson(certain, n)
-    if 100 * (n - agreeing) / n <= (high - low) / 2:
-        noise = f"another {n} samples might change more than that"
-        return f"Nothing measurable is lost: the spiking network {decides}; {noise}."
-
-    largest = max(row["own"] for row in rows)
-    candidates = [row for row in rows if row["own"] >= min(WORTH_NAMING * largest, largest)]
-    wrong = next((row for row in candidates if row["own"] > 2 * row["staircase"]), None)
-    row = wrong or max(candidates, key=lambda row: row["own"])
-    cause = max(AVOIDABLE, key=row.__getitem__) if wrong else "staircase"
-    place = f"It goes wrong first in {row['name']}" if wrong else f"No layer stands out, {row['name']} adds most"
-    values = {"timesteps": recipe.timesteps, "more": 2 * recipe.timesteps, "later": recipe.holdoff + 1}
-    what, advice = ADVICE[cause]
-    *first, last = (text.format(**values) for text, helps in advice if helps(recipe))
-    return (
-        f"The spiking network {decides}. {place}: {what.format(**values)} "
-        f"({cause} is {row[cause]:.2f} of its relative error of {row['error']:.2f}). "
-        f"Try {', '.join(first)}{' or ' if first else ''}{last}."
-    )
+    return Share(name=layer.name, error=float(sums.error.sum()) / norm, **measured)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from reports import REPORT
 
 from exporters import bundle
+from exporters.report.markdown import render
 from sim.findings import Refused
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network
 
 CONFIG = {"timesteps": 2, "method": "exact", "chip": "loihi2"}
 PROVENANCE = {"seed": 1, "packages": {"numpy": "1.26"}, "created": "2026-01-01T00:00:00+00:00"}
-REPORT = {"samples": 3, "accuracy": {"ann": 99.5}, "difference": None}
+RATES = {"hidden": (np.array([0.0, 0.5, 1.0], np.float32), np.array([0.0, 0.5, 0.5], np.float32))}
 
 
 def network(skip: bool = False, weight: int = 5) -> Network:
@@ -48,7 +53,10 @@ def saved(tmp_path: Path) -> Path:
 
 def test_a_bundle_comes_back_as_it_was_saved(saved: Path) -> None:
     assert bundle.load(saved) == bundle.Bundle(network(), CONFIG, PROVENANCE, REPORT, saved / "network.net")
-    assert sorted(contents(saved)) == ["config.json", "network.net", "provenance.json", "report.json"]
+    assert sorted(contents(saved)) == [
+        "accuracy.png", "attribution.png", "bias_schedule.png", "config.json", "network.net", "provenance.json",
+        "report.json", "report.md",
+    ]  # fmt: skip
 
 
 def test_a_network_that_netx_cannot_build_is_kept_as_a_graph(tmp_path: Path) -> None:
@@ -65,10 +73,32 @@ def test_a_network_that_no_chip_holds_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_directories_above_are_made_and_further_files_are_added(tmp_path: Path) -> None:
-    save(tmp_path / "a" / "b", add=lambda beside: (beside / "report.md").write_text("measured"))
-    assert (tmp_path / "a" / "b" / "report.md").read_text() == "measured"
+def test_directories_above_are_made(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "b")
     assert bundle.load(tmp_path / "a" / "b").network == network()
+
+
+def test_a_report_is_written_as_json_and_as_text_with_the_pictures_that_it_refers_to(tmp_path: Path) -> None:
+    save(tmp_path / "out", report=REPORT, rates=RATES)
+    pictures = ["accuracy.png", "attribution.png", "rates.png", "bias_schedule.png"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "network.net", "config.json", "provenance.json", "report.json", "report.md", *pictures
+    }  # fmt: skip
+    assert (tmp_path / "out" / "report.md").read_text(encoding="utf-8") == render(REPORT, pictures)
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == REPORT.as_dict()
+    for picture in pictures:
+        assert (tmp_path / "out" / picture).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_pictures_without_data_are_not_written(tmp_path: Path) -> None:
+    bare = replace(REPORT, accuracy_by_step=(), accuracy_by_timesteps={}, attribution=None)
+    (readout,) = (layer for layer in network().layers if layer.kind == "readout")
+    alone = replace(readout, edges=(Edge(INPUT, Dense(np.full((2, 2), 7))),))
+    save(tmp_path / "out", network=Network(Input((2,)), (alone,), 2), report=bare)
+    assert sorted(contents(tmp_path / "out")) == [
+        "config.json", "network.net", "provenance.json", "report.json", "report.md",
+    ]  # fmt: skip
+    assert "Pictures" not in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 
 
 def test_saving_again_replaces_the_whole_bundle(saved: Path) -> None:
@@ -105,17 +135,26 @@ def test_a_file_in_the_place_of_the_directory_is_never_replaced(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])
-def test_a_failure_leaves_the_old_bundle_and_nothing_else(failure: type[BaseException], saved: Path) -> None:
-    def fail(beside: Path) -> None:
-        (beside / "report.md").write_text("half")
+def test_a_failure_leaves_the_old_bundle_and_nothing_else(
+    failure: type[BaseException], saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    def fail(figure: Figure, path: Path, **options: Any) -> None:
+        path.write_bytes(b"half")
+        written.append(sorted(beside.name for beside in path.parent.iterdir()))
         raise failure
 
+    monkeypatch.setattr(Figure, "savefig", fail)
     before = contents(saved.parent)
     with pytest.raises(failure):
-        save(saved, config={"timesteps": 9}, add=fail)
+        save(saved, config={"timesteps": 9}, report=REPORT)
     assert contents(saved.parent) == before
     with pytest.raises(failure):
-        save(saved.parent / "new", add=fail)
+        save(saved.parent / "new", report=REPORT)
+    assert (
+        written == [["accuracy.png", "config.json", "network.net", "provenance.json", "report.json", "report.md"]] * 2
+    )  # all that is missing are the other pictures
     assert [path.name for path in saved.parent.iterdir()] == ["out"]
 
 
@@ -149,7 +188,8 @@ def test_an_interrupt_while_the_directories_change_places_brings_the_old_bundle_
         ("config", {"x": {1, 2}}, "config.json: it is not JSON .*set is not JSON serializable"),
         ("config", {"x": "\ud800"}, "config.json: it is not JSON .*surrogates"),
         ("config", {"x": (1, 2)}, "config.json: it would read back as something else"),
-        ("report", {8: 99.0}, "report.json: it would read back as something else"),
+        ("config", {8: 99.0}, "config.json: it would read back as something else"),
+        ("report", replace(REPORT, samples=float("nan")), "report.json: it is not JSON"),
         ("provenance", {"model": ["/home/ada/model.py"]}, "provenance.json: '/home/ada/model.py' is an absolute path"),
         ("provenance", {"C:\\Users\\ada": 1}, "provenance.json: .* is an absolute path"),
     ],
@@ -165,7 +205,7 @@ def test_what_json_cannot_hold_or_others_should_not_see_is_refused(
 def test_all_findings_are_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(Refused) as caught:
-        save(tmp_path, config={"x": {1}}, provenance={"x": "/tmp"}, report={"x": float("inf")})
+        save(tmp_path, config={"x": {1}}, provenance={"x": "/tmp"}, report=replace(REPORT, samples=float("inf")))
     assert [f.where for f in caught.value.findings] == ["config.json", "report.json", "provenance.json", str(tmp_path)]
 
 
@@ -197,6 +237,13 @@ def test_a_damaged_bundle_is_refused_in_one_line(damage: Callable[[Path], object
     assert str(caught.value).startswith(str(saved))
 
 
+def test_a_report_of_other_keys_is_refused_with_every_one(saved: Path) -> None:
+    (saved / "report.json").write_text('{"loss": 3}')
+    with pytest.raises(Refused, match=r"report\.json: 'model' is missing") as caught:
+        bundle.load(saved)
+    assert f"{saved / 'report.json'}: unknown key 'loss'; read it with" in str(caught.value)
+
+
 def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="there is no such directory; give one that `ann2loihi convert` has written"):
         bundle.load(tmp_path / "nowhere")
@@ -204,13 +251,15 @@ def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
 
 def test_provenance_names_versions_and_digests_but_neither_user_nor_host(tmp_path: Path) -> None:
     weights = torch.nn.Linear(2, 3).state_dict()
-    found = bundle.provenance(seed=7, weights=weights, calibration=np.zeros((4, 2), np.float32))
+    digests = {"weights": bundle.digest(weights), "calibration": bundle.digest({"x": np.zeros((4, 2), np.float32)})}
+    found = bundle.provenance(seed=7, sha256=digests)
     assert found["seed"] == 7
     assert found["python"] == platform.python_version()
     assert found["packages"]["torch"] == torch.__version__.split("+")[0]
     assert found["packages"].keys() >= {"numpy", "h5py", "scikit-learn"}
     assert found["created"].endswith("+00:00")
-    assert all(len(digest) == 64 for digest in found["sha256"].values())
+    assert found["sha256"] == digests
+    assert all(len(digest) == 64 for digest in digests.values())
     assert found["platform"] == f"{platform.system()} {platform.machine()}"
     assert found.keys() == {"created", "python", "platform", "packages", "seed", "sha256"}
     save(tmp_path / "out", provenance=found)

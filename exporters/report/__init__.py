@@ -1,0 +1,43 @@
+"""What was measured on a conversion: the record, and Markdown and pictures of it for people."""
+
+from exporters.report.schema import (
+    CAUSES,
+    PARTS,
+    RUNGS,
+    Accuracy,
+    Agreement,
+    Attribution,
+    EdgeRow,
+    EngineRow,
+    LayerRow,
+    Rates,
+    Report,
+    Rung,
+    Score,
+    Search,
+    Share,
+    StepAccuracy,
+    Trial,
+    Verification,
+)
+
+__all__ = [
+    "CAUSES",
+    "PARTS",
+    "RUNGS",
+    "Accuracy",
+    "Agreement",
+    "Attribution",
+    "EdgeRow",
+    "EngineRow",
+    "LayerRow",
+    "Rates",
+    "Report",
+    "Rung",
+    "Score",
+    "Search",
+    "Share",
+    "StepAccuracy",
+    "Trial",
+    "Verification",
+]

@@ -1,0 +1,215 @@
+"""What was measured, as pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from operator import itemgetter
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from exporters.report.schema import PARTS, Rates, Report, Share
+from sim.network import Layer, Network
+
+#: Okabe and Ito's colours, told apart by readers with any common colour vision deficiency.
+BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#595959"
+COLOURS = dict(zip(PARTS, ("#C8C8C8", BLUE, VERMILION, "#56B4E9", "#009E73", "#000000"), strict=True))
+COLUMNS, PANEL = 4, 2.6  #: panels in a row of small multiples, and the side of one in inches
+DPI = 150
+LONGEST = 26  #: letters that fit above a panel
+FINEST = 64  #: bins of a rate axis at most; beyond it the single rates k / T cannot be seen anyway
+
+
+def drawn(report: Report, rates: Rates, network: Network) -> dict[str, Figure]:
+    """Draw what there is data for: figures by the file names of :data:`exporters.report.markdown.PICTURES`."""
+    figures: dict[str, Figure] = {}
+    if report.accuracy_by_step or report.accuracy_by_timesteps:
+        figures["accuracy.png"] = accuracy_figure(report)
+    if report.attribution is not None:
+        figures["attribution.png"] = attribution_figure(report.model, report.attribution.layers)
+    if rates:
+        figures["rates.png"] = rates_figure(rates)
+    if len(network.layers) > 1:
+        figures["bias_schedule.png"] = schedule_figure(network)
+    return figures
+
+
+def accuracy_figure(report: Report) -> Figure:
+    """Draw accuracy in per cent against T, with 95 % intervals: read at each step, converted for each T, the ANN."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    ann = report.accuracy.get("ann")
+    if ann is not None:
+        axes.axhspan(ann.low, ann.high, color=GREY, alpha=0.12, linewidth=0)
+        axes.axhline(ann.value, color=GREY, linestyle="--", label=f"trained network, {ann.value:.1f} %")
+    ideal = report.accuracy.get("thresholds")
+    if ideal is not None:
+        label = f"activations in T = {report.timesteps} steps, {ideal.value:.1f} %"
+        axes.axhline(ideal.value, color=GREY, linestyle=":", label=label)
+    steps = report.accuracy_by_step
+    if steps:
+        x = [row.step for row in steps]
+        axes.fill_between(
+            x, [row.low for row in steps], [row.high for row in steps], color=BLUE, alpha=0.18, linewidth=0
+        )
+        axes.plot(
+            x,
+            [row.value for row in steps],
+            color=BLUE,
+            marker="o",
+            markersize=4,
+            label=f"read at step t of the T = {report.timesteps} network",
+        )
+    converted = sorted(report.accuracy_by_timesteps.items(), key=itemgetter(0))
+    if converted:
+        below, above = ([abs(row.value - getattr(row, end)) for _, row in converted] for end in ("low", "high"))
+        axes.errorbar(
+            [t for t, _ in converted],
+            [row.value for _, row in converted],
+            (below, above),
+            color=VERMILION,
+            linestyle="none",
+            marker="D",
+            markersize=6,
+            capsize=3,
+            label="converted for T",
+        )
+    axes.set_title(f"{report.model}: accuracy with 95 % intervals, n = {report.samples}", loc="left", fontsize=11)
+    axes.set_xlabel("time steps")
+    axes.set_ylabel("accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(top=100.5)
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
+def attribution_figure(model: str, rows: Sequence[Share]) -> Figure:
+    """Draw each layer's error as a bar of its parts, negative ones to the left of 0, and a mark at their sum."""
+    figure = Figure(figsize=(7.6, 1.5 + 0.26 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    places = range(len(rows))
+    left, right = np.zeros(len(rows)), np.zeros(len(rows))
+    for part, colour in COLOURS.items():
+        width = np.array([row.of(part) for row in rows])
+        axes.barh(places, width, 0.72, np.where(width < 0, left, right), color=colour, label=part)
+        left += np.minimum(width, 0)
+        right += np.maximum(width, 0)
+    total = [row.error for row in rows]
+    axes.plot(
+        total, places, color="black", linestyle="none", marker="D", markersize=4, markerfacecolor="white", label="sum"
+    )
+    axes.use_sticky_edges = False  # else bars end at the frame, and the mark on the longest is cut in half
+    axes.margins(x=0.03)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set_yticks(places, [_short(row.name) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel("error relative to the activations (root mean squares)")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    figure.suptitle(f"{model}: what each layer's error consists of", fontsize=11)
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(PARTS) + 1,
+        frameon=False,
+        fontsize=9,
+        handlelength=1,
+        columnspacing=1.2,
+    )
+    return figure
+
+
+def rates_figure(rates: Rates) -> Figure:
+    """Draw per layer how often each pair of wanted and measured rate occurs, with the identity and the correlation.
+
+    ``rates`` holds, by layer, ``clip(activation / theta, 0, 1)`` and the spikes per window step, both (n,) in 0..1.
+    """
+    figure, panels = _panels(len(rates))
+    wanted_edges, rate_edges = np.linspace(0, 1, 41), _rate_edges(rates)
+    counts = {name: np.histogramdd(pair, (wanted_edges, rate_edges))[0] for name, pair in rates.items()}
+    norm = LogNorm(1, max(2, *(count.max() for count in counts.values())))
+    for axes, (name, count) in zip(panels, counts.items(), strict=True):
+        image = axes.pcolormesh(wanted_edges, rate_edges, np.ma.masked_equal(count.T, 0), norm=norm, cmap="YlGnBu")
+        axes.plot([0, 1], [0, 1], color=VERMILION, linewidth=1.2)
+        wanted, rate = rates[name]
+        known = wanted.std() > 0 and rate.std() > 0
+        _title(axes, name, f"r = {np.corrcoef(wanted, rate)[0, 1]:.3f}" if known else "r undefined")
+        axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+    figure.supxlabel(r"clip(activation / $\theta$, 0, 1)")
+    figure.supylabel("spikes per step")
+    _bar(figure, image, panels, "neurons x samples")
+    return figure
+
+
+def _rate_edges(rates: Rates) -> np.ndarray:
+    """Bin edges half way between the rates k / T, T being the smallest that explains every rate that occurs."""
+    levels = np.unique(np.concatenate([rate for _, rate in rates.values()]))
+    misses = ((np.abs(levels * t - np.rint(levels * t)).max(), t) for t in range(1, FINEST))
+    timesteps = next((t for miss, t in misses if miss < 1e-3), FINEST)
+    return (np.arange(timesteps + 2) - 0.5) / timesteps
+
+
+def schedule_figure(network: Network) -> Figure:
+    """Draw each spiking layer's bias schedule, channels by window steps, in units of its threshold.
+
+    Where the biases differ over space, a channel's mean is drawn. The readout has no threshold and is left out.
+    """
+    layers = [layer for layer in network.layers if layer.kind == "spiking"]
+    schedules = [_in_thresholds(layer) for layer in layers]
+    figure, panels = _panels(len(layers))
+    largest = max(float(np.abs(schedule).max()) for schedule in schedules) or 1.0
+    for axes, layer, schedule in zip(panels, layers, schedules, strict=True):
+        image = axes.imshow(
+            schedule.T,
+            cmap="RdBu_r",
+            vmin=-largest,
+            vmax=largest,
+            aspect="auto",
+            interpolation="nearest",
+            extent=(0.5, len(schedule) + 0.5, schedule.shape[1] - 0.5, -0.5),
+        )
+        _title(axes, layer.name, rf"$\theta$ = {layer.threshold}")
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    figure.supxlabel("window step")
+    figure.supylabel("channel")
+    _bar(figure, image, panels, r"bias in units of $\theta$")
+    return figure
+
+
+def _in_thresholds(layer: Layer) -> np.ndarray:
+    """Bias per window step and channel in units of theta, float64 (T, C)."""
+    return layer.bias.reshape(*layer.bias.shape[:2], -1).mean(axis=2) / layer.threshold
+
+
+def _panels(number: int) -> tuple[Figure, list[Axes]]:
+    """Lay out so many small multiples, up to ``COLUMNS`` in a row."""
+    columns = min(number, COLUMNS)
+    rows = math.ceil(number / columns)
+    figure = Figure(figsize=(PANEL * columns + 1.2, (PANEL + 0.1) * rows + 0.5), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(number)]
+
+
+def _bar(figure: Figure, image: ScalarMappable, panels: list[Axes], label: str) -> None:
+    """Add the one colour bar that all panels share, of the same thickness however many rows there are."""
+    rows = math.ceil(len(panels) / COLUMNS)
+    figure.colorbar(image, ax=panels, label=label, aspect=20 * rows, fraction=0.04, pad=0.01)
+
+
+def _title(axes: Axes, name: str, value: str) -> None:
+    """Head a panel with the layer's name, of which the end tells most, and one value."""
+    axes.set_title(f"{_short(name)}\n{value}", fontsize=10)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else "…" + name[1 - LONGEST :]

@@ -1,0 +1,191 @@
+"""What was measured, as Markdown. What was not is printed as such, never as 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from exporters.report.schema import PARTS, RUNGS, Attribution, LayerRow, Report, Score, Search, Verification
+
+MISSING = "not measured"
+PICTURES = {
+    "accuracy.png": "Accuracy against T",
+    "attribution.png": "What each layer's error consists of",
+    "rates.png": "Firing rates against activations",
+    "bias_schedule.png": "Bias schedule",
+}
+
+
+def render(report: Report, pictures: Sequence[str] = ()) -> str:
+    """Write the report as Markdown; ``pictures`` are the file names, of ``PICTURES``, that lie beside it."""
+    sections = [
+        f"# {report.model} as a spiking network",
+        f"T = {report.timesteps} steps per firing window, hold-off K = {report.holdoff}, bias rule `{report.method}`, "
+        f"weights `{report.weights}`, {report.samples} samples" + (f" ({report.data})." if report.data else "."),
+        *(["## How T and K were chosen", _choice(report.choice)] if report.choice else []),
+        "## Accuracy",
+        _accuracy(report),
+        "## Why the accuracy is what it is",
+        _attribution(report.attribution),
+        "## Layers",
+        _layers(report.layers),
+        "## Verification",
+        _verification(report.verification),
+    ]
+    if report.findings:
+        sections += ["## Findings", "\n".join(f"- {finding}" for finding in report.findings)]
+    if pictures:
+        sections += ["## Pictures", *(f"![{PICTURES[name]}]({name})" for name in pictures)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _choice(choice: Search) -> str:
+    rows = [
+        (
+            trial.timesteps,
+            trial.holdoff,
+            trial.method,
+            trial.steps,
+            trial.refused or f"{trial.agreement:.1f} +- {trial.error:.1f}",
+        )
+        for trial in choice.trials
+    ]
+    header = ("T", "K", "bias rule", "steps to the logits", "agreement with the ANN, %, and standard error")
+    return f"{choice.reason}\n\n" + _table(header, rows)
+
+
+def _accuracy(report: Report) -> str:
+    header = ("accuracy in %", "95 % interval", "n")
+    ladder = []
+    for rung, label in RUNGS.items():
+        value, interval, n = _score(report.accuracy.get(rung))
+        # The trained network agrees with itself.
+        agrees = ("", "", "") if rung == "ann" else _score(report.agreement.get(rung))
+        ladder.append((label, value, interval, *agrees[:2], n or agrees[2]))
+    parts = [
+        _table(("network", *header[:2], "agreement in %", *header[1:]), ladder),
+        "Agreement is how often a network decides like the trained one; it needs no labels. In T steps are the float "
+        "network's activations, cut off at θ and rounded to what T spikes can draw: what is left if spikes arrive "
+        "evenly and integers cost nothing. Fitted weights and bias schedules can win some of it back.",
+    ]
+    if report.accuracy_by_step:
+        parts += [
+            f"Read after each step of the network converted for T = {report.timesteps}:",
+            _table(("step", *header), [(row.step, *_score(row)) for row in report.accuracy_by_step]),
+        ]
+    if by_timesteps := report.accuracy_by_timesteps:
+        rows = [(t, *_score(by_timesteps[t])) for t in sorted(by_timesteps)]
+        parts += ["Converted anew for each T:", _table(("T", *header), rows)]
+    return "\n\n".join(parts)
+
+
+def _score(score: Score | None) -> tuple[str, str, str]:
+    if score is None:
+        return MISSING, "", ""
+    return f"{score.value:.2f}", f"{score.low:.2f} to {score.high:.2f}", str(score.n)
+
+
+def _attribution(attribution: Attribution | None) -> str:
+    if attribution is None:
+        return f"{MISSING.capitalize()}."
+    rows = [
+        (
+            row.name,
+            *(f"{round(share, 3) + 0:.3f}" for share in (row.error, *map(row.of, PARTS))),  # + 0: no -0.000
+            *("" if share is None else f"{100 * share:.2f} %" for share in (row.saturated, row.residual_outside)),
+            "" if row.dead_channels is None else row.dead_channels,
+        )
+        for row in attribution.layers
+    ]
+    header = ("layer", "error", *PARTS, "saturated", "residual outside", "dead channels")
+    return "\n\n".join(
+        [
+            attribution.verdict,
+            _table(header, rows),
+            f"Measured on {attribution.samples} samples, on the spikes that every layer really got. The error is "
+            "the root mean square of decoded spikes - activation relative to that of the activation, and the sum of "
+            "the columns up to dead; what is negative takes error away. Inherited is what the trained layer would make "
+            "of the spikes that arrive; weights what integer weights and the bias schedule change in that; clipping "
+            "what lies above θ; staircase the rounding to whole spikes; timing the spikes that were fired too often or "
+            "are missing because currents arrive unevenly; dead all of this but the inherited in channels that never "
+            "fire although an activation exceeds θ / 2. Saturated neurons fire at every step while their activation is "
+            "above θ. A residual is outside if a neuron ends below 0 having fired, or at θ or above having paused.",
+        ]
+    )
+
+
+def _layers(layers: Sequence[LayerRow]) -> str:
+    rows = []
+    for row in layers:
+        missing = MISSING if row.theta else ""  # a readout has no rates to measure
+        measured = (row.spikes_per_neuron, row.rate_error, row.correlation)
+        rows.append(
+            (
+                row.name,
+                "x".join(map(str, row.shape)),
+                row.neurons,
+                row.weights,
+                row.theta or "",
+                row.phase,
+                f"{row.bias_min} to {row.bias_max}",
+                *(missing if value is None else f"{value:.3f}" for value in measured),
+                MISSING if row.peak is None else row.peak,
+                row.worst_case,
+                _register(row),
+            )
+        )
+    header = (
+        "layer",
+        "shape",
+        "neurons",
+        "weights",
+        "θ",
+        "phase",
+        "bias",
+        "spikes per neuron",
+        "rate error",
+        "correlation",
+        "peak",
+        "worst case",
+        "register",
+    )
+    return "\n\n".join(
+        [
+            _table(header, rows),
+            "θ, bias and potentials are in synaptic units: a weight w adds w of them per spike. The phase is the first "
+            "step of the firing window. Spikes are counted per sample. Rate error is the mean of "
+            "|spikes / T - clip(activation / θ, 0, 1)| over neurons and samples, correlation that between the two. "
+            "Peak is the largest magnitude in a register on the calibration inputs, worst case a bound over all "
+            "possible inputs: where it is below the register's limit, no input can overflow the layer.",
+        ]
+    )
+
+
+def _register(row: LayerRow) -> str:
+    if row.state_limit is None:
+        return MISSING
+    limit = f"limit {row.state_limit}"
+    if row.worst_case < row.state_limit:
+        return f"{limit}, proven"
+    return f"{limit}, margin x{row.state_limit / row.peak:.1f}" if row.peak else f"{limit}, {MISSING}"
+
+
+def _verification(verification: Verification | None) -> str:
+    if verification is None:
+        return f"{MISSING.capitalize()}."
+    rows = [(row.engine, row.differences, row.neuron_steps, f"{row.seconds:.2f}") for row in verification.engines]
+    difference = verification.difference
+    outcome = "No difference." if difference is None else f"First difference: {difference}."
+    parts = [
+        f"{verification.samples} samples, {verification.spikes} spikes. "
+        f"Every engine was compared with {rows[0][0]}, bit for bit. {outcome}",
+        _table(("engine", "differences", "neuron-steps", "seconds"), rows),
+    ]
+    if verification.skipped:
+        parts.append("\n".join(f"- not run: {finding}" for finding in verification.skipped))
+    return "\n\n".join(parts)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Lay out a Markdown table: the first column to the left, numbers to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,193 @@
+"""What is known about a conversion: one record, which ``report.json``, Markdown, pictures and the console show.
+
+What was not measured is None or empty, absent in JSON, and never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from exporters.report.record import Record
+
+Rates = Mapping[str, tuple[np.ndarray, np.ndarray]]  #: by spiking layer: wanted and measured rates, float32 (n,) both
+
+Rung = Literal["ann", "folded", "thresholds", "wide", "int8", "lava"]
+#: The ladder from the trained network to the chip, and what its rungs are called.
+RUNGS: dict[Rung, str] = {
+    "ann": "trained network, float",
+    "folded": "batch normalisation folded, float",
+    "thresholds": "activations in T steps, float",
+    "wide": "spiking, wide integers",
+    "int8": "spiking, 8-bit weights",
+    "lava": "spiking, 8-bit weights, on Lava",
+}
+
+CAUSES = ("weights", "clipping", "staircase", "timing", "dead")  #: of which a layer's own error consists
+PARTS = ("inherited", *CAUSES)  #: of which its whole error does (see :mod:`toolchain.assessment.attribution`)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Record):
+    """A share of samples with its 95 % Wilson interval, in per cent."""
+
+    value: float
+    n: int  #: samples
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy(Score):
+    """How often a network is right."""
+
+    KEYS: ClassVar[Mapping[str, str]] = {"value": "accuracy"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepAccuracy(Accuracy):
+    """How often it is right when it is read after a step of the window."""
+
+    step: int  #: 1..T
+
+    def as_dict(self) -> dict[str, object]:
+        """Return JSON types, the step first."""
+        return {"step": self.step, **super().as_dict()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement(Score):
+    """How often a network decides like the trained one, which needs no labels."""
+
+    KEYS: ClassVar[Mapping[str, str]] = {"value": "agreement"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(Record):
+    """One recipe and how it did on held-out inputs."""
+
+    timesteps: int  #: T
+    holdoff: int  #: K
+    method: str  #: bias rule
+    steps: int  #: until the logits are there: what an inference takes
+    agreement: float  #: with the ANN, in per cent
+    error: float  #: standard error of the agreement, in per cent
+    refused: str | None  #: why it could not be converted; its agreement is 0 then
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Record):
+    """How T, K and the bias rule were chosen."""
+
+    reason: str
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeRow(Record):
+    """What feeds a layer."""
+
+    source: str
+    synapse: str  #: its type
+    weight_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRow(Record):
+    """A layer, and what a run showed of it. Thresholds, biases and potentials are in synaptic units."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str  #: spiking or readout
+    edges: tuple[EdgeRow, ...]
+    weights: int  #: how many
+    theta: int  #: 0 for a readout
+    phase: int  #: first step of the firing window
+    bias_min: int
+    bias_max: int
+    neurons: int
+    worst_case: int  #: bound of the register's magnitude over all possible inputs
+    peak: int | None = None  #: its largest magnitude on the calibration inputs
+    state_limit: int | None = None  #: what it may hold
+    spikes_per_neuron: float | None = None  #: per sample
+    rate_error: float | None = None  #: mean of ``|spikes / T - clip(activation / theta, 0, 1)|``
+    correlation: float | None = None  #: between the two; None for a layer that is silent or always the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share(Record):
+    """A layer's relative error and the shares that it consists of, each what ``PARTS`` names; they add up."""
+
+    name: str
+    error: float
+    inherited: float
+    own: float  #: the sum of ``CAUSES``
+    weights: float
+    clipping: float
+    staircase: float
+    timing: float
+    dead: float
+    saturated: float | None = None  #: share of neurons that fire at every step, their activation above theta
+    residual_outside: float | None = None  #: share whose last potential says that a spike is missing or too many
+    dead_channels: int | None = None
+
+    def of(self, part: str) -> float:
+        """Return the share of one of ``PARTS``."""
+        share: float = getattr(self, part)
+        return share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attribution(Record):
+    """What the layers' errors consist of, and what follows from it."""
+
+    samples: int
+    layers: tuple[Share, ...]
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRow(Record):
+    """One engine's part in a verification."""
+
+    engine: str
+    differences: int  #: spikes and potentials that disagree with the first engine
+    neuron_steps: int  #: whose spikes were compared; of the first engine: recorded
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification(Record):
+    """What :func:`exporters.engines.verify` found, in words where it has more."""
+
+    samples: int
+    engines: tuple[EngineRow, ...]  #: the first is what the others are compared with
+    spikes: int
+    difference: str | None  #: the first one; None where there is none
+    skipped: tuple[str, ...]  #: engines that cannot run, each with the reason
+    summary: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Record):
+    """Everything that was measured on a conversion."""
+
+    model: str  #: what it is called
+    data: str | None = None  #: what the samples are
+    choice: Search | None = None
+    timesteps: int  #: T
+    holdoff: int  #: K
+    method: str  #: bias rule
+    weights: str  #: weight rule
+    samples: int
+    layers: tuple[LayerRow, ...]
+    agreement: Mapping[Rung, Agreement] = field(default_factory=dict)
+    attribution: Attribution | None = None
+    findings: tuple[str, ...]
+    accuracy: Mapping[Rung, Accuracy] = field(default_factory=dict)
+    accuracy_by_step: tuple[StepAccuracy, ...] = ()
+    accuracy_by_timesteps: Mapping[int, Accuracy] = field(default_factory=dict)  #: of networks converted for each T
+    verification: Verification | None = None

@@ -1,0 +1,151 @@
+"""The whole report of a conversion, and what a conversion writes of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from handmade import Spiking, conversion
+
+from exporters import bundle
+from exporters.report import Agreement, Report
+from sim.findings import Refused
+from sim.network import INPUT
+from toolchain import assessment
+from toolchain.assessment import layers
+from toolchain.assessment.score import wilson
+from toolchain.convert import Conversion, convert
+from toolchain.demo import data, load_model
+from toolchain.importer import import_model
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.Digits:
+    return data.load()
+
+
+@pytest.fixture(scope="module")
+def converted(digits: data.Digits) -> Conversion:
+    return convert(load_model(), digits.calibration_x, 2, holdoff=0)
+
+
+def test_the_report_holds_agreement_and_attribution_without_labels_as_json(
+    converted: Conversion, digits: data.Digits
+) -> None:
+    x, model = digits.test_x[:40], load_model()
+    report = assessment.assess(converted, model, x, None, assessment.rates(converted, x))
+    assert Report.from_dict(json.loads(json.dumps(report.as_dict())), "report") == report
+    assert "accuracy" not in report.as_dict()
+    assert list(report.agreement) == ["folded", "thresholds", "int8"]
+    same = int((converted.predict(x) == assessment.model_logits(model, x).argmax(1).numpy()).sum())
+    low, high = wilson(same, 40)
+    assert report.agreement["int8"] == Agreement(value=100 * same / 40, n=40, low=low, high=high)
+    assert report.attribution is not None
+    assert report.attribution.samples == 40
+    assert [share.name for share in report.attribution.layers] == ["conv1", "conv2", "conv3", "fc"]
+    assert f"like the trained one on {same} of 40 samples" in report.attribution.verdict
+    assert (report.model, report.data) == ("DigitsCNN", None)
+
+
+def test_attribution_looks_at_no_more_inputs_than_rates_do(
+    converted: Conversion, digits: data.Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "RATE_SAMPLES", 7)
+    x = digits.test_x[:20]
+    report = assessment.assess(converted, load_model(), x, digits.test_y[:20], assessment.rates(converted, x))
+    assert report.attribution is not None
+    assert report.attribution.samples == 7
+    assert report.attribution.layers == assessment.attribute(converted, x[:7])
+    assert report.accuracy["thresholds"].n == report.agreement["thresholds"].n == 20
+
+
+def test_conversions_for_other_t_are_listed_with_the_one_that_is_reported(
+    converted: Conversion, digits: data.Digits
+) -> None:
+    x, y = digits.test_x[:20], digits.test_y[:20]
+    others = {4: convert(load_model(), digits.calibration_x, 4), 1: convert(load_model(), digits.calibration_x, 1)}
+    report = assessment.assess(converted, load_model(), x, y, {}, wide=converted, others=others)
+    right = {t: int((other.predict(x) == y.numpy()).sum()) for t, other in (others | {2: converted}).items()}
+    found = [(t, score.value) for t, score in report.accuracy_by_timesteps.items()]
+    assert found == [(t, 100 * right[t] / 20) for t in (1, 2, 4)]
+    assert list(report.accuracy) == ["ann", "folded", "thresholds", "wide", "int8"]
+    assert report.accuracy["wide"] == report.accuracy["int8"] == report.accuracy_by_timesteps[2]
+    assert [score.step for score in report.accuracy_by_step] == [1, 2]
+    assert report.accuracy_by_step[-1].value == report.accuracy["int8"].value
+
+
+def test_potentials_that_leave_the_registers_are_counted_in_a_finding() -> None:
+    # u and v are 200,000 and 400,000 su of less than 131,072 at the two steps: the threshold is never reached.
+    made = conversion(2, 1, a=Spiking(INPUT, [[1.0]], [[100]], 1 << 20, [8.0], v0=[0]))
+    made = replace(made, peak={"a": 0, "out": 0})
+    report = assessment.assess(made, torch.nn.Identity(), torch.tensor([[2000.0]]), None, {})
+    assert report.findings == ("T = 2: 4 potentials left the registers",)
+
+
+def test_a_conversion_saves_itself_with_and_without_a_report(
+    converted: Conversion, digits: data.Digits, tmp_path: Path
+) -> None:
+    converted.save(tmp_path / "bare")
+    loaded = bundle.load(tmp_path / "bare")
+    assert (loaded.network, loaded.config, loaded.report) == (converted.network, converted.recipe.as_dict(), None)
+    assert sorted(path.name for path in (tmp_path / "bare").iterdir()) == [
+        "config.json", "network.net", "provenance.json",
+    ]  # fmt: skip
+    x = digits.test_x[:20]
+    rates = assessment.rates(converted, x)
+    report = assessment.assess(converted, load_model(), x, None, rates, name="digits", data="test")
+    converted.save(str(tmp_path / "bare"), report, rates)
+    assert bundle.load(tmp_path / "bare").report == report
+    assert sorted(path.name for path in (tmp_path / "bare").iterdir()) == [
+        "attribution.png", "bias_schedule.png", "config.json", "network.net", "provenance.json", "rates.png",
+        "report.json", "report.md",
+    ]  # fmt: skip
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(Refused, match="it exists and is no bundle"):
+        converted.save(tmp_path / "mine")
+
+
+def test_provenance_digests_the_trained_weights_and_the_calibration_inputs(
+    converted: Conversion, digits: data.Digits, tmp_path: Path
+) -> None:
+    converted.save(tmp_path / "out")
+    assert bundle.load(tmp_path / "out").provenance["sha256"] == {
+        "weights": bundle.digest(load_model().state_dict()),
+        "calibration": bundle.digest({"calibration": digits.calibration_x}),
+    }
+
+
+def test_a_float_graph_has_digests_of_its_own() -> None:
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).random((9, 3), np.float32)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    graph = import_model(model, (3,))
+    origins = [convert(graph, x, 2).origin]
+    with torch.no_grad():
+        model[2].bias[1] += 1
+    origins.append(convert(import_model(model, (3,)), x, 2).origin)
+    assert origins[0]["calibration"] == origins[1]["calibration"] == bundle.digest({"calibration": x})
+    assert origins[0]["weights"] != origins[1]["weights"]
+    assert convert(graph, x, 2).origin == origins[0]
+
+
+def test_weights_of_a_type_that_numpy_lacks_have_a_digest_too() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)).bfloat16()
+    origin = convert(model, torch.rand(9, 3), 2).origin
+    assert origin["weights"] == bundle.digest({name: value.float() for name, value in model.state_dict().items()})
+
+
+def test_a_conversion_verifies_itself_on_model_inputs(converted: Conversion, digits: data.Digits) -> None:
+    x = digits.test_x[:2]
+    found = converted.verify(x.numpy(), ["fast", "reference"])
+    assert [run.engine for run in found.runs] == ["fast", "reference"]
+    assert (found.samples, found.difference) == (2, None)
+    assert np.array_equal(found.runs[0].logits, converted.run(x).logits)
+    with pytest.raises(Refused, match=r"shape \(2, 8, 8\); it needs \(N, 1, 8, 8\)"):
+        converted.verify(x[:, 0])

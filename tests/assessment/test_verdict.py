@@ -1,0 +1,83 @@
+"""What is concluded from the layers' shares: where it goes wrong first, why, and what to try."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from exporters.report import CAUSES, Share
+from toolchain.assessment.verdict import ADVICE, verdict
+from toolchain.recipe import Recipe
+
+
+def test_there_is_advice_for_every_cause() -> None:
+    assert set(ADVICE) == set(CAUSES)
+
+
+def test_advice_names_fields_of_the_recipe_that_exist() -> None:
+    fields = Recipe().as_dict()
+    for _, advice in ADVICE.values():
+        assert any(helps(Recipe()) for _, helps in advice)
+        for text, _ in advice:
+            name, equals, _ = text.partition("=")
+            assert not equals or name in fields or text.startswith('recipe="tuned"')
+
+
+def row(name: str, inherited: float = 0.0, **causes: float) -> Share:
+    filled = dict.fromkeys(CAUSES, 0.0) | causes
+    own = sum(filled.values())
+    return Share(name=name, error=inherited + own, inherited=inherited, own=own, **filled)
+
+
+def classes(wrong: int, n: int = 100) -> Tensor:
+    return (torch.arange(n) < wrong).long()
+
+
+def test_the_first_layer_that_costs_more_than_its_staircase_is_named_with_its_dominant_cause() -> None:
+    rows = [
+        row("fine", staircase=0.2),
+        row("minor", weights=0.05),
+        row("first", 0.2, staircase=0.1, timing=0.04, clipping=0.08),
+        row("larger", 0.4, staircase=0.02, timing=0.21),
+    ]
+    text = verdict(rows, Recipe(), classes(0), classes(50))
+    assert "It goes wrong first in first: activations above the threshold are cut off (clipping is 0.08" in text
+    assert "of its relative error of 0.42)" in text
+
+
+def test_the_layer_that_adds_most_is_named_where_none_costs_more_than_its_staircase() -> None:
+    rows = [row("a", staircase=0.2), row("b", 0.5, staircase=0.2, timing=0.1), row("c", 0.9, staircase=0.1)]
+    text = verdict(rows, Recipe(timesteps=4), classes(0), classes(50))
+    assert "No layer stands out, b adds most: T = 4 draws" in text
+    assert text.endswith('Try timesteps=8 or recipe="tuned", which takes minutes.')
+    tuned = verdict(rows, Recipe(timesteps=4, weights="tuned"), classes(0), classes(50))
+    assert tuned.endswith("Try timesteps=8.")
+
+
+def test_a_loss_within_the_noise_of_its_samples_is_no_loss() -> None:
+    # The trained network is right on 90 of 100: the interval is 82.6 to 94.5, so that 5 samples are chance, 6 are not.
+    rows, y = [row("a", timing=1)], classes(10)
+    spiking = {wrong: classes(0) for wrong in (5, 6)}
+    for wrong, predicted in spiking.items():
+        predicted[-wrong:] = 1
+    assert verdict(rows, Recipe(), classes(0), spiking[5], y) == (
+        "Nothing measurable is lost: the spiking network decides like the trained one on 95 of 100 samples and gets 5 "
+        "fewer right; another 100 samples might change more than that."
+    )
+    assert "It goes wrong first in a" in verdict(rows, Recipe(), classes(0), spiking[6], y)
+
+
+def test_a_network_that_is_right_as_often_or_more_often_has_lost_nothing() -> None:
+    rows = [row("a", timing=1)]
+    assert verdict(rows, Recipe(), classes(0), classes(30), classes(30)) == (
+        "Nothing is lost: the spiking network decides like the trained one on 70 of 100 samples and gets 30 more right."
+    )
+    assert verdict(rows, Recipe(), classes(0), classes(0), classes(30)).endswith("gets as many right.")
+    assert verdict(rows, Recipe(), classes(0), classes(0)).endswith("on 100 of 100 samples.")
+
+
+def test_without_labels_every_other_decision_counts_as_lost() -> None:
+    rows = [row("a", timing=1)]
+    # Agreement on 96 of 100 has an interval of 90.2 to 98.4: 4 samples are chance, 5 (88.8 to 97.8) are not.
+    assert verdict(rows, Recipe(), classes(0), classes(4)).startswith("Nothing measurable is lost: the")
+    assert "It goes wrong first in a" in verdict(rows, Recipe(), classes(0), classes(5))

@@ -1,0 +1,19 @@
+"""How good a conversion is: the accuracy ladder, each layer against its activations, what costs accuracy, and why."""
+
+from toolchain.assessment.attribution import attribute
+from toolchain.assessment.ladder import model_logits, staircase_logits
+from toolchain.assessment.layers import layer_table, rates
+from toolchain.assessment.report import assess
+from toolchain.assessment.score import accuracy, agreement, by_step
+
+__all__ = [
+    "accuracy",
+    "agreement",
+    "assess",
+    "attribute",
+    "by_step",
+    "layer_table",
+    "model_logits",
+    "rates",
+    "staircase_logits",
+]

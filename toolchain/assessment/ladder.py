@@ -1,0 +1,84 @@
+"""The accuracy ladder: the same samples on the trained network, on what becomes of it, and on the spiking one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from exporters.report import Rung
+from sim.progress import track
+from toolchain.convert import Conversion
+from toolchain.graph import FloatGraph
+from toolchain.inputs import as_inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """What the rungs decide."""
+
+    logits: dict[Rung, Any]  #: after the whole window, tensors or arrays (B, ...)
+    steps: np.ndarray  #: of the deployed network after every window step, int64 (B, T, ...)
+    findings: tuple[str, ...]
+
+
+def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion | None = None) -> Ladder:
+    """Run every rung on model inputs (B, *input_shape); ``wide`` is the conversion for wide registers."""
+    inputs = as_inputs(x, conversion.network.input.shape)
+    findings: list[str] = []
+
+    def spiking(which: Conversion) -> np.ndarray:
+        logits, found = spiking_logits(which, x)
+        findings.extend(found)
+        return logits
+
+    rungs: dict[Rung, Callable[[], Any]] = {
+        "ann": lambda: model_logits(model, x),
+        "folded": lambda: conversion.graph.logits(inputs),
+        "thresholds": lambda: staircase_logits(conversion, inputs),
+    }
+    if wide is not None:
+        rungs["wide"] = lambda: spiking(wide)[:, -1]
+    logits = {}
+    for rung, run in track("measuring accuracy", rungs.items()):
+        logits[rung] = run()
+    steps = spiking(conversion)
+    logits["int8"] = steps[:, -1]
+    return Ladder(logits, steps, tuple(findings))
+
+
+@torch.no_grad()
+def model_logits(model: nn.Module, x: Tensor, batch: int = 256) -> Tensor:
+    """Logits of the torch model, float32 (B, N), in eval mode; every module gets back the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        return torch.cat([model(chunk).flatten(1) for chunk in x.split(batch)])
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@torch.no_grad()
+def staircase_logits(conversion: Conversion, x: Tensor, batch: int = 256) -> Tensor:
+    """Logits of the float graph whose activations take the steps that T spikes can draw, float32 (B, N).
+
+    With every channel's threshold (:func:`toolchain.graph.activations.staircase`): what is left of a network if spikes
+    arrive evenly and integers cost nothing.
+    """
+    scales, timesteps = conversion.scales, conversion.recipe.timesteps
+    stairs = tuple(
+        replace(layer, upper=scales[layer.name].theta, levels=timesteps) for layer in conversion.source.layers
+    )
+    return FloatGraph(conversion.source.input_shape, stairs).logits(x, batch)
+
+
+def spiking_logits(conversion: Conversion, x: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Logits after every window step, int64 (B, T, ...), and findings: potentials that left the registers."""
+    trace = conversion.run(x, record=False, overflow="count")
+    found = f"T = {conversion.recipe.timesteps}: {trace.overflows} potentials left the registers"
+    return trace.logits, (found,) if trace.overflows else ()
