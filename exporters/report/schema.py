@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -191,3 +191,11 @@ class Report(Record):
     accuracy_by_step: tuple[StepAccuracy, ...] = ()
     accuracy_by_timesteps: Mapping[int, Accuracy] = field(default_factory=dict)  #: of networks converted for each T
     verification: Verification | None = None
+
+    def __getitem__(self, key: str) -> Any:
+        """Read it as its JSON form, which is what scripts and notebooks have when they come from ``report.json``."""
+        return self.as_dict()[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Read it as its JSON form; ``default`` where that was not measured."""
+        return self.as_dict().get(key, default)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from handmade import Spiking, conversion
+from toolchain.importer import import_model
 
 from exporters import bundle
 from exporters.report import Agreement, Report
@@ -20,7 +21,6 @@ from toolchain.assessment import layers
 from toolchain.assessment.score import wilson
 from toolchain.convert import Conversion, convert
 from toolchain.demo import data, load_model
-from toolchain.importer import import_model
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_the_report_holds_agreement_and_attribution_without_labels_as_json(
     converted: Conversion, digits: data.Digits
 ) -> None:
     x, model = digits.test_x[:40], load_model()
-    report = assessment.assess(converted, model, x, None, assessment.rates(converted, x))
+    report = assessment.report(converted, model, x, None, assessment.rates(converted, x))
     assert Report.from_dict(json.loads(json.dumps(report.as_dict())), "report") == report
     assert "accuracy" not in report.as_dict()
     assert list(report.agreement) == ["folded", "thresholds", "int8"]
@@ -51,12 +51,21 @@ def test_the_report_holds_agreement_and_attribution_without_labels_as_json(
     assert (report.model, report.data) == ("DigitsCNN", None)
 
 
+def test_a_report_reads_like_its_json_form(converted: Conversion, digits: data.Digits) -> None:
+    report = assessment.report(converted, load_model(), digits.test_x[:8], None, {})
+    assert report["attribution"]["verdict"] == report.attribution.verdict
+    assert report["agreement"]["folded"] == report.agreement["folded"].as_dict()
+    assert report.get("accuracy") is None
+    with pytest.raises(KeyError):
+        report["accuracy"]
+
+
 def test_attribution_looks_at_no_more_inputs_than_rates_do(
     converted: Conversion, digits: data.Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layers, "RATE_SAMPLES", 7)
     x = digits.test_x[:20]
-    report = assessment.assess(converted, load_model(), x, digits.test_y[:20], assessment.rates(converted, x))
+    report = assessment.report(converted, load_model(), x, digits.test_y[:20], assessment.rates(converted, x))
     assert report.attribution is not None
     assert report.attribution.samples == 7
     assert report.attribution.layers == assessment.attribute(converted, x[:7])
@@ -68,7 +77,7 @@ def test_conversions_for_other_t_are_listed_with_the_one_that_is_reported(
 ) -> None:
     x, y = digits.test_x[:20], digits.test_y[:20]
     others = {4: convert(load_model(), digits.calibration_x, 4), 1: convert(load_model(), digits.calibration_x, 1)}
-    report = assessment.assess(converted, load_model(), x, y, {}, wide=converted, others=others)
+    report = assessment.report(converted, load_model(), x, y, {}, wide=converted, others=others)
     right = {t: int((other.predict(x) == y.numpy()).sum()) for t, other in (others | {2: converted}).items()}
     found = [(t, score.value) for t, score in report.accuracy_by_timesteps.items()]
     assert found == [(t, 100 * right[t] / 20) for t in (1, 2, 4)]
@@ -82,7 +91,7 @@ def test_potentials_that_leave_the_registers_are_counted_in_a_finding() -> None:
     # u and v are 200,000 and 400,000 su of less than 131,072 at the two steps: the threshold is never reached.
     made = conversion(2, 1, a=Spiking(INPUT, [[1.0]], [[100]], 1 << 20, [8.0], v0=[0]))
     made = replace(made, peak={"a": 0, "out": 0})
-    report = assessment.assess(made, torch.nn.Identity(), torch.tensor([[2000.0]]), None, {})
+    report = assessment.report(made, torch.nn.Identity(), torch.tensor([[2000.0]]), None, {})
     assert report.findings == ("T = 2: 4 potentials left the registers",)
 
 
@@ -97,7 +106,7 @@ def test_a_conversion_saves_itself_with_and_without_a_report(
     ]  # fmt: skip
     x = digits.test_x[:20]
     rates = assessment.rates(converted, x)
-    report = assessment.assess(converted, load_model(), x, None, rates, name="digits", data="test")
+    report = assessment.report(converted, load_model(), x, None, rates, name="digits", data="test")
     converted.save(str(tmp_path / "bare"), report, rates)
     assert bundle.load(tmp_path / "bare").report == report
     assert sorted(path.name for path in (tmp_path / "bare").iterdir()) == [

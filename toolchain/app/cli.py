@@ -98,7 +98,7 @@ def convert(
             conversion, search = run(net, x, recipe=chosen), None
         rates = assessment.rates(conversion, x)
         name, data = model.rpartition("/")[2], f"calibration data, {calibration.name}"
-        report = assessment.assess(conversion, net, x, y, rates, name=name, data=data, choice=search)
+        report = assessment.report(conversion, net, x, y, rates, name=name, data=data, choice=search)
         conversion.save(output, report, rates)
     if as_json:
         print_json(report.as_dict())

@@ -3,17 +3,17 @@
 from toolchain.assessment.attribution import attribute
 from toolchain.assessment.ladder import model_logits, staircase_logits
 from toolchain.assessment.layers import layer_table, rates
-from toolchain.assessment.report import assess
+from toolchain.assessment.measure import report
 from toolchain.assessment.score import accuracy, agreement, by_step
 
 __all__ = [
     "accuracy",
     "agreement",
-    "assess",
     "attribute",
     "by_step",
     "layer_table",
     "model_logits",
     "rates",
+    "report",
     "staircase_logits",
 ]

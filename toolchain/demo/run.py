@@ -24,7 +24,7 @@ def run(directory: Path, samples: int) -> Report:
     *others, conversion, wide = conversions
 
     rates = assessment.rates(conversion, x)
-    report = assessment.assess(
+    report = assessment.report(
         conversion,
         model,
         x,

@@ -15,7 +15,7 @@ from toolchain.assessment.verdict import verdict
 from toolchain.convert import Conversion
 
 
-def assess(
+def report(
     conversion: Conversion,
     model: nn.Module,
     x: Tensor,
