@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from handmade import Spiking, conversion
-from toolchain.importer import import_model
 
 from exporters import bundle
 from exporters.report import Agreement, Report
@@ -21,6 +20,7 @@ from toolchain.assessment import layers
 from toolchain.assessment.score import wilson
 from toolchain.convert import Conversion, convert
 from toolchain.demo import data, load_model
+from toolchain.frontends import import_model
 
 
 @pytest.fixture(scope="module")
