@@ -24,7 +24,7 @@ def test_the_readme_example_runs_in_ten_lines(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"^99\.\d% of 541 test digits after 8 steps$", done.stdout, re.MULTILINE)
     assert "0 differences" in done.stdout
-    assert (tmp_path / "digits.net").stat().st_size > 10_000
+    assert (tmp_path / "build" / "digits" / "network.net").stat().st_size > 10_000
 
 
 def text(cell: nbformat.NotebookNode) -> str:
