@@ -82,7 +82,7 @@ def _write(
         with _replacing(path) as beside:
             hdf5.save(content, beside)
             if read(beside) != network:
-                raise refuse(str(path), "the network does not survive the file", "use integers in every integer field")
+                raise refuse(str(path), "the network does not survive the file", "report it with the network")
     except OSError as error:
         reason = " ".join(str(error).split())
         raise refuse(str(path), f"it cannot be written ({reason})", "choose another place") from error
