@@ -510,7 +510,7 @@ TAMPERED = {
         rewrite("layer/0/shape", np.array([2, HUGE, HUGE])),
         "features.0 <- input: the synapse gives shape",
     ),
-    "too many steps": (rewrite("@holdoff", np.int64(30000)), "steps until the answer, above 65536"),
+    "too many steps": (rewrite("@holdoff", np.int64(60000)), "steps until the answer, above 65536"),
     "no timesteps": (rewrite("@timesteps", np.int64(0)), "timesteps: T = 0"),
     "input of no shape": (rewrite("layer/0/shape", np.zeros(0, np.int64)), r"input: 6 bits, shape \(\)"),
 }
