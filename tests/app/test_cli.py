@@ -368,3 +368,33 @@ def test_the_demo_meets_its_promises(tmp_path: Path) -> None:
     assert report["attribution"]["verdict"] in result.stdout
     pictures = {"accuracy.png", "attribution.png", "rates.png", "bias_schedule.png"}
     assert {"network.net", "report.json", "report.md", *pictures} <= {p.name for p in out.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convert", "--timesteps", "many"], r"error: Invalid value for '--timesteps': .*integer.* \(see --help\)"),
+        (["inspect"], r"error: Missing argument 'DIR\|FILE.net'.* \(see --help\)"),
+        (["fly"], r"error: No such command 'fly'.* \(see --help\)"),
+        (["inspect", "--fast", "x"], r"error: No such option: --fast.* \(see --help\)"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_gets_one_line(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ann2loihi", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(message + "\n", said.err), said.err
+
+
+def test_what_a_command_refuses_keeps_its_exit_code_through_the_entry_point(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ann2loihi", "inspect", "nowhere.net"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from sim.findings import refuse
-from toolchain.app.console import bars, guarded, out, print_json, say, table
+from toolchain.app.console import bars, err, guarded, out, print_json, say, table
 from toolchain.app.options import Bundle, Data, Json, Model, Output, Samples, Start, Weights, with_recipe
 from toolchain.app.show import STEPS, layers, show_report, show_verification
+
+#: Of the click that typer depends on, or brings along: only typer's own names are stable.
+UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -231,5 +236,16 @@ def demo(
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app()
+    """Entry point of the console script: a command line that cannot be read gets one line and exit code 2, too."""
+    try:
+        code = app(standalone_mode=False)
+    except UsageError as error:
+        message = error.format_message()
+        if "\n" in message:  # no command was given: its help
+            out.print(message, markup=False, highlight=False)
+        else:
+            err.print(f"[red]error:[/red] {escape(message)} (see --help)", soft_wrap=True, highlight=False)
+        code = 2
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130  # as shells count an interrupt
+    sys.exit(code if isinstance(code, int) else 0)
