@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
 import torch
 
-# The suite runs in as many processes as there are cores; more threads would only wait for each other.
-torch.set_num_threads(1)
+# The suite runs in as many processes as there are cores; more threads would only wait for each other. Another number
+# sums floats in another order.
+torch.set_num_threads(int(os.environ.get("ANN2LOIHI_TEST_THREADS", "1")))
 
 EQUALITY = "engine equality"
 

@@ -11,10 +11,14 @@ counts n of the calibration data, layer after layer, without labels or gradients
 lambda is what makes the trained weights win where there are fewer samples than weights. The integers are then rounded
 one synapse after the other, and what rounding adds to the current is taken up by the synapses that are still free
 (Frantar & Alistarh, Optimal Brain Compression, NeurIPS 2022; in the fixed order of GPTQ, ICLR 2023).
+
+The sums over samples are exact, so that no processor's order of adding changes them: counts are integers, and the
+current that is missing is rounded to a grid so coarse that sums of its products with counts fit float64 (:func:`grid`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -32,6 +36,7 @@ from toolchain.thresholds import positions
 LARGEST = 4608  #: synapses a neuron beyond which the F x F normal equations are not worth their time: 512 maps of 3x3
 SAMPLES = 1 << 15  #: places at which currents are compared, at least; 32 a synapse if there are as many
 CHUNK = 1 << 22  #: values that synapses receive, at a time
+EXACT = 1 << 24  #: up to which float32 holds every integer
 BLOCK = 128  #: synapses that are rounded before the others hear of it
 
 
@@ -59,7 +64,7 @@ def fit(
     if not chosen:
         return layer
     counts = {
-        edge.source: outputs[edge.source].float() * timesteps * 2.0**edge.exponent
+        edge.source: outputs[edge.source].double() * timesteps * 2.0**edge.exponent
         if edge.source == INPUT
         else outputs[edge.source].sum(0, dtype=torch.uint8 if timesteps < 256 else torch.int32).float()
         for edge in edges
@@ -77,6 +82,8 @@ def fit(
         trained_weights = nominal[i] / 2.0 ** edges[i].exponent
         rows = trained_weights.reshape(groups, len(trained_weights) // groups, -1).mT  # (groups, F, outputs of a group)
         missing += _map(synapse, arrived).reshape(missing.shape)
+        step = grid(arrived / 2.0 ** min(edges[i].exponent, 0), missing)
+        missing.div_(step).round_().mul_(step)
         pairs = _pairs(synapse, arrived, missing, groups, max(SAMPLES, 32 * rows.shape[1]))
         integers, beta = _solve(rows, pairs, chip.weight_limit, keep)
         synapse = replace(synapse, weight=integers.mT.reshape(nominal[i].shape).to(torch.int32).numpy())
@@ -102,7 +109,7 @@ def _solve(rows: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], limit: int, kee
     n = 0
     for x, z in pairs:
         n += x.shape[2]
-        for total, part in ((square, x @ x.mT), (mean, x.sum(2)), (product, x @ z.mT), (target, z.sum(2))):
+        for total, part in ((square, x @ x.mT), (mean, x.sum(2)), (product, x.to(z) @ z.mT), (target, z.sum(2))):
             total += part
     for total in (square, mean, product, target):
         total /= n
@@ -121,9 +128,21 @@ def selects(weights: Tensor) -> bool:
     return bool((weights == 0).double().mean() > 0.5)
 
 
+def grid(counts: Tensor, missing: Tensor) -> float:
+    """Power of two on whose multiples ``missing`` (B, C, ...) makes exact sums in float64 with integers ``counts``.
+
+    A sum has a product for every sample and place at most; below 2**53 such sums are integers times the grid.
+    """
+    largest = missing[:, 0].numel() * float(counts.abs().max()) * float(missing.abs().max())
+    return 2.0 ** (math.ceil(math.log2(max(largest, 1.0))) - 52)
+
+
 def _map(synapse: Synapse, counts: Tensor) -> Tensor:
-    """Currents over the whole window that spike counts (B, *source) cause."""
-    weight = torch.from_numpy(synapse.weight.copy()).float()
+    """Currents over the whole window that spike counts (B, *source) cause, exact."""
+    weight = torch.from_numpy(synapse.weight.copy())
+    largest = int(weight.flatten(1).abs().sum(1).max()) * float(counts.abs().max())
+    exact = torch.float64 if largest >= EXACT else counts.dtype
+    weight, counts = weight.to(exact), counts.to(exact)
     if isinstance(synapse, Dense):
         return FloatDense(weight)(counts)
     return FloatConv2d(weight, synapse.stride, synapse.padding, synapse.dilation, synapse.groups)(counts)
@@ -132,7 +151,10 @@ def _map(synapse: Synapse, counts: Tensor) -> Tensor:
 def _pairs(
     synapse: Synapse, counts: Tensor, missing: Tensor, groups: int, most: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pair what a neuron's synapses receive, (groups, F, n), with the current it lacks, (groups, outputs, n)."""
+    """Pair what a neuron's synapses receive, (groups, F, n), with the current it lacks, float64 (groups, outputs, n).
+
+    Counts in float32, which multiply fastest, come in parts so small that sums of their squares are exact.
+    """
     if isinstance(synapse, Dense):
         yield counts.flatten(1).T.double()[None], missing.flatten(1).T.double()[None]
         return
@@ -143,10 +165,13 @@ def _pairs(
     corner = places // width * synapse.stride[0] * row + places % width * synapse.stride[1]
     tap = torch.arange(kernel[0])[:, None] * synapse.dilation[0] * row + torch.arange(kernel[1]) * synapse.dilation[1]
     sources, lacking = padded.flatten(2), missing.flatten(2)
-    for part in torch.arange(len(places)).split(max(1, CHUNK // (counts.shape[1] * tap.numel()))):
+    size = CHUNK // (counts.shape[1] * tap.numel())
+    if counts.dtype == torch.float32:
+        size = min(size, int(EXACT / max(float(counts.max()) ** 2, 1.0)))
+    for part in torch.arange(len(places)).split(max(1, size)):
         at = samples[part]
         x = sources[at[:, None], :, corner[part, None] + tap.flatten()]  # (n, taps, C_in)
-        z = lacking[at, :, places[part]]
+        z = lacking[at, :, places[part]].double()
         yield x.mT.reshape(len(at), groups, -1).permute(1, 2, 0), z.T.reshape(groups, -1, len(at))
 
 

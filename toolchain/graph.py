@@ -8,7 +8,7 @@ thresholds, quantisation and calibration start from.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -21,18 +21,18 @@ from toolchain.activations import staircase
 
 @dataclass(frozen=True, eq=False)
 class FloatDense:
-    """``weight @ flatten(x)``."""
+    """``weight @ flatten(x)``, computed in the weight's type and returned in that of x."""
 
     weight: Tensor  #: float32 (N_out, N_in), N_in in C, H, W order
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (B, *source shape) to (B, N_out)."""
-        return functional.linear(x.flatten(1), self.weight)
+        return functional.linear(x.flatten(1).to(self.weight.dtype), self.weight).to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class FloatConv2d:
-    """``torch.nn.functional.conv2d`` with zero padding and without a bias."""
+    """``torch.nn.functional.conv2d`` with zero padding and without a bias, in the types of :class:`FloatDense`."""
 
     weight: Tensor  #: float32 (C_out, C_in / groups, kH, kW)
     stride: Pair = (1, 1)
@@ -42,7 +42,10 @@ class FloatConv2d:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, H', W')."""
-        return functional.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+        y = functional.conv2d(
+            x.to(self.weight.dtype), self.weight, None, self.stride, self.padding, self.dilation, self.groups
+        )
+        return y.to(x.dtype)
 
 
 FloatMap = FloatDense | FloatConv2d
@@ -99,6 +102,17 @@ class FloatGraph:
     def shapes(self) -> dict[str, Shape]:
         """Shape of the input and of every layer, by name."""
         return {INPUT: self.input_shape} | {layer.name: layer.shape for layer in self.layers}
+
+    def precise(self) -> FloatGraph:
+        """Return the same graph whose maps sum in float64: what is then rounded to float32 is the same everywhere."""
+        layers = [
+            replace(
+                layer,
+                edges=tuple(replace(edge, map=replace(edge.map, weight=edge.map.weight.double())) for edge in layer.edges),
+            )
+            for layer in self.layers
+        ]
+        return replace(self, layers=tuple(layers))
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
         """Activations of every layer (the readout's are the logits) for model inputs float32 (B, *input_shape)."""
