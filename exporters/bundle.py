@@ -48,16 +48,20 @@ class Bundle:
     net_path: Path  #: the file that the network was read from
 
 
-def provenance(*, seed: int | None, weights: Mapping[str, Any], calibration: Any) -> dict[str, Any]:
+def provenance(
+    *, seed: int | None, weights: Mapping[str, Any], calibration: Any, processor: Mapping[str, str | int]
+) -> dict[str, Any]:
     """Collect what it takes to convert again: versions, platform, seed, time and digests; no user, host or path names.
 
     ``weights`` maps parameter names to arrays (a ``state_dict``), ``calibration`` is the array of model inputs; CPU
-    tensors and arrays of any shape and dtype that NumPy has.
+    tensors and arrays of any shape and dtype that NumPy has. ``processor`` is what decides the order in which the
+    converter's library sums floats.
     """
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
+        "processor": dict(processor),
         "packages": {name: found.version for name in PACKAGES for found in metadata.distributions(name=name)},
         "seed": seed,
         "sha256": {"weights": digest(weights), "calibration": digest({"calibration": calibration})},

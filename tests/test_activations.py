@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from sim.findings import Refused
 from toolchain.activations import QCFS, TReLU
 
+pytestmark = pytest.mark.numbers
+
 
 def spike_rate(x: Tensor, threshold: float, steps: int, v0: float = 0.0, shift: float = 0.0) -> Tensor:
     """Average output of integrate-and-fire neurons with reset by subtraction under a constant current."""

@@ -19,6 +19,8 @@ from toolchain.demo import data, load_model
 from toolchain.graph import FloatDense, FloatEdge, FloatGraph, FloatLayer
 from toolchain.quantize import Plan
 
+pytestmark = pytest.mark.numbers
+
 NONE = dict.fromkeys(attribution.CAUSES, 0)
 
 

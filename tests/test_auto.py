@@ -19,6 +19,8 @@ from toolchain.convert import convert
 from toolchain.demo import data, load_model
 from toolchain.recipe import RECIPES, Recipe, recipe
 
+pytestmark = pytest.mark.numbers
+
 
 @pytest.fixture(scope="module")
 def calibration() -> Tensor:

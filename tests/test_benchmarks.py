@@ -17,6 +17,8 @@ from sim.findings import refuse
 from toolchain.convert import Recipe, convert
 from toolchain.demo import data, load_model
 
+pytestmark = pytest.mark.numbers
+
 N = 60  #: test digits
 SMALL = ("--rules", "none,exact", "--timesteps", "1,2", "--holdoffs", "0,1", "--samples", str(N), "--calibration", "64")
 ONE = ("--weights-rules", "nearest", "--chips", "loihi2")

@@ -204,7 +204,10 @@ def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
 
 def test_provenance_names_versions_and_digests_but_neither_user_nor_host(tmp_path: Path) -> None:
     weights = torch.nn.Linear(2, 3).state_dict()
-    found = bundle.provenance(seed=7, weights=weights, calibration=np.zeros((4, 2), np.float32))
+    found = bundle.provenance(
+        seed=7, weights=weights, calibration=np.zeros((4, 2), np.float32), processor={"threads": 2}
+    )
+    assert found["processor"] == {"threads": 2}
     assert found["seed"] == 7
     assert found["python"] == platform.python_version()
     assert found["packages"]["torch"] == torch.__version__.split("+")[0]
@@ -212,7 +215,7 @@ def test_provenance_names_versions_and_digests_but_neither_user_nor_host(tmp_pat
     assert found["created"].endswith("+00:00")
     assert all(len(digest) == 64 for digest in found["sha256"].values())
     assert found["platform"] == f"{platform.system()} {platform.machine()}"
-    assert found.keys() == {"created", "python", "platform", "packages", "seed", "sha256"}
+    assert found.keys() == {"created", "python", "platform", "packages", "processor", "seed", "sha256"}
     save(tmp_path / "out", provenance=found)
     assert bundle.load(tmp_path / "out").provenance == found
 

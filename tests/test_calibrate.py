@@ -20,6 +20,8 @@ from toolchain import calibrate, thresholds
 from toolchain.calibrate import RULES, Batch, cheapest_bias
 from toolchain.convert import convert
 
+pytestmark = pytest.mark.numbers
+
 BITS = 13  #: of the two's complement numbers that a test's currents are written in
 
 

@@ -17,6 +17,8 @@ from sim.trace import first_difference
 from toolchain import assess
 from toolchain.convert import as_inputs, convert
 
+pytestmark = pytest.mark.numbers
+
 NETWORKS = {
     "residual": (networks.residual, (2, 4, 4), "ann2loihi"),
     "concatenation": (networks.concatenated, (2, 4, 4), "ann2loihi"),

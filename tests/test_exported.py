@@ -26,6 +26,8 @@ from toolchain import exported
 from toolchain.importer import import_model, inspect_model
 from toolchain.program import Program
 
+pytestmark = pytest.mark.numbers
+
 
 def export(model: nn.Module, shape: Shape, folder: Path, batch: int = 1, **options: Any) -> Program:
     program = torch.export.export(model, (torch.randn(batch, *shape),), **options)

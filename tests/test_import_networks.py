@@ -13,6 +13,8 @@ from toolchain.graph import FloatConv2d, FloatGraph
 from toolchain.importer import import_model, inspect_model
 from toolchain.loading import load_model
 
+pytestmark = pytest.mark.numbers
+
 CHECKPOINT = networks.ROOT.parent / "shared" / "models" / "resnet20_cifar10.pt"
 
 

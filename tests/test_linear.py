@@ -15,6 +15,8 @@ from sim.network import Shape
 from toolchain.graph import FloatConv2d, FloatDense
 from toolchain.linear import Chain, Convolution, OtherMap, Reshape, Selection, as_maps, channelwise, matrix, reduce
 
+pytestmark = pytest.mark.numbers
+
 ANY = 1 << 30
 property_test = settings(max_examples=100, derandomize=True, deadline=None)
 

@@ -24,6 +24,8 @@ from toolchain import onnx_file
 from toolchain.importer import import_model, inspect_model
 from toolchain.program import Program
 
+pytestmark = pytest.mark.numbers
+
 OPTIONS: dict[str, Any] = {} if torch.__version__ < "2.5" else {"dynamo": False}
 
 

@@ -17,6 +17,8 @@ from toolchain import quantize, thresholds
 from toolchain.graph import FloatConv2d, FloatDense, FloatEdge, FloatGraph, FloatLayer
 from toolchain.quantize import Plan
 
+pytestmark = pytest.mark.numbers
+
 
 def test_the_maximum_and_the_percentile_are_taken_per_channel() -> None:
     a = torch.stack([torch.arange(1000.0), torch.arange(1000.0) * 2], dim=1)  # (samples, channels)

@@ -21,6 +21,8 @@ from toolchain.importer import import_model
 from toolchain.recipe import Recipe
 from toolchain.tune import RATE, tune
 
+pytestmark = pytest.mark.numbers
+
 T = 2
 
 

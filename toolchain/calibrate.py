@@ -328,7 +328,7 @@ def calibrate(
     outputs = {INPUT: torch.from_numpy(network.payload(network.input.encode(x.numpy())))}
     units = {name: plan.theta for name, plan in plans.items()} | {INPUT: torch.tensor(1 / network.input.scale)}
     layers = []
-    for done, (floating, values, activation) in enumerate(graph.walk(x)):
+    for done, (floating, _, current, activation) in enumerate(graph.precise().currents(x)):
         progress(done, len(network.layers))
         layer, plan = network.layers[done], plans[floating.name]
         if weights != "nearest":
@@ -337,8 +337,7 @@ def calibrate(
                 for edge in floating.edges
             ]
             # Its bias is in the schedule already, and with it the shift that an initial potential may ask for.
-            unbiased = replace(floating, bias=torch.zeros_like(floating.bias))
-            wanted = graph.current(unbiased, values) * spatial(plan.su, layer.shape).float()
+            wanted = (current - floating.spread) * spatial(plan.su, layer.shape).float()
             layer = fit.fit(network, layer, nominal, outputs, wanted, chip, keep=weights == "tuned")
             del wanted
         target = activation * (spatial(plan.su, layer.shape) / (plan.threshold or 1)).float()

@@ -367,15 +367,16 @@ def inspect(
     path: Annotated[Path, typer.Argument(metavar="DIR|FILE.net", help="A converted directory or a single file.")],
     as_json: Json = False,
 ) -> None:
-    """Print a table of layers: shape, weights, theta, phase, bias range, neurons.
+    """Print a table of layers: shape, weights, theta, phase, bias range, neurons; and where a directory came from.
 
-    Example: `ann2loihi inspect build/out/network.net`
+    Example: `ann2loihi inspect build/out`
     """
     from exporters import bundle as bundles
     from exporters import netx
     from toolchain.assess import layer_table
 
-    network = bundles.load(path).network if path.is_dir() else netx.read(path)
+    bundle = bundles.load(path) if path.is_dir() else None
+    network = netx.read(path) if bundle is None else bundle.network
     rows = layer_table(network)
     if as_json:
         _print_json(
@@ -386,6 +387,7 @@ def inspect(
                 "loader": netx.loaded_by(network),
                 "input": {"shape": network.input.shape, "bits": network.input.bits, "scale": network.input.scale},
                 "layers": rows,
+                "provenance": None if bundle is None else bundle.provenance,
             }
         )
         return
@@ -397,6 +399,13 @@ def inspect(
         soft_wrap=True,
         highlight=False,
     )
+    if bundle is not None:
+        for key, value in bundle.provenance.items():
+            out.print(_plain(f"{key}: {_listed(value)}"), soft_wrap=True, highlight=False)
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(f"{key} {entry}" for key, entry in value.items()) if isinstance(value, dict) else str(value)
 
 
 @command

@@ -104,7 +104,7 @@ def convert(
     ``calibration`` is ``(N, C, H, W)``, ``(N, C, L)`` or ``(N, features)``, uint8 or float (see :func:`as_inputs`);
     labels are never needed. ``recipe`` is one of ``toolchain.recipe.RECIPES`` by name, or a :class:`Recipe`;
     ``timesteps`` and ``options``, its fields, override it. Deterministic: the same arguments give an
-    equal network.
+    equal network on the same machine, and elsewhere one as good (docs/semantics.md, "Same result where?").
     Raises :class:`Refused` with every finding at once when something cannot be converted or does not fit the chip.
     """
     if timesteps is not None:

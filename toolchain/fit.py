@@ -82,7 +82,7 @@ def fit(
         trained_weights = nominal[i] / 2.0 ** edges[i].exponent
         rows = trained_weights.reshape(groups, len(trained_weights) // groups, -1).mT  # (groups, F, outputs of a group)
         missing += _map(synapse, arrived).reshape(missing.shape)
-        step = grid(arrived / 2.0 ** min(edges[i].exponent, 0), missing)
+        step = grid(arrived, edges[i].exponent, missing)
         missing.div_(step).round_().mul_(step)
         pairs = _pairs(synapse, arrived, missing, groups, max(SAMPLES, 32 * rows.shape[1]))
         integers, beta = _solve(rows, pairs, chip.weight_limit, keep)
@@ -100,8 +100,8 @@ def fit(
 def _solve(rows: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], limit: int, keep: bool) -> tuple[Tensor, Tensor]:
     """Integer weights (groups, F, outputs) within +-limit and the bias (outputs of all groups,) that fit ``pairs``.
 
-    ``rows`` are the trained weights, which ``keep`` only rounds; the pairs are what :func:`_pairs` yields. All float64,
-    the bias su a window.
+    ``rows`` are the trained weights, which ``keep`` only rounds; the pairs are what :func:`_pairs` yields. All but
+    its counts are float64, the bias su a window.
     """
     groups, size, _ = rows.shape
     square, mean = rows.new_zeros(groups, size, size), rows.new_zeros(groups, size)
@@ -128,12 +128,13 @@ def selects(weights: Tensor) -> bool:
     return bool((weights == 0).double().mean() > 0.5)
 
 
-def grid(counts: Tensor, missing: Tensor) -> float:
-    """Power of two on whose multiples ``missing`` (B, C, ...) makes exact sums in float64 with integers ``counts``.
+def grid(counts: Tensor, exponent: int, missing: Tensor) -> float:
+    """Power of two: sums of ``counts`` times multiples of it as large as ``missing`` (B, C, ...) are exact in float64.
 
-    A sum has a product for every sample and place at most; below 2**53 such sums are integers times the grid.
+    Counts are integers, or where ``exponent`` is negative multiples of ``2**exponent``. A sum has a product for every
+    sample and place at most, and float64 holds every integer up to 2**53.
     """
-    largest = missing[:, 0].numel() * float(counts.abs().max()) * float(missing.abs().max())
+    largest = missing[:, 0].numel() * float(counts.abs().max()) / 2.0 ** min(exponent, 0) * float(missing.abs().max())
     return 2.0 ** (math.ceil(math.log2(max(largest, 1.0))) - 52)
 
 

@@ -79,6 +79,11 @@ class FloatLayer:
     #: at every step; None leaves it to the recipe.
     initial: Literal["half", "shift"] | None = None
 
+    @property
+    def spread(self) -> Tensor:
+        """The bias in a shape that adds to (B, *shape)."""
+        return self.bias if self.bias.shape == self.shape else self.bias.reshape(-1, *(1,) * (len(self.shape) - 1))
+
     def activate(self, current: Tensor) -> Tensor:
         """Apply the activation to (B, *shape)."""
         if self.kind == "readout":
@@ -104,11 +109,17 @@ class FloatGraph:
         return {INPUT: self.input_shape} | {layer.name: layer.shape for layer in self.layers}
 
     def precise(self) -> FloatGraph:
-        """Return the same graph whose maps sum in float64: what is then rounded to float32 is the same everywhere."""
+        """Return the same graph with maps that sum in float64 and round once.
+
+        Sums of float32 differ in their last digits from processor to processor, and a network of rounded weights has
+        no small differences: rounded from float64 to float32 they hardly ever do.
+        """
         layers = [
             replace(
                 layer,
-                edges=tuple(replace(edge, map=replace(edge.map, weight=edge.map.weight.double())) for edge in layer.edges),
+                edges=tuple(
+                    replace(edge, map=replace(edge.map, weight=edge.map.weight.double())) for edge in layer.edges
+                ),
             )
             for layer in self.layers
         ]
@@ -123,12 +134,18 @@ class FloatGraph:
 
         A value is forgotten after the last layer that reads it.
         """
+        for layer, sources, _, activation in self.currents(x):
+            yield layer, sources, activation
+
+    def currents(self, x: Tensor) -> Iterator[tuple[FloatLayer, dict[str, Tensor], Tensor, Tensor]]:
+        """Go through the layers as :meth:`walk` does, with the current that the activation is applied to before it."""
         last_reader = {edge.source: layer.name for layer in self.layers for edge in layer.edges}
         values = {INPUT: x}
         for layer in self.layers:
             sources = {edge.source: values[edge.source] for edge in layer.edges}
-            values[layer.name] = self.forward(layer, sources)
-            yield layer, sources, values[layer.name]
+            current = self.current(layer, sources)
+            values[layer.name] = layer.activate(current)
+            yield layer, sources, current, values[layer.name]
             for source in sources:
                 if last_reader[source] == layer.name:
                     del values[source]
@@ -139,8 +156,9 @@ class FloatGraph:
 
     def current(self, layer: FloatLayer, values: Mapping[str, Tensor]) -> Tensor:
         """Compute what one layer's activation is applied to from its sources' (B, *shape)."""
-        bias = layer.bias if layer.bias.shape == layer.shape else layer.bias.reshape(-1, *(1,) * (len(layer.shape) - 1))
-        return sum((edge.map(values[edge.source]).reshape(-1, *layer.shape) for edge in layer.edges), start=bias[None])
+        return sum(
+            (edge.map(values[edge.source]).reshape(-1, *layer.shape) for edge in layer.edges), start=layer.spread[None]
+        )
 
     def logits(self, x: Tensor, batch: int = 512, progress: Callable[[int], object] | None = None) -> Tensor:
         """Logits of the readout, float32 (B, N), in batches; ``progress`` gets the number of samples just finished."""

@@ -116,13 +116,13 @@ def plan_readout(
     layer: FloatLayer,
     *,
     units: Mapping[str, Tensor],
-    values: Mapping[str, Tensor],
+    current: Tensor,
     timesteps: int,
     chip: Chip,
 ) -> Plan:
     """Choose the readout's one scale: as fine as weights, biases and potentials allow (argmax needs one for all)."""
     largest = float(largest_weights(graph, layer, units).max())
-    logits, beta = float(graph.current(layer, values).abs().max()), float(layer.bias.abs().max())
+    logits, beta = float(current.abs().max()), float(layer.bias.abs().max())
     su = min(
         chip.weight_limit / max(largest, 1e-30),
         chip.bias_limit / (MARGIN * timesteps * max(beta, 1e-30)),
@@ -138,6 +138,7 @@ def plan_layer(
     *,
     units: Mapping[str, Tensor],
     values: Mapping[str, Tensor],
+    current: Tensor,
     timesteps: int,
     chip: Chip,
     shift: bool = False,
@@ -145,12 +146,12 @@ def plan_layer(
     """Choose THETA and final thresholds of one spiking layer.
 
     ``theta`` (C,) are the thresholds that the rule wants, ``units`` the value of one spike of each source channel,
-    ``values`` the float activations of its sources on calibration samples. For each legal THETA a channel's threshold
-    is raised until its weights fit 8 bits, ``theta_c >= max|w_c * unit| * THETA / 127``. The THETA taken minimises the
-    expected squared error of the activations: staircase, weight rounding (a uniform error of 1/12 su^2 per synapse
-    and source unit) and, from the graded input, the payload's own rounding as measured. With ``shift`` the weights of
-    the graded input get the exponent at which they use all bits. Potentials and biases must stay inside the registers,
-    with ``MARGIN`` to spare.
+    ``values`` the float activations of its sources on calibration samples, ``current`` (B, *shape) what they cause.
+    For each legal THETA a channel's threshold is raised until its weights fit 8 bits,
+    ``theta_c >= max|w_c * unit| * THETA / 127``. The THETA taken minimises the expected squared error of the
+    activations: staircase, weight rounding (a uniform error of 1/12 su^2 per synapse and source unit) and, from the
+    graded input, the payload's own rounding as measured. With ``shift`` the weights of the graded input get the
+    exponent at which they use all bits. Potentials and biases must stay inside the registers, with ``MARGIN`` to spare.
     Raises :class:`Refused` where no THETA satisfies them.
     """
     shape = graph.shapes
@@ -167,7 +168,6 @@ def plan_layer(
             exact = values[INPUT].double() / units[INPUT]
             squares = (edge.map.weight.double() ** 2).reshape(len(theta), -1).sum(1) * units[INPUT] ** 2
             rounding += squares * ((exact.round() - exact) ** 2).mean()
-    current = graph.current(layer, values)
     a = sampled(layer.activate(current))
     low, high = (by_channel(c).double() for c in (current.amin(0)[None], current.amax(0)[None]))
     low, high, beta = low.amin(1), high.amax(1), layer.bias.reshape(len(theta), -1).double().abs().amax(1)
@@ -225,7 +225,7 @@ def quantise(
     units: dict[str, Tensor] = {}
     plans: dict[str, Plan] = {}
     layers = []
-    for done, (layer, values, activation) in enumerate(graph.walk(x[:SAMPLES])):
+    for done, (layer, values, current, activation) in enumerate(graph.precise().currents(x[:SAMPLES])):
         progress(done, len(graph.layers))
         if layer.kind == "spiking":
             if layer.upper is not None:
@@ -235,10 +235,15 @@ def quantise(
             else:
                 theta = thresholds.choose(rule, activation, timesteps)
             plan_with = partial(
-                plan_layer, graph, layer, theta, values=values, timesteps=timesteps, chip=chip, shift=shift_input
+                *(plan_layer, graph, layer, theta),
+                values=values,
+                current=current,
+                timesteps=timesteps,
+                chip=chip,
+                shift=shift_input,
             )
         else:
-            plan_with = partial(plan_readout, graph, layer, values=values, timesteps=timesteps, chip=chip)
+            plan_with = partial(plan_readout, graph, layer, current=current, timesteps=timesteps, chip=chip)
         if INPUT not in units and INPUT in values:
             units[INPUT] = _payload_unit(values[INPUT], input_bits, units, plan_with)
         plan = plans[layer.name] = plan_with(units=units)

@@ -27,7 +27,9 @@ def quantisation_error(a: Tensor, theta: Tensor, timesteps: int) -> Tensor:
     """
     step = (theta / timesteps)[:, None]
     spikes = a / step
-    return (spikes - (spikes + 0.5).floor_().clamp_(0, timesteps)).square_().mean(1) * step[:, 0] ** 2
+    return (spikes - (spikes + 0.5).floor_().clamp_(0, timesteps)).square_().mean(1, dtype=torch.float64) * step[
+        :, 0
+    ] ** 2
 
 
 def positions(shape: Sequence[int], most: int = VALUES) -> tuple[Tensor, Tensor]:
