@@ -50,15 +50,17 @@ class Bundle:
     net_path: Path  #: the file that the network was read from
 
 
-def provenance(*, seed: int | None, sha256: Mapping[str, str]) -> dict[str, Any]:
+def provenance(*, seed: int | None, sha256: Mapping[str, str], processor: Mapping[str, str | int]) -> dict[str, Any]:
     """Collect what it takes to convert again: versions, platform, seed, time and digests; no user, host or path names.
 
-    ``sha256`` holds the digests, by name, of what the conversion was made from (see :func:`digest`).
+    ``sha256`` holds the digests, by name, of what the conversion was made from (see :func:`digest`), ``processor`` what
+    decides the order in which the converter's library sums floats.
     """
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
+        "processor": dict(processor),
         "packages": {name: found.version for name in PACKAGES for found in metadata.distributions(name=name)},
         "seed": seed,
         "sha256": dict(sha256),

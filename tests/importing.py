@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,26 +40,11 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def in_double(graph: FloatGraph) -> FloatGraph:
-    """Compute with the graph's float32 values in float64, so that nothing but their rounding is left to see."""
-
-    def layer(one: FloatLayer) -> FloatLayer:
-        edges = tuple(replace_weight(edge) for edge in one.edges)
-        return replace(one, edges=edges, bias=one.bias.double())
-
-    def replace_weight(edge: Any) -> Any:
-        edge = copy.deepcopy(edge)
-        object.__setattr__(edge.map, "weight", edge.map.weight.double())
-        return edge
-
-    return FloatGraph(graph.input_shape, tuple(map(layer, graph.layers)))
-
-
 def relative_error(graph: FloatGraph, model: nn.Module, shape: Shape) -> float:
     x = torch.randn(3, *shape, generator=generator(1), dtype=torch.float64)
     with torch.no_grad():
         expected = copy.deepcopy(model).double().eval()(x)
-        actual = in_double(graph).logits(x.reshape(3, *graph.input_shape))
+        actual = graph.precise().logits(x.reshape(3, *graph.input_shape))
     assert actual.shape == expected.shape
     assert float(expected.abs().max()) > 1e-3
     return float((actual - expected).abs().max() / expected.abs().max())

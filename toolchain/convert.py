@@ -5,8 +5,9 @@ import -> choose scales (-> tune -> choose scales) -> build integers -> calibrat
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,15 @@ from toolchain.recipe import Recipe, named
 from toolchain.scales.integers import build
 from toolchain.scales.plan import Scales, choose_scales
 
+#: Environment variables that make torch, oneDNN and MKL compute as on a processor that can do less.
+SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+
+
+def processor() -> dict[str, str | int]:
+    """Say what decides the order in which torch sums floats here, beside its version."""
+    found = {name: os.environ[name] for name in SETTINGS if name in os.environ}
+    return {"capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(), **found}
+
 
 @dataclass(frozen=True, eq=False)
 class Conversion:
@@ -43,6 +53,7 @@ class Conversion:
     scales: Scales  #: by layer: THETA and the activation that one spike per step stands for
     peak: dict[str, int]  #: by layer: largest register magnitude on the calibration inputs, su
     origin: dict[str, str]  #: SHA-256 of the trained ``weights`` and of the ``calibration`` inputs
+    processor: dict[str, str | int] = field(default_factory=processor)  #: what decided the order of float sums
 
     def run(self, x: Any, *, record: bool = True, overflow: Policy = "strict") -> Trace:
         """Simulate model inputs ``(B, *input_shape)`` (see :func:`toolchain.inputs.as_inputs`) on the fast engine."""
@@ -70,7 +81,7 @@ class Conversion:
             directory,
             self.network,
             config=self.recipe.as_dict(),
-            provenance=bundle.provenance(seed=None, sha256=self.origin),
+            provenance=bundle.provenance(seed=None, sha256=self.origin, processor=self.processor),
             report=report,
             rates=rates,
         )
@@ -90,8 +101,9 @@ def convert(
     ``calibration`` is ``(N, C, H, W)``, ``(N, C, L)`` or ``(N, features)``, uint8 or float (see
     :func:`toolchain.inputs.as_inputs`); labels are never needed. ``recipe`` is one of ``toolchain.recipe.RECIPES`` by
     name, or a :class:`Recipe`; ``timesteps`` and ``options``, its fields, override it. Deterministic: the same
-    arguments give an equal network. Raises :class:`Refused` with every finding at once when something cannot be
-    converted or does not fit the chip.
+    arguments give an equal network on the same machine, and elsewhere one as good (docs/semantics.md, "Same result
+    where?"). Raises :class:`Refused` with every finding at once when something cannot be converted or does not fit the
+    chip.
     """
     recipe = named(recipe, **options if timesteps is None else options | {"timesteps": timesteps})
     graph, x = imported(model, calibration)

@@ -252,7 +252,8 @@ def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
 def test_provenance_names_versions_and_digests_but_neither_user_nor_host(tmp_path: Path) -> None:
     weights = torch.nn.Linear(2, 3).state_dict()
     digests = {"weights": bundle.digest(weights), "calibration": bundle.digest({"x": np.zeros((4, 2), np.float32)})}
-    found = bundle.provenance(seed=7, sha256=digests)
+    found = bundle.provenance(seed=7, sha256=digests, processor={"threads": 2})
+    assert found["processor"] == {"threads": 2}
     assert found["seed"] == 7
     assert found["python"] == platform.python_version()
     assert found["packages"]["torch"] == torch.__version__.split("+")[0]
@@ -261,7 +262,7 @@ def test_provenance_names_versions_and_digests_but_neither_user_nor_host(tmp_pat
     assert found["sha256"] == digests
     assert all(len(digest) == 64 for digest in digests.values())
     assert found["platform"] == f"{platform.system()} {platform.machine()}"
-    assert found.keys() == {"created", "python", "platform", "packages", "seed", "sha256"}
+    assert found.keys() == {"created", "python", "platform", "packages", "processor", "seed", "sha256"}
     save(tmp_path / "out", provenance=found)
     assert bundle.load(tmp_path / "out").provenance == found
 

@@ -177,15 +177,16 @@ def inspect(
     path: Annotated[Path, typer.Argument(metavar="DIR|FILE.net", help="A converted directory or a single file.")],
     as_json: Json = False,
 ) -> None:
-    """Print a table of layers: shape, weights, theta, phase, bias range, neurons.
+    """Print a table of layers: shape, weights, theta, phase, bias range, neurons; and where a directory came from.
 
-    Example: `ann2loihi inspect build/out/network.net`
+    Example: `ann2loihi inspect build/out`
     """
     from exporters import bundle as bundles
     from exporters import netx
     from toolchain.assessment import layer_table
 
-    network = bundles.load(path).network if path.is_dir() else netx.read(path)
+    bundle = bundles.load(path) if path.is_dir() else None
+    network = netx.read(path) if bundle is None else bundle.network
     rows = layer_table(network)
     if as_json:
         print_json(
@@ -207,6 +208,9 @@ def inspect(
         soft_wrap=True,
         highlight=False,
     )
+    for key, value in ({} if bundle is None else bundle.provenance).items():
+        listed = ", ".join(f"{name} {entry}" for name, entry in value.items()) if isinstance(value, dict) else value
+        say(f"{key}: {listed}")
 
 
 @app.command()

@@ -38,8 +38,8 @@ def calibrate(
     outputs = {INPUT: torch.from_numpy(network.payload(network.input.encode(x.numpy())))}
     units = {name: plan.theta for name, plan in scales.plans.items()} | {INPUT: torch.tensor(1 / network.input.scale)}
     layers = []
-    walked = zip(network.layers, graph.walk(x), strict=True)
-    for layer, (floating, values, activation) in track("calibrating", walked, len(network.layers)):
+    walked = zip(network.layers, graph.precise().currents(x), strict=True)
+    for layer, (floating, _, current, activation) in track("calibrating", walked, len(network.layers)):
         plan = scales[layer.name]
         if recipe.weights != "nearest":
             nominal = [
@@ -47,8 +47,7 @@ def calibrate(
                 for edge in floating.edges
             ]
             # Its bias is in the schedule already, and with it the shift that an initial potential may ask for.
-            unbiased = replace(floating, bias=torch.zeros_like(floating.bias))
-            wanted = graph.current(unbiased, values) * spatial(plan.su, layer.shape).float()
+            wanted = (current - floating.spread) * spatial(plan.su, layer.shape).float()
             layer = fit.fit(network, layer, nominal, outputs, wanted, chip, keep=recipe.weights == "tuned")
             del wanted
         target = activation * (spatial(plan.su, layer.shape) / (plan.threshold or 1)).float()

@@ -93,13 +93,13 @@ def plan_readout(
     graph: FloatGraph,
     layer: FloatLayer,
     units: Mapping[str, Tensor],
-    values: Mapping[str, Tensor],
+    current: Tensor,
     recipe: Recipe,
 ) -> Plan:
     """Choose the readout's one scale: as fine as weights, biases and potentials allow (argmax needs one for all)."""
     chip, timesteps = recipe.limits, recipe.timesteps
     largest = float(largest_weights(graph, layer, units).max())
-    logits, beta = float(graph.current(layer, values).abs().max()), float(layer.bias.abs().max())
+    logits, beta = float(current.abs().max()), float(layer.bias.abs().max())
     su = min(
         chip.weight_limit / max(largest, 1e-30),
         chip.bias_limit / (MARGIN * timesteps * max(beta, 1e-30)),
@@ -114,17 +114,19 @@ def plan_layer(
     theta: Tensor,
     units: Mapping[str, Tensor],
     values: Mapping[str, Tensor],
+    current: Tensor,
     recipe: Recipe,
 ) -> Plan:
     """Choose THETA and final thresholds of one spiking layer.
 
     ``theta`` (C,) are the thresholds that the rule wants, ``units`` the value of one spike of each source channel,
-    ``values`` the float activations of its sources on calibration samples. For each legal THETA a channel's threshold
-    is raised until its weights fit 8 bits, ``theta_c >= max|w_c * unit| * THETA / 127``. The THETA taken minimises the
-    expected squared error of the activations: staircase, weight rounding (a uniform error of 1/12 su^2 per synapse
-    and source unit) and, from the graded input, the payload's own rounding as measured. With the recipe's
-    ``shift_input`` the weights of the graded input get the exponent at which they use all bits. Potentials and biases
-    must stay inside the registers, with ``MARGIN`` to spare. Raises :class:`Refused` where no THETA satisfies them.
+    ``values`` the float activations of its sources on calibration samples, ``current`` (B, *shape) what they cause.
+    For each legal THETA a channel's threshold is raised until its weights fit 8 bits,
+    ``theta_c >= max|w_c * unit| * THETA / 127``. The THETA taken minimises the expected squared error of the
+    activations: staircase, weight rounding (a uniform error of 1/12 su^2 per synapse and source unit) and, from the
+    graded input, the payload's own rounding as measured. With the recipe's ``shift_input`` the weights of the graded
+    input get the exponent at which they use all bits. Potentials and biases must stay inside the registers, with
+    ``MARGIN`` to spare. Raises :class:`Refused` where no THETA satisfies them.
     """
     shape, chip, timesteps = graph.shapes, recipe.limits, recipe.timesteps
     largest, noise, graded = largest_weights(graph, layer, units), 0.0, 0.0
@@ -140,7 +142,6 @@ def plan_layer(
             exact = values[INPUT].double() / units[INPUT]
             squares = (edge.map.weight.double() ** 2).reshape(len(theta), -1).sum(1) * units[INPUT] ** 2
             rounding += squares * ((exact.round() - exact) ** 2).mean()
-    current = graph.current(layer, values)
     a = sampled(layer.activate(current))
     low, high = (by_channel(c).double() for c in (current.amin(0)[None], current.amax(0)[None]))
     low, high, beta = low.amin(1), high.amax(1), layer.bias.reshape(len(theta), -1).double().abs().amax(1)
@@ -185,12 +186,13 @@ def choose_scales(graph: FloatGraph, x: Tensor, recipe: Recipe) -> Scales:
     """
     units: dict[str, Tensor] = {}
     plans: dict[str, Plan] = {}
-    for layer, values, activation in track("choosing scales", graph.walk(x[:SAMPLES]), len(graph.layers)):
+    walked = graph.precise().currents(x[:SAMPLES])
+    for layer, values, current, activation in track("choosing scales", walked, len(graph.layers)):
         if layer.kind == "spiking":
             theta = _theta(layer, activation, recipe)
-            plan_with = partial(plan_layer, graph, layer, theta, values=values, recipe=recipe)
+            plan_with = partial(plan_layer, graph, layer, theta, values=values, current=current, recipe=recipe)
         else:
-            plan_with = partial(plan_readout, graph, layer, values=values, recipe=recipe)
+            plan_with = partial(plan_readout, graph, layer, current=current, recipe=recipe)
         if INPUT not in units and INPUT in values:
             units[INPUT] = _payload_unit(values[INPUT], recipe.input_bits, units, plan_with)
         plans[layer.name] = plan_with(units=units)
