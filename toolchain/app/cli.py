@@ -42,7 +42,8 @@ def check(
         shape = ()
     if len(shape) not in (1, 2, 3) or min(shape) < 1:
         raise refuse("--input-shape", repr(input_shape), "give C,H,W, or C,L, or one number of features")
-    rows = [asdict(row) for row in inspect_model(load_model(model, weights), shape)]
+    with bars():
+        rows = [asdict(row) for row in inspect_model(load_model(model, weights), shape)]
     if as_json:
         print_json(rows)
     else:
@@ -80,7 +81,7 @@ def convert(
     from toolchain.auto import choose
     from toolchain.convert import convert as run
     from toolchain.inputs import load_arrays
-    from toolchain.loading import load_model
+    from toolchain.loading import as_float32, load_model
     from toolchain.recipe import named
 
     if latency_budget is not None and not auto:
@@ -96,6 +97,7 @@ def convert(
             conversion, choosing = choice.conversion, {"choice": choice.as_dict()}
         else:
             conversion, choosing = run(net, x, recipe=chosen), {}
+        net = as_float32(net)
         rates = assess.rates(conversion, x)
         report = {
             "model": model.rpartition("/")[2],
