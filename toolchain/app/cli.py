@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +44,7 @@ def check(
         shape = ()
     if len(shape) not in (1, 2, 3) or min(shape) < 1:
         raise refuse("--input-shape", repr(input_shape), "give C,H,W, or C,L, or one number of features")
-    with bars():
+    with redirect_stdout(sys.stderr):  # what the model prints while it is traced
         rows = [asdict(row) for row in inspect_model(load_model(model, weights), shape)]
     if as_json:
         print_json(rows)

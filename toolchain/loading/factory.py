@@ -50,10 +50,7 @@ def build(spec: str) -> nn.Module:
             model = value if isinstance(value, nn.Module) else value()
     except Refused:
         raise
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # the user's code may raise anything; the place and the text are what helps
+    except (Exception, SystemExit) as error:  # the user's code may raise anything: its place and text are what helps
         raise refuse(spec, *_failure(error, root)) from error
     if not isinstance(model, nn.Module):
         raise refuse(spec, f"returns {described(model)}, not an nn.Module", "return the model alone")
@@ -74,10 +71,11 @@ def _package(path: Path) -> tuple[list[str], Path]:
 def _as_a_script(path: Path, root: Path) -> Iterator[None]:
     """Let a file see what it would see as a script, and undo what it changes for the whole process."""
     argv, search, place = sys.argv, sys.path, os.getcwd()
-    dtype, gradients, known = torch.get_default_dtype(), torch.is_grad_enabled(), set(sys.modules)
-    folders = list(dict.fromkeys(map(str, (path.parent, root, Path(place)))))
-    for name in _neighbours & known:
-        del sys.modules[name]
+    dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
+    folders = list(dict.fromkeys(map(str, (root, path.parent, Path(place)))))
+    for name in _neighbours:
+        sys.modules.pop(name, None)
+    known = set(sys.modules)
     importlib.invalidate_caches()
     sys.argv, sys.path = [str(path)], [*folders, *search]
     try:

@@ -39,10 +39,10 @@ def misfits(state: State, wanted: State) -> list[tuple[str, str]]:
         found.append(_shapes(other, state, wanted))
     types: dict[tuple[str, str, str], list[str]] = {}
     for key in both:
-        if problem := _unfit(state[key], wanted[key]):
+        if problem := unfit(state[key], wanted[key]):
             types.setdefault((_name(state[key]), *problem), []).append(key)
     for (kind, why, remedy), keys in list(types.items())[:TYPES]:
-        more = f" (and so are {len(keys) - 1} more)" if len(keys) > 1 else ""
+        more = {1: "", 2: " (and so is 1 more)"}.get(len(keys), f" (and so are {len(keys) - 1} more)")
         found.append((f"{keys[0]!r} is {kind}{more}: {why}", remedy))
     return found
 
@@ -67,48 +67,49 @@ def fitting(state: State, wanted: State) -> int:
 
 def memory(value: Tensor) -> tuple[object, ...]:
     """Return what is equal for two tensors that are views of the same numbers."""
-    if nn.parameter.is_lazy(value) or not value.data_ptr():
+    if nn.parameter.is_lazy(value) or value.layout != torch.strided or not value.data_ptr():
         return (id(value),)
     return value.data_ptr(), value.shape, value.stride(), value.dtype
 
 
-def levels(value: Tensor) -> tuple[str, str] | None:
-    """Say why a tensor cannot be a weight, and what to do; None where its numbers are real and stand for themselves."""
-    if value.is_quantized or value.layout != torch.strided:
-        kind = "quantised" if value.is_quantized else "sparse"
-        return f"the tensor is {kind}", f"save it as {'dequantize' if value.is_quantized else 'to_dense'}() gives it"
+def unfit(value: Tensor, wanted: Tensor | None) -> tuple[str, str] | None:
+    """Say why numbers of this type would not be the same in the model, and what to do; None where rounding is all.
+
+    Where nobody knows what the model wants, it is a weight, or a counter if it is a single number.
+    """
+    if wanted is not None and (value.dtype, value.layout) == (wanted.dtype, wanted.layout):
+        return None
+    if value.is_quantized:
+        return "the tensor is quantised", "save it as dequantize() gives it"
+    if value.layout != torch.strided:
+        return "the tensor is sparse", "save it as to_dense() gives it"
     if value.is_complex():
         return "its imaginary part would be lost", "give a network of real numbers"
+    if wanted is None and not value.ndim:
+        return None
+    if wanted is not None and not wanted.is_floating_point():
+        # A mean of checkpoints has fractions of counters, which do no harm.
+        if not value.is_floating_point() or not wanted.ndim or bool((value == value.round()).all()):
+            return None
+        return f"the model holds {_name(wanted)} there", SAVE
     if value.dtype == torch.bool:
         return "signs or a mask, no weights", DEQUANTISED
-    if value.dtype in _FLOATS:
-        return None
-    if value.is_floating_point():
+    if not value.is_floating_point():
+        return "levels of a quantised layer, whose scale is kept elsewhere", DEQUANTISED
+    if value.dtype not in _FLOATS:
         return "floats of 8 bits, whose scale is kept elsewhere", DEQUANTISED
-    return "levels of a quantised layer, whose scale is kept elsewhere", DEQUANTISED
-
-
-def _unfit(value: Tensor, wanted: Tensor) -> tuple[str, str] | None:
-    """Say why numbers of this type would not be the same in the model, None where they are or rounding is all."""
-    if value.dtype == wanted.dtype and value.layout == wanted.layout:
-        return None
-    problem = levels(value)
-    if wanted.is_floating_point() or value.is_quantized or value.is_complex():
-        return problem
-    # A mean of checkpoints has fractions of counters and of nothing else that is an integer.
-    if not value.is_floating_point() or not wanted.ndim or bool((value == value.round()).all()):
-        return None
-    return f"the model holds {_name(wanted)} there", SAVE
+    return None
 
 
 def _shapes(keys: list[str], state: State, wanted: State) -> tuple[str, str]:
     first, rest = keys[0], len(keys) - 1
     modules = {key.rpartition(".")[0] for key in keys}
+    inner = all(state[key].ndim and wanted[key].ndim and state[key].shape[1:] == wanted[key].shape[1:] for key in keys)
     # Were it not the last layer, the next one would not fit either.
-    if len(modules) == 1 and all(state[key].ndim and state[key].shape[1:] == wanted[key].shape[1:] for key in keys):
+    if len(modules) == 1 and inner and any(wanted[key].ndim > 1 for key in keys):
         has, needs = len(state[first]), len(wanted[first])
         return (
-            f"the classifier {modules.pop()!r} has {has} outputs, the model's {needs}",
+            f"the classifier {modules.pop() or first!r} has {has} outputs, the model's {needs}",
             f"build the model with {has} outputs",
         )
     shapes = f"{first!r} has shape {tuple(state[first].shape)}, the model's has {tuple(wanted[first].shape)}"

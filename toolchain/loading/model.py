@@ -29,13 +29,14 @@ def load_model(model: str | Path | nn.Module, weights: str | Path | None = None)
     :func:`toolchain.loading.weights.load_weights`. Raises :class:`sim.findings.Refused` where nothing can be read or
     built, and where the weights do not fit.
     """
+    ending = "" if isinstance(model, nn.Module) or ":" in Path(model).name else Path(model).suffix.lower()
     if isinstance(model, nn.Module):
         loaded = model
-    elif read := READERS.get(Path(model).suffix.lower()):
+    elif read := READERS.get(ending):
         if weights is not None:
             raise refuse(str(model), "holds its own weights", "leave --weights out")
         loaded = read(existing(Path(model)))
-    elif Path(model).suffix.lower() in _WEIGHTS:
+    elif ending in _WEIGHTS:
         raise refuse(
             str(model), "holds weights, not the code of a model", f"give --model FILE.py:FACTORY --weights {model}"
         )

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sim.findings import Finding, Refused, refuse
-from toolchain.loading.fit import DEQUANTISED, SAVE, State, fitting, levels, memory, misfits, missing
+from toolchain.loading.fit import DEQUANTISED, SAVE, State, fitting, memory, misfits, missing, unfit
 from toolchain.loading.words import described, one_line
 
 DEPTH = 4  #: how far down a checkpoint its state_dicts are looked for
@@ -58,17 +58,17 @@ def load_weights(model: nn.Module, path: Path) -> None:
         state = _completed(next(iter(fits.values())), wanted)
     else:
         place, state = max(found.items(), key=lambda entry: fitting(entry[1], wanted))
-        if not _torch_takes(model, state):
+        if not _torch_takes(model, state, wanted):
             raise Refused(Finding(f"{path}{place}", *misfit) for misfit in misfits(state, wanted))
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(model.state_dict() | state)  # which holds what is no tensor, too
     except Exception as error:  # a load_state_dict of the user's own may raise anything
         raise refuse(str(path), f"the model cannot load it: {type(error).__name__}: {one_line(error)}", SAVE) from error
 
 
-def _torch_takes(model: nn.Module, state: State) -> bool:
+def _torch_takes(model: nn.Module, state: State, wanted: State) -> bool:
     """Whether a copy of the model loads what does not fit by name: hooks may rename what older versions have saved."""
-    if any(value.ndim and levels(value) for value in state.values()):
+    if fitting(state, wanted) < len(state.keys() & wanted) or any(unfit(state[key], wanted.get(key)) for key in state):
         return False
     try:
         copy.deepcopy(model).load_state_dict(state)
@@ -114,7 +114,7 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged, names = archive.testzip(), archive.namelist()
     except Exception as error:  # a damaged directory can say anything
-        raise refuse(str(path), f"is damaged ({one_line(error)})", "copy or download it again") from error
+        raise refuse(str(path), f"is damaged or cut short ({one_line(error)})", "copy or download it again") from error
     if damaged is not None:
         raise refuse(str(path), f"is damaged: {damaged} has another checksum", "copy or download it again")
     if any(name.endswith("/constants.pkl") for name in names):
@@ -156,18 +156,21 @@ def _states(value: Any, place: str = "", depth: int = DEPTH) -> Iterator[tuple[s
 
 def _renamed(tensors: State, wanted: State) -> dict[str, State]:
     """Return the tensors under the names that the model may have for them, by what was taken from their keys."""
-    found = {"": tensors}
-    if not missing(tensors, wanted):
-        return found
     bare = {".".join(part for part in key.split(".") if part not in _WRAPPERS): part for key, part in tensors.items()}
-    for state in (tensors, bare) if len(bare) == len(tensors) else (tensors,):
+    found: dict[str, State] = {}
+    for place, state in (("", tensors), (" without wrappers", bare)):
+        if len(state) < len(tensors):  # two keys have become one
+            break
+        found[place] = state
+        if not missing(state, wanted):  # what has a prefix beside it belongs to somebody else
+            break
         ends = ((key, key[dot.end() :]) for key in state for dot in re.finditer(r"\.", key))
         for prefix in dict.fromkeys(key[: -len(end)] for key, end in ends if end in wanted):
-            found.setdefault(
-                f" under {prefix!r}",
-                {key[len(prefix) :]: part for key, part in state.items() if key.startswith(prefix)},
-            )
-    return found | {" without wrappers": bare}
+            under = {key[len(prefix) :]: part for key, part in state.items() if key.startswith(prefix)}
+            found[f"{place} under {prefix!r}"] = under
+        if any(not missing(state, wanted) for state in found.values()):
+            break
+    return found
 
 
 def _equal(first: State, *others: State) -> bool:

@@ -12,11 +12,14 @@ def described(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     kind = type(value).__name__
+    if isinstance(value, dict | tuple | list) and not value:
+        return f"an empty {kind}"
+    kind = f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
     if isinstance(value, dict):
-        return f"a {kind} with keys " + ", ".join(repr(key) for key in list(value)[:4])
+        return f"{kind} with keys " + ", ".join(repr(key) for key in list(value)[:4])
     if isinstance(value, tuple | list):
-        return f"a {kind} of " + ", ".join(type(part).__name__ for part in value[:4])
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+        return f"{kind} of " + ", ".join(type(part).__name__ for part in value[:4])
+    return kind
 
 
 def one_line(error: BaseException) -> str:
