@@ -19,6 +19,9 @@ from toolchain.app import cli
 from toolchain.convert import convert, imported
 from toolchain.loading import as_float32, unwrapped
 
+# What torch deprecates people still have.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
 
 def net() -> nn.Sequential:
     torch.manual_seed(3)

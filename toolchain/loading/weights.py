@@ -91,7 +91,7 @@ def _read(path: Path) -> Any:
         with _harmless():
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, ... for a damaged file
-        if found := re.search(r"(?:Unsupported class|GLOBAL) ([\w.]+)", str(error)):
+        if found := re.search(r"(?:Unsupported class |GLOBAL |got <class ')([\w.]+)", str(error)):
             raise refuse(str(path), *_object(found[1])) from error
         raise refuse(str(path), "cannot be read as a torch file", "save model.state_dict() with torch.save") from error
 
