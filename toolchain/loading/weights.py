@@ -55,13 +55,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
             "save the one that you mean in a file of its own",
         )
     if fits:
-        state = _completed(next(iter(fits.values())), wanted)
+        # What the model keeps beside tensors stays what it is.
+        state = model.state_dict() | _completed(next(iter(fits.values())), wanted)
     else:
         place, state = max(found.items(), key=lambda entry: fitting(entry[1], wanted))
         if not _torch_takes(model, state, wanted):
             raise Refused(Finding(f"{path}{place}", *misfit) for misfit in misfits(state, wanted))
     try:
-        model.load_state_dict(model.state_dict() | state)  # which holds what is no tensor, too
+        model.load_state_dict(state)
     except Exception as error:  # a load_state_dict of the user's own may raise anything
         raise refuse(str(path), f"the model cannot load it: {type(error).__name__}: {one_line(error)}", SAVE) from error
 
