@@ -28,6 +28,7 @@ from toolchain.calibration.tune import tune
 from toolchain.frontends import import_model
 from toolchain.graph import FloatGraph
 from toolchain.inputs import as_inputs
+from toolchain.loading import unwrapped
 from toolchain.recipe import Recipe, named
 from toolchain.scales.integers import build
 from toolchain.scales.plan import Scales, choose_scales
@@ -125,7 +126,7 @@ def convert(
 def imported(model: nn.Module | FloatGraph, x: Any) -> tuple[FloatGraph, Tensor]:
     """Return the model's float graph and its inputs as the graph takes them, float32 (B, *input_shape)."""
     inputs = as_inputs(x)
-    graph = model if isinstance(model, FloatGraph) else import_model(model, tuple(inputs.shape[1:]))
+    graph = model if isinstance(model, FloatGraph) else import_model(unwrapped(model), tuple(inputs.shape[1:]))
     return graph, as_inputs(inputs, graph.input_shape)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,7 +48,8 @@ def check(
         shape = ()
     if len(shape) not in (1, 2, 3) or min(shape) < 1:
         raise refuse("--input-shape", repr(input_shape), "give C,H,W, or C,L, or one number of features")
-    rows = [asdict(row) for row in inspect_model(load_model(model, weights), shape)]
+    with redirect_stdout(sys.stderr):  # what the model prints while it is traced
+        rows = [asdict(row) for row in inspect_model(load_model(model, weights), shape)]
     if as_json:
         print_json(rows)
     else:
@@ -85,7 +87,7 @@ def convert(
     from toolchain.auto import choose
     from toolchain.convert import convert as run
     from toolchain.inputs import load_arrays
-    from toolchain.loading import load_model
+    from toolchain.loading import as_float32, load_model
     from toolchain.recipe import named
 
     if latency_budget is not None and not auto:
@@ -101,6 +103,7 @@ def convert(
             conversion, search = choice.conversion, choice.search
         else:
             conversion, search = run(net, x, recipe=chosen), None
+        net = as_float32(net)
         rates = assessment.rates(conversion, x)
         name, data = model.rpartition("/")[2], f"calibration data, {calibration.name}"
         report = assessment.report(conversion, net, x, y, rates, name=name, data=data, choice=search)

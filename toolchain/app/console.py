@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -41,7 +42,10 @@ def guarded(function: F) -> F:
 
 @contextmanager
 def bars() -> Iterator[Progress]:
-    """Show a bar with an estimate for every kind of work that is reported inside the block."""
+    """Show a bar with an estimate for every kind of work that is reported inside the block; all of it on stderr.
+
+    So is what a model prints while it runs.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -61,7 +65,7 @@ def bars() -> Iterator[Progress]:
                 bar.reset(tasks[what], total=total)
             bar.update(tasks[what], completed=done)
 
-        with reporting(show):
+        with reporting(show), redirect_stdout(sys.stderr):
             yield bar
 
 

@@ -19,10 +19,15 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="FILE.py:FACTORY|FILE.pt2|FILE.onnx",
-        help="Function that builds the model, or a file that holds it.",
+        help="Function or class that builds the model, or the model itself; or a file that holds it.",
     ),
 ]
-Weights = Annotated[Path | None, typer.Option("--weights", metavar="FILE", help="Its state_dict, .pt or .safetensors.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights", metavar="FILE", help="Its state_dict or a checkpoint with it, by torch.save or .safetensors."
+    ),
+]
 Data = Annotated[Path, typer.Option("--data", metavar="FILE.npz", help="Arrays x (N,C,H,W; uint8 or float) and y (N).")]
 Samples = Annotated[int | None, typer.Option("--samples", metavar="N", help="Use the first N samples; all by default.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write.")]
