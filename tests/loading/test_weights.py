@@ -272,6 +272,10 @@ def test_a_classifier_for_other_classes_is_said_to_be_one(refused: Callable[...,
     assert refused({"weight": torch.ones(5, 2)}, nn.Linear(2, 3, bias=False)) == (
         "w.pt: the classifier 'weight' has 5 outputs, the model's 3; build the model with 5 outputs"
     )
+    heads = {classes: nn.ModuleDict({name: nn.Linear(2, classes) for name in ("head", "early")}) for classes in (3, 7)}
+    assert refused(drawn(heads[7]), heads[3]) == (
+        "w.pt: the classifiers 'head', 'early' have 7 outputs, the model's 3; build the model with 7 outputs"
+    )
     # No classifier: there would be nothing with as many outputs in the model.
     assert refused({"weight": torch.ones(64)}, nn.PReLU()) == (
         f"w.pt: 'weight' has shape (64,), the model's has (1,); {SAVE}"

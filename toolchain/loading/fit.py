@@ -103,15 +103,14 @@ def unfit(value: Tensor, wanted: Tensor | None) -> tuple[str, str] | None:
 
 def _shapes(keys: list[str], state: State, wanted: State) -> tuple[str, str]:
     first, rest = keys[0], len(keys) - 1
-    modules = {key.rpartition(".")[0] for key in keys}
-    inner = all(state[key].ndim and wanted[key].ndim and state[key].shape[1:] == wanted[key].shape[1:] for key in keys)
-    # Were it not the last layer, the next one would not fit either.
-    if len(modules) == 1 and inner and any(wanted[key].ndim > 1 for key in keys):
-        has, needs = len(state[first]), len(wanted[first])
-        return (
-            f"the classifier {modules.pop() or first!r} has {has} outputs, the model's {needs}",
-            f"build the model with {has} outputs",
-        )
+    outputs = {(*state[key].shape[:1], *wanted[key].shape[:1]) for key in keys}
+    # Were it not a last layer, the next one would not fit either.
+    inner = all(state[key].shape[1:] == wanted[key].shape[1:] for key in keys)
+    if inner and len(outputs) == 1 and any(wanted[key].ndim > 1 for key in keys):
+        has, needs = outputs.pop()
+        layers = list(dict.fromkeys(key.rpartition(".")[0] or key for key in keys))
+        which = f"the classifier {layers[0]!r} has" if len(layers) == 1 else f"the classifiers {_quoted(layers)} have"
+        return f"{which} {has} outputs, the model's {needs}", f"build the model with {has} outputs"
     shapes = f"{first!r} has shape {tuple(state[first].shape)}, the model's has {tuple(wanted[first].shape)}"
     return shapes + (f", and {rest} more differ" if rest else ""), SAVE
 
