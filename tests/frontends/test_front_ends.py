@@ -49,13 +49,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Shape, int]] = {
 NOT_AS_ONNX = ("VGG-11", "zero channels")
 
 CASES = [
-    pytest.param(
-        front_end,
-        name,
-        marks=pytest.mark.xfail(reason="torch.fx takes y *= c for y = y * c: what else names y keeps its value")
-        if (front_end, name) == ("module", "in place")
-        else (),
-    )
+    (front_end, name)
     for front_end in FRONT_ENDS
     for name in NETWORKS
     if not (front_end.startswith("ONNX") and name in NOT_AS_ONNX)

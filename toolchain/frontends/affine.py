@@ -88,6 +88,12 @@ class Affine:
         return self.then(Selection(index.reshape(image(tuple(index.shape))), image(self.shape)), constant)
 
 
+def assembled(constant: Tensor, *parts: tuple[Affine, Tensor]) -> Affine:
+    """Put parts together: of every value those of its positions that are named where its part belongs, 0 elsewhere."""
+    terms = [value.selected(positions, constant).terms for value, positions in parts if positions.any()]
+    return Affine(constant, tuple(term for part in terms for term in part))
+
+
 @dataclass(frozen=True, eq=False)
 class Current(Affine):
     """A value on its way into an activation that closes the region; the fields are those of ``FloatLayer``."""

@@ -20,7 +20,7 @@ def _expanded(value: Affine, constant: Tensor) -> Affine:
     return value if value.shape == shape else value.selected(value.positions().expand(-1, *shape), constant)
 
 
-@handles(functions=(torch.mul, operator.mul, operator.imul), methods=("mul", "mul_"), several=True)
+@handles(functions=(torch.mul, operator.mul, operator.imul), methods=("mul", "mul_", "__imul__"), several=True)
 def mul(input: Any, other: Any) -> Affine:
     """Multiply a value by a constant, in either order."""
     value, factor = (input, other) if isinstance(input, Affine) else (other, input)
@@ -38,7 +38,7 @@ def mul(input: Any, other: Any) -> Affine:
     return value.then(OtherMap(lambda x: x * scale, shape, shape), constant)
 
 
-@handles(functions=(torch.add, operator.add, operator.iadd), methods=("add", "add_"), several=True)
+@handles(functions=(torch.add, operator.add, operator.iadd), methods=("add", "add_", "__iadd__"), several=True)
 def _add(input: Any, other: Any, *, alpha: float = 1) -> Affine:
     left, right = (v.constant if isinstance(v, Affine) else v for v in (input, other))
     constant = left + alpha * right
@@ -49,12 +49,14 @@ def _add(input: Any, other: Any, *, alpha: float = 1) -> Affine:
     return Affine(constant, terms)
 
 
-@handles(functions=(torch.sub, operator.sub, operator.isub), methods=("sub", "sub_"), several=True)
+@handles(functions=(torch.sub, operator.sub, operator.isub), methods=("sub", "sub_", "__isub__"), several=True)
 def _sub(input: Any, other: Any, *, alpha: float = 1) -> Affine:
     return _add(input, other, alpha=-alpha)
 
 
-@handles(functions=(torch.div, operator.truediv, operator.itruediv), methods=("div", "div_"), several=True)
+@handles(
+    functions=(torch.div, operator.truediv, operator.itruediv), methods=("div", "div_", "__itruediv__"), several=True
+)
 def _div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Affine:
     if isinstance(other, Affine):
         raise Unsupported("it divides by an activation", "use layers that are linear")
