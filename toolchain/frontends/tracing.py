@@ -20,9 +20,9 @@ from torch.fx.node import map_aggregate
 from sim.network import Shape
 from toolchain.frontends.affine import BATCH
 from toolchain.frontends.log import Log
-from toolchain.frontends.operations import MODULES
+from toolchain.frontends.precision import InFloat64, in_float64
 from toolchain.frontends.program import Program
-from toolchain.frontends.registry import TAUGHT
+from toolchain.frontends.registry import TAUGHT, known_class
 
 TRACEABLE = "write its forward without Python control flow on values, and its modules as attributes"
 
@@ -46,13 +46,14 @@ class Traced:
 
 
 def evaluate(root: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """Let torch compute a node."""
+    """Let torch compute a node, in float64."""
     if node.op == "get_attr":
-        return operator.attrgetter(str(node.target))(root)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    function: Any = root.get_submodule(str(node.target)) if node.op == "call_module" else node.target
-    return function(*args, **kwargs)
+        return in_float64(operator.attrgetter(str(node.target))(root))
+    with InFloat64():
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        function: Any = root.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+        return function(*args, **kwargs)
 
 
 def one_line(error: Exception) -> str:
@@ -69,7 +70,8 @@ def trace(model: nn.Module, input_shape: Shape, log: Log) -> Traced | None:
     while True:
         tracer = _Tracer(untraceable.keys(), torch.zeros(BATCH, *input_shape, dtype=torch.float64))
         try:
-            return Traced(model, tracer.trace(model, _defaults(model)), tracer.places, untraceable)
+            with InFloat64():
+                return Traced(model, tracer.trace(model, _defaults(model)), tracer.places, untraceable)
         except Exception as error:  # whatever the model's own Python code does when it meets symbolic values
             path, reason, line = tracer.path[-1], one_line(error), _user_line(error)
         if type(model) is Program:
@@ -128,7 +130,9 @@ class _Tracer(fx.Tracer):
         """Keep modules of torch and those that cannot be traced."""
         if module_qualified_name in self.opaque:
             return True
-        return type(m) not in TAUGHT and (type(m) in MODULES or super().is_leaf_module(m, module_qualified_name))
+        return type(m) not in TAUGHT and (
+            known_class(m) is not None or super().is_leaf_module(m, module_qualified_name)
+        )
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
