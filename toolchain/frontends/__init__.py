@@ -32,33 +32,41 @@ __all__ = ["DENSE_LIMIT", "LayerReport", "import_model", "inspect_model", "opera
 DENSE_LIMIT = 1 << 25  #: weights of the largest matrix that folding may create: 1,000 classes after 7x7 maps of 512
 
 
-def import_model(model: nn.Module, input_shape: Shape, *, dense_limit: int = DENSE_LIMIT) -> FloatGraph:
+def import_model(
+    model: nn.Module, input_shape: Shape, *, dense_limit: int = DENSE_LIMIT, leave_off_last: bool = False
+) -> FloatGraph:
     """Reduce a trained model to spiking layers and the linear maps between them, in float64, stored as float32.
 
     ``input_shape`` is (C, H, W), (C, L) or (N,), without the batch dimension; the graph's input writes (C, L) as
     (C, L, 1). The model is not changed; the graph equals it in eval mode. ``dense_limit`` bounds the weights of a
-    matrix or kernel that folding creates. Raises :class:`sim.findings.Refused` with every finding at once.
+    matrix or kernel that folding creates. ``leave_off_last`` leaves off a softmax or sigmoid at the very end, so that
+    the graph gives the logits before it. Raises :class:`sim.findings.Refused` with every finding at once.
     """
-    log, regions = _run(model, input_shape, dense_limit)
+    log, regions = _run(model, input_shape, dense_limit, leave_off_last)
     if log.findings:
         raise Refused(dict.fromkeys(log.findings))
     return FloatGraph(regions.shapes[INPUT], tuple(regions.layers))
 
 
-def inspect_model(model: nn.Module, input_shape: Shape, *, dense_limit: int = DENSE_LIMIT) -> list[LayerReport]:
+def inspect_model(
+    model: nn.Module, input_shape: Shape, *, dense_limit: int = DENSE_LIMIT, leave_off_last: bool = False
+) -> list[LayerReport]:
     """Report on every module and operation in the order of execution, without stopping at an unsupported one.
 
-    Raises :class:`sim.findings.Refused` only for an ``input_shape`` that is not (C, H, W), (C, L) or (N,).
+    The options are those of :func:`import_model`. Raises :class:`sim.findings.Refused` only for an ``input_shape`` that
+    is not (C, H, W), (C, L) or (N,), and for a ``dense_limit`` that is no positive integer.
     """
-    log, _ = _run(model, input_shape, dense_limit)
+    log, _ = _run(model, input_shape, dense_limit, leave_off_last)
     return [row.report() for row in log.rows]
 
 
-def _run(model: nn.Module, input_shape: Shape, dense_limit: int) -> tuple[Log, Regions]:
+def _run(model: nn.Module, input_shape: Shape, dense_limit: int, leave_off_last: bool) -> tuple[Log, Regions]:
     if len(input_shape) not in (1, 2, 3) or min(input_shape) < 1:
         raise refuse(
             "input_shape", f"{tuple(input_shape)}", "give (C, H, W), (C, L) or (N,), without the batch dimension"
         )
+    if not isinstance(dense_limit, int) or dense_limit < 1:
+        raise refuse("dense_limit", f"{dense_limit!r} is no number of weights", "give a positive integer")
     shape = tuple(input_shape)
     log = Log(type(model).__name__)
     regions = Regions(shape, log, dense_limit)
@@ -66,5 +74,5 @@ def _run(model: nn.Module, input_shape: Shape, dense_limit: int) -> tuple[Log, R
         copied = prepared(model, log)
         traced = trace(copied, shape, log) if copied is not None else None
         if traced is not None:
-            Interpreter(traced, log, regions).run()
+            Interpreter(traced, log, regions, leave_off_last).run()
     return log, regions

@@ -16,7 +16,13 @@ from toolchain.graph import FloatLayer
 
 BATCH = 2  #: samples in every constant: enough to notice an operation that mixes samples
 
-NEVER_MIX = "keep the batch as the first dimension and treat every sample alike"
+MIXES = "mixes the samples of a batch", "keep the batch as the first dimension and treat every sample alike"
+
+#: A product of two values, and the way out.
+PRODUCT = (
+    "it multiplies activations by each other",
+    "leave the gate or the attention out, or add instead of multiplying, and fine-tune",
+)
 
 
 class Unsupported(Exception):  # noqa: N818 - it becomes a finding as soon as the place is known
@@ -70,6 +76,28 @@ class Affine:
 
         return self.then(OtherMap(on_images, source, shape), constant)
 
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Affine:
+        """Append a torch function, linear but for a constant, that may do anything within a sample.
+
+        Raises :class:`Unsupported` where it does not treat all samples alike and apart.
+        """
+        constant = function(self.constant)
+        keep_samples(constant)
+        drawn = torch.randn(self.constant.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        together, *alone = function(drawn), *(function(drawn[[i, i]]) for i in range(BATCH))
+        tolerance = 1e-9 * float(together.abs().max()) if together.numel() else 0.0
+        for i, one in enumerate(alone):
+            if not torch.allclose(one, together[i].expand_as(one), rtol=0, atol=tolerance):
+                raise Unsupported(*MIXES)
+        offset = function(torch.zeros_like(drawn))
+
+        def linear(x: Tensor) -> Tensor:
+            # A forward may have written the number of samples into what it passes, so there are always as many.
+            pairs = (torch.cat([x, x[:1]]) if len(x) % BATCH else x).split(BATCH)
+            return torch.cat([function(pair) - offset for pair in pairs])[: len(x)]
+
+        return self.then_other(linear, constant)
+
     def reshaped(self, constant: Tensor) -> Affine:
         """Keep the values in their order, under the shape of ``constant``."""
         keep_samples(constant)
@@ -84,7 +112,7 @@ class Affine:
         keep_samples(constant)
         index, second = positions.long() - 1  # of the two samples of a batch
         if not torch.equal(torch.where(index < 0, index, index + self.constant[0].numel()), second):
-            raise Unsupported("mixes the samples of a batch", NEVER_MIX)
+            raise Unsupported(*MIXES)
         return self.then(Selection(index.reshape(image(tuple(index.shape))), image(self.shape)), constant)
 
 
@@ -116,5 +144,5 @@ def image(shape: Shape) -> Shape:
 
 def keep_samples(constant: Tensor) -> None:
     """Raise :class:`Unsupported` for a result that is not (BATCH, ...)."""
-    if constant.dim() < 2 or len(constant) != BATCH:
-        raise Unsupported("mixes the samples of a batch", NEVER_MIX)
+    if constant.dim() < 1 or len(constant) != BATCH:
+        raise Unsupported(*MIXES)

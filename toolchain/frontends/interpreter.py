@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
-from toolchain.frontends.advice import advice
+from toolchain.frontends.advice import LEAVE_OFF, advice, advice_for_gate, kept_without
 from toolchain.frontends.affine import (
     BATCH,
     UNREACHED,
@@ -26,16 +26,17 @@ from toolchain.frontends.affine import (
 )
 from toolchain.frontends.log import Log, Row
 from toolchain.frontends.operations import FUNCTIONS, METHODS, MODULES
+from toolchain.frontends.program import Unknown
 from toolchain.frontends.regions import Regions
-from toolchain.frontends.registry import Handler
+from toolchain.frontends.registry import Handler, known_class
 from toolchain.frontends.tracing import TRACEABLE, Traced, evaluate, one_line, writes
 
 
 class Interpreter:
     """Carries the values that are still in use from operation to operation."""
 
-    def __init__(self, traced: Traced, log: Log, regions: Regions) -> None:
-        self.traced, self.log, self.regions = traced, log, regions
+    def __init__(self, traced: Traced, log: Log, regions: Regions, leave_off_last: bool = False) -> None:
+        self.traced, self.log, self.regions, self.leave_off_last = traced, log, regions, leave_off_last
         self.values: dict[fx.Node, Any] = {}
         self.attributes: dict[str, Any] = {}  #: parameters, buffers and constants, once they are used
         self.reads = Counter(str(node.target) for node in traced.graph.nodes if node.op == "get_attr")  # that follow
@@ -124,10 +125,19 @@ class Interpreter:
         return row
 
     def _apply(self, node: fx.Node, row: Row, args: Any, kwargs: Any, operands: list[Affine]) -> Any:
-        handler, args = self._resolve(node, args)
+        if self.leave_off_last and (kept := self._spared(node, args, kwargs)) is not None:
+            row.shape, row.fates[""] = operands[0].shape, f"left off: {kept}"
+            return operands[0]
+        handler, args = self._resolve(node, args, kwargs)
+        kwargs = {_NUMPY.get(name, name): v for name, v in kwargs.items() if (name, v) != ("out", None)}
         index = len(self.log.rows) - 1
         try:
             arguments = inspect.signature(handler.function).bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise Unsupported(
+                f"it is called as the importer does not know it: {one_line(error)}", "leave that argument out"
+            ) from error
+        try:
             if not handler.several and _collect(Affine, tuple(arguments.values())[1:]):
                 raise Unsupported("an activation stands where a parameter belongs", "use layers that are linear")
             value = handler.function(*args, **kwargs)
@@ -151,20 +161,56 @@ class Interpreter:
             return self._overwrite(node, args[0], value)
         return value
 
-    def _resolve(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Handler, tuple[Any, ...]]:
+    def _resolve(self, node: fx.Node, args: tuple[Any, ...], kwargs: Any) -> tuple[Handler, tuple[Any, ...]]:
         if node.op == "call_module":
             path = str(node.target)
             module = self.traced.model.get_submodule(path)
             if path in self.traced.untraceable:
                 raise Unsupported(self.traced.untraceable[path], TRACEABLE)
-            if type(module) not in MODULES:
-                raise Unsupported(*advice(type(module).__name__))
-            handler, own = MODULES[type(module)]
+            if (kind := known_class(module)) is None:
+                raise self._unknown(node, args, kwargs)
+            handler, own = MODULES[kind]
             return handler, (*args, *own(module))
         known: Any = FUNCTIONS if node.op == "call_function" else METHODS
         if node.target not in known:
-            raise Unsupported(*advice(_name(node)))
+            raise self._unknown(node, args, kwargs)
         return known[node.target], args
+
+    def _unknown(self, node: fx.Node, args: tuple[Any, ...], kwargs: Any) -> Unsupported:
+        name = self._kind(node)
+        if (kept := self._spared(node, args, kwargs)) is not None:
+            return Unsupported(advice(name)[0], f"{LEAVE_OFF}, {kept}")
+        return Unsupported(*(advice_for_gate if any(map(_multiplies, self._users(node))) else advice)(name))
+
+    def _kind(self, node: fx.Node) -> str:
+        """Name of a function, or "nn." and the class of a module."""
+        if node.op == "call_module":
+            return f"nn.{type(self.traced.model.get_submodule(str(node.target))).__name__}"
+        return _name(node)
+
+    def _users(self, node: fx.Node) -> list[fx.Node]:
+        """Return what a value comes to, at most under another shape."""
+        found = []
+        for user in node.users:
+            shape_only = user.op != "output" and self._kind(user).removeprefix("nn.").lower() in _SHAPES
+            found += self._users(user) if shape_only else [user]
+        return found
+
+    def _spared(self, node: fx.Node, args: tuple[Any, ...], kwargs: Any) -> str | None:
+        """Return what stays the same without an operation that only rewrites the network's answer; None for others."""
+        users, kept = self._users(node), kept_without(self._kind(node))
+        if kept is None or not users or any(user.op != "output" for user in users):
+            return None
+        if "softmax" in self._kind(node).lower():
+            rank = args[0].constant.dim() if args and isinstance(args[0], Affine) else 0
+            if node.op == "call_module":
+                dim = getattr(self.traced.model.get_submodule(str(node.target)), "dim", None)
+            else:
+                dim = kwargs.get("dim", next(iter(args[1:]), None))
+            told = not isinstance(node.target, Unknown)  # of what no table knows, the arguments are not read either
+            if rank not in ((2, 4) if told else (2,)) or dim not in (None, 1, 1 - rank):
+                return None
+        return kept
 
     def _overwrite(self, node: fx.Node, old: Any, new: Affine) -> Affine:
         """Let every name of the memory that is changed in place, also in part, stand for what it holds now."""
@@ -237,6 +283,12 @@ class Interpreter:
         return result
 
 
+#: Operations that change no value, by their names in lower case.
+_SHAPES = ("flatten", "squeeze", "unsqueeze", "view", "reshape", "identity")
+
+#: NumPy's names of arguments, which torch's functions take beside their own.
+_NUMPY = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
+
 _T = TypeVar("_T")
 
 
@@ -249,6 +301,10 @@ def _collect(kind: type[_T], *containers: Any) -> list[_T]:
 
 def _name(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
+
+
+def _multiplies(node: fx.Node) -> bool:
+    return node.op != "call_module" and _name(node).strip("_") in ("mul", "multiply", "imul", "Mul")
 
 
 def _view(constant: Tensor) -> tuple[Any, ...]:

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from sim.network import INPUT, Shape
 from toolchain.frontends.affine import BATCH, Affine, Current, Term, Unreached, image
-from toolchain.frontends.linear import Chain, Reshape, as_maps, reduce
+from toolchain.frontends.linear import Chain, Convolution, Reshape, as_maps, reduce
 from toolchain.frontends.log import Log, Row
 from toolchain.graph import FloatEdge, FloatLayer
 
-_CONVOLVE = (
-    "raise dense_limit, let pooling windows divide their input, without padding and ceil_mode, or put nn.ReLU behind "
-    "the pooling, which makes it a layer of its own"
-)
+_RAISE = "raise dense_limit (--dense-limit), let pooling windows divide their input, without padding and ceil_mode, "
+_RECTIFY = f"{_RAISE}or put nn.ReLU behind the pooling, which makes it a layer of its own"
+_CONVOLVE = f"{_RAISE}and leave to convolutions what turns, scales or pads images otherwise than with zeros"
 
 
 class Regions:
@@ -118,7 +117,9 @@ class Regions:
             try:
                 maps = as_maps(parallel, self.shapes[source], shape, self.limit)
             except ValueError as error:
-                self.log.refuse(row, f"with what is folded into it, it takes {error}", _CONVOLVE)
+                rectifiable = all(type(step) is Convolution for chain in parallel for step in chain)
+                remedy = _RECTIFY if rectifiable else _CONVOLVE
+                self.log.refuse(row, f"with what is folded into it, it takes {error}", remedy)
                 continue
             edges += [FloatEdge(source, replace(m, weight=m.weight.float())) for m in maps]
         bias = _uniform(value.constant[0].reshape(shape)).float()

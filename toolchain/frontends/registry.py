@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from sim.findings import refuse
 
@@ -23,15 +24,40 @@ class Handler:
     names: bool  #: whether a layer is named after it
 
 
-#: By exact type, since a subclass may compute anything: the handler, and the arguments that the module holds.
+#: By type (see :func:`known_class`): the handler, and the arguments that the module holds.
 MODULES: dict[type[nn.Module], tuple[Handler, Callable[[Any], tuple[Any, ...]]]] = {}
 
 FUNCTIONS: dict[Any, Handler] = {}
 
 METHODS: dict[str, Handler] = {}  #: of ``torch.Tensor``
 
-#: By exact type: a function of the module and of what its ``forward`` gets, traced in the place of ``forward``.
+#: By exact type, since a subclass may compute anything: a function of the module and of what its ``forward`` gets,
+#: traced in the place of ``forward``.
 TAUGHT: dict[type[nn.Module], Function] = {}
+
+
+#: What a subclass may define anew without computing anything else.
+_HARMLESS = {"__init__", "__repr__", "extra_repr", "reset_parameters", "_check_input_dim", "__setstate__"}
+
+
+def known_class(module: nn.Module) -> type[nn.Module] | None:
+    """Return the class in ``MODULES`` that says what a module computes.
+
+    That is its own, or the one that it is derived from without defining anew what that one defines: only then it
+    computes the same.
+    """
+    kind, *bases = type(module).__mro__
+    if kind in MODULES:
+        return kind
+    if parametrize.is_parametrized(module):
+        return None
+    own = set(vars(module)) | set(vars(kind))
+    for base in bases:
+        if base in MODULES:
+            inherited = {name for part in base.__mro__[:-1] for name, v in vars(part).items() if callable(v)}
+            return None if own & inherited - _HARMLESS else base
+        own |= set(vars(base))
+    return None
 
 
 def handles(

@@ -24,9 +24,9 @@ from torch.overrides import TorchFunctionMode
 from sim.network import Shape
 from toolchain.frontends.affine import BATCH
 from toolchain.frontends.log import Log
-from toolchain.frontends.operations import MODULES
+from toolchain.frontends.precision import InFloat64, in_float64
 from toolchain.frontends.program import Program
-from toolchain.frontends.registry import TAUGHT
+from toolchain.frontends.registry import TAUGHT, known_class
 from toolchain.frontends.unchanged import unchanged, version
 
 _TORCH = str(Path(torch.__file__).parent)
@@ -66,20 +66,16 @@ class Traced:
     def attribute(self, name: str) -> Any:
         """Return what a ``get_attr`` node gets; floating-point tensors as float64."""
         value = self.constants[name] if name in self.constants else operator.attrgetter(name)(self.model)
-        return in_double(value.detach() if isinstance(value, Tensor) else value)
+        return map_aggregate(value.detach() if isinstance(value, Tensor) else value, in_float64)
 
 
 def evaluate(root: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """Let torch compute a node that calls something; floating-point results come as float64."""
-    if node.op == "call_method":
-        return in_double(getattr(args[0], str(node.target))(*args[1:], **kwargs))
-    function: Any = root.get_submodule(str(node.target)) if node.op == "call_module" else node.target
-    return in_double(function(*args, **kwargs))
-
-
-def in_double(values: Any) -> Any:
-    """Return floating-point tensors, in nested tuples, lists and dicts, as float64."""
-    return map_aggregate(values, lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v)
+    """Let torch compute a node that calls something, in float64."""
+    with InFloat64():
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        function: Any = root.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+        return function(*args, **kwargs)
 
 
 def writes(node: fx.Node) -> bool:
@@ -116,6 +112,7 @@ def trace(model: nn.Module, input_shape: Shape, log: Log, dtype: torch.dtype = t
         tracer = _Tracer(model, untraceable.keys(), sample, dtype)
         try:
             with contextlib.ExitStack() as stack:
+                stack.enter_context(InFloat64())
                 if type(model) is not Program:  # the readers of files look at the values of their constants
                     stack.enter_context(unchanged(model))
                     stack.enter_context(_Creations(tracer))
@@ -188,8 +185,25 @@ class _Proxy(fx.Proxy):
 
 #: What a symbolic value answers as its sample does, and what it does only where it does not depend on the input.
 _ASKED = frozenset(
-    ("size", "dim", "ndimension", "numel", "nelement", "shape", "ndim", "dtype", "device", "layout", "stride")
-    + ("is_contiguous", "is_floating_point", "is_complex", "is_cuda", "is_sparse", "is_quantized")
+    [
+        "size",
+        "dim",
+        "ndimension",
+        "numel",
+        "nelement",
+        "shape",
+        "ndim",
+        "dtype",
+        "device",
+        "layout",
+        "stride",
+        "is_contiguous",
+        "is_floating_point",
+        "is_complex",
+        "is_cuda",
+        "is_sparse",
+        "is_quantized",
+    ]
 )
 _READ = frozenset(("item", "tolist", "numpy", "__array__"))
 
@@ -264,7 +278,9 @@ class _Tracer(fx.Tracer):
         """Keep modules of torch and those that cannot be traced."""
         if module_qualified_name in self.opaque:
             return True
-        return type(m) not in TAUGHT and (type(m) in MODULES or super().is_leaf_module(m, module_qualified_name))
+        return type(m) not in TAUGHT and (
+            known_class(m) is not None or super().is_leaf_module(m, module_qualified_name)
+        )
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -345,7 +361,9 @@ class _Tracer(fx.Tracer):
         name = str(value.target)
         if name not in self.samples:
             found = self.constants[name] if name in self.constants else operator.attrgetter(name)(self.root)
-            self.samples[name] = in_double(found.detach().clone() if isinstance(found, Tensor) else found)
+            self.samples[name] = map_aggregate(
+                found.detach().clone() if isinstance(found, Tensor) else found, in_float64
+            )
         return self.samples[name]
 
     def _forget(self, changed: Any) -> None:
