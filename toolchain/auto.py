@@ -49,6 +49,7 @@ def choose(
     base: Recipe | None = None,
     *,
     latency_budget: int | None = None,
+    **importing: Any,
 ) -> Choice:
     """Try T, K and bias rules, and convert with what does best on held-out calibration inputs.
 
@@ -56,13 +57,13 @@ def choose(
     ``latency_budget``, in steps until the logits, the recipe of the highest agreement inside it is taken; without one
     the fastest whose agreement lies within one standard error of the best (Breiman et al.'s one-standard-error
     rule). Where ``base`` tunes weights, which takes minutes, they are fitted in the trials, and what is chosen is
-    tuned, with the bias rule of ``base``. Raises :class:`Refused` where nothing fits the budget or the chip, and for
-    fewer than ``FEWEST`` inputs.
+    tuned, with the bias rule of ``base``. ``importing`` are the options of :func:`toolchain.frontends.import_model`.
+    Raises :class:`Refused` where nothing fits the budget or the chip, and for fewer than ``FEWEST`` inputs.
     """
     asked = base or Recipe()
     tunes = asked.weights == "tuned"
     base = replace(asked, weights="fitted") if tunes else asked
-    graph, x = imported(model, calibration)
+    graph, x = imported(model, calibration, **importing)
     if len(x) < FEWEST:
         raise refuse("calibration", f"{len(x)} inputs", f"give at least {FEWEST} to choose on, or choose T yourself")
     # Every fourth, not the last quarter: data may be sorted.
@@ -109,7 +110,7 @@ def choose(
     if tunes:
         recipe = replace(recipe, weights=asked.weights, method=asked.method)
         reason += f" Its weights were then tuned, with {asked.method}."
-    return Choice(convert(model, calibration, recipe=recipe), tuple(t for t, _ in trials), reason)
+    return Choice(convert(model, calibration, recipe=recipe, **importing), tuple(t for t, _ in trials), reason)
 
 
 def _trial(graph: FloatGraph, x: Tensor, held: Tensor, wanted: Tensor, recipe: Recipe, steps: int) -> Trial:

@@ -25,7 +25,7 @@ from sim.network import Network
 from sim.trace import Trace
 from toolchain.calibration.run import calibrate
 from toolchain.calibration.tune import tune
-from toolchain.frontends import import_model
+from toolchain.frontends import DENSE_LIMIT, import_model
 from toolchain.graph import FloatGraph
 from toolchain.inputs import as_inputs
 from toolchain.loading import unwrapped
@@ -95,19 +95,21 @@ def convert(
     timesteps: int | None = None,
     *,
     recipe: str | Recipe = "ann2loihi",
+    dense_limit: int = DENSE_LIMIT,
+    leave_off_last: bool = False,
     **options: Any,
 ) -> Conversion:
     """Convert a trained model, which is left as it is, with a few hundred calibration inputs.
 
     ``calibration`` is ``(N, C, H, W)``, ``(N, C, L)`` or ``(N, features)``, uint8 or float (see
     :func:`toolchain.inputs.as_inputs`); labels are never needed. ``recipe`` is one of ``toolchain.recipe.RECIPES`` by
-    name, or a :class:`Recipe`; ``timesteps`` and ``options``, its fields, override it. Deterministic: the same
-    arguments give an equal network on the same machine, and elsewhere one as good (docs/semantics.md, "Same result
-    where?"). Raises :class:`Refused` with every finding at once when something cannot be converted or does not fit the
-    chip.
+    name, or a :class:`Recipe`; ``timesteps`` and ``options``, its fields, override it. ``dense_limit`` and
+    ``leave_off_last`` are those of :func:`toolchain.frontends.import_model`. Deterministic: the same arguments give an
+    equal network on the same machine, and elsewhere one as good (docs/semantics.md, "Same result where?"). Raises
+    :class:`Refused` with every finding at once when something cannot be converted or does not fit the chip.
     """
     recipe = named(recipe, **options if timesteps is None else options | {"timesteps": timesteps})
-    graph, x = imported(model, calibration)
+    graph, x = imported(model, calibration, dense_limit=dense_limit, leave_off_last=leave_off_last)
     scales = choose_scales(graph, x, recipe)
     source = graph
     if recipe.weights == "tuned":
@@ -123,10 +125,15 @@ def convert(
     return Conversion(network, graph, source, recipe, scales, peak, origin)
 
 
-def imported(model: nn.Module | FloatGraph, x: Any) -> tuple[FloatGraph, Tensor]:
-    """Return the model's float graph and its inputs as the graph takes them, float32 (B, *input_shape)."""
+def imported(model: nn.Module | FloatGraph, x: Any, **importing: Any) -> tuple[FloatGraph, Tensor]:
+    """Return the model's float graph and its inputs as the graph takes them, float32 (B, *input_shape).
+
+    ``importing`` are the options of :func:`toolchain.frontends.import_model`.
+    """
     inputs = as_inputs(x)
-    graph = model if isinstance(model, FloatGraph) else import_model(unwrapped(model), tuple(inputs.shape[1:]))
+    if isinstance(model, FloatGraph):
+        return model, as_inputs(inputs, model.input_shape)
+    graph = import_model(unwrapped(model), tuple(inputs.shape[1:]), **importing)
     return graph, as_inputs(inputs, graph.input_shape)
 
 

@@ -426,3 +426,42 @@ def test_what_a_command_refuses_keeps_its_exit_code_through_the_entry_point(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
+
+
+NETWORKS = """
+from torch import nn
+
+def wide():
+    pool = nn.AvgPool2d(3, 2, ceil_mode=True), nn.Conv2d(4, 2, 2)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), *pool, nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+
+def scored():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3), nn.Softmax(dim=1))
+"""
+
+
+def test_the_limit_of_a_matrix_and_what_is_left_off_are_options_of_check_and_convert(tmp_path: Path) -> None:
+    (tmp_path / "networks.py").write_text(NETWORKS)
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).random((64, 1, 8, 8), np.float32))
+    cases = (
+        (
+            "wide",
+            ["--dense-limit", 100],
+            [],
+            "dense matrix of 8 x 144 = 1,152 weights, more than 100; raise dense_limit",
+        ),
+        ("scored", [], ["--leave-off-last"], "it normalises over all classes; leave it off: pass leave_off_last=True"),
+    )
+    for name, refusing, accepting, message in cases:
+        model = f"{tmp_path / 'networks.py'}:{name}"
+        checking = ["check", "--model", model, "--input-shape", "1,8,8", "--json"]
+        result = run(*checking, *refusing)
+        assert (result.exit_code, message in result.stdout) == (1, True)
+        assert run(*checking, *accepting).exit_code == 0
+        converting = ["convert", "--model", model, "--calibration", tmp_path / "x.npz", "-o", tmp_path / "out"]
+        assert message in refused(run(*converting, *refusing))
+        assert run(*converting, *accepting, "--timesteps", 2).exit_code == 0
+    assert run(*converting, *accepting, "--auto", "--latency-budget", 4).exit_code == 0
+    assert "dense_limit: 0 is no number of weights; give a positive integer" in refused(
+        run(*checking, "--dense-limit", 0)
+    )

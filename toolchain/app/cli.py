@@ -13,7 +13,20 @@ from rich.markup import escape
 
 from sim.findings import refuse
 from toolchain.app.console import bars, err, guarded, out, print_json, say, table
-from toolchain.app.options import Bundle, Data, Json, Model, Output, Samples, Start, Weights, with_recipe
+from toolchain.app.options import (
+    Bundle,
+    Data,
+    DenseLimit,
+    Json,
+    LeaveOffLast,
+    Model,
+    Output,
+    Samples,
+    Start,
+    Weights,
+    importing,
+    with_recipe,
+)
 from toolchain.app.show import STEPS, layers, show_report, show_verification
 
 #: Of the click that typer depends on, or brings along: only typer's own names are stable.
@@ -33,6 +46,8 @@ def check(
     model: Model,
     input_shape: Annotated[str, typer.Option(metavar="C,H,W", help="Shape of one input, for example 3,32,32.")],
     weights: Weights = None,
+    dense_limit: DenseLimit = None,
+    leave_off_last: LeaveOffLast = False,
     as_json: Json = False,
 ) -> None:
     """List every layer of a model and what becomes of it; exit code 1 if anything is refused.
@@ -49,7 +64,8 @@ def check(
     if len(shape) not in (1, 2, 3) or min(shape) < 1:
         raise refuse("--input-shape", repr(input_shape), "give C,H,W, or C,L, or one number of features")
     with redirect_stdout(sys.stderr):  # what the model prints while it is traced
-        rows = [asdict(row) for row in inspect_model(load_model(model, weights), shape)]
+        found = inspect_model(load_model(model, weights), shape, **importing(dense_limit, leave_off_last))
+        rows = [asdict(row) for row in found]
     if as_json:
         print_json(rows)
     else:
@@ -73,6 +89,8 @@ def convert(
     latency_budget: Annotated[
         int | None, typer.Option(metavar="STEPS", help="With --auto: steps until the logits, at most.")
     ] = None,
+    dense_limit: DenseLimit = None,
+    leave_off_last: LeaveOffLast = False,
     as_json: Json = False,
     *,
     options: dict[str, Any],
@@ -96,13 +114,13 @@ def convert(
         raise refuse("--auto", f"{', '.join(given)} given too", "leave the choice to --auto, or leave --auto out")
     chosen = named(recipe, **options)
     x, y = load_arrays(calibration, labels=False)
-    net = load_model(model, weights)
+    net, limits = load_model(model, weights), importing(dense_limit, leave_off_last)
     with bars():
         if auto:
-            choice = choose(net, x, chosen, latency_budget=latency_budget)
+            choice = choose(net, x, chosen, latency_budget=latency_budget, **limits)
             conversion, search = choice.conversion, choice.search
         else:
-            conversion, search = run(net, x, recipe=chosen), None
+            conversion, search = run(net, x, recipe=chosen, **limits), None
         net = as_float32(net)
         rates = assessment.rates(conversion, x)
         name, data = model.rpartition("/")[2], f"calibration data, {calibration.name}"

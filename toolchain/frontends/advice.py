@@ -22,7 +22,7 @@ ADVICE = tuple(
             "use nn.AvgPool2d (ann2loihi.replace_max_pooling) and fine-tune, or a convolution with a stride",
         ),
         (
-            r".*max(un)?pool.*",
+            r".*max(un)?pool.*|reducemax|(nn\.)?amax|topk|kthvalue|median",
             _MAXIMUM,
             "use average pooling in its place (nn.AvgPool2d, functional.avg_pool2d) and fine-tune, or a convolution "
             "with a stride",
@@ -61,7 +61,7 @@ ADVICE = tuple(
         ),
         (r"(nn\.)?(lstm|gru|rnn).*", "a recurrent layer carries state from step to step", "use a feed-forward network"),
         (
-            r"(nn\.)?(native)?(layer|group|instance|rms|localresponse)norm.*|(nn\.)?normalize",
+            r"(nn\.)?(native)?(layer|group|instance|rms|localresponse)norm.*|lrn|(nn\.)?normalize",
             "it does not normalise by constants",
             "use nn.BatchNorm2d or nn.BatchNorm1d and fine-tune",
         ),
