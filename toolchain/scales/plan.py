@@ -20,14 +20,13 @@ from sim.findings import Refused, refuse
 from sim.network import INPUT, Shape
 from sim.progress import track
 from toolchain.graph import FloatDense, FloatGraph, FloatLayer, FloatMap
-from toolchain.graph.channels import by_channel, sampled, spatial
+from toolchain.graph.channels import by_channel, sampled, spatial, spread
 from toolchain.recipe import Recipe
 from toolchain.scales import thresholds
 from toolchain.scales.thresholds import quantisation_error
 
 MARGIN = 1.5  #: registers keep this factor above the largest potential that the calibration data can cause
 HALVINGS = 6  #: payload scales that are tried, each half as fine as the one before
-SAMPLES = 256  #: inputs that the scales are chosen on; more would change thresholds by less than their grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +176,7 @@ def _exponent(largest: float, chip: Chip) -> int:
 
 
 def choose_scales(graph: FloatGraph, x: Tensor, recipe: Recipe) -> Scales:
-    """Choose the scales of ``graph`` on the first ``SAMPLES`` of the model inputs ``x`` (B, *input_shape).
+    """Choose the scales of ``graph`` on some of the model inputs ``x`` (B, *input_shape).
 
     An activation that ends somewhere, as ReLU6 does, says itself where a rate of one is; for others the recipe's
     threshold rule does. Raises :class:`Refused` where no scale keeps a layer inside the registers, or a ReLU has no
@@ -185,7 +184,7 @@ def choose_scales(graph: FloatGraph, x: Tensor, recipe: Recipe) -> Scales:
     """
     units: dict[str, Tensor] = {}
     plans: dict[str, Plan] = {}
-    for layer, values, activation in track("choosing scales", graph.walk(x[:SAMPLES]), len(graph.layers)):
+    for layer, values, activation in track("choosing scales", graph.walk(x[spread(len(x))]), len(graph.layers)):
         if layer.kind == "spiking":
             theta = _theta(layer, activation, recipe)
             plan_with = partial(plan_layer, graph, layer, theta, values=values, recipe=recipe)
