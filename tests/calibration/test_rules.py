@@ -192,8 +192,9 @@ def test_ftbc_corrects_a_step_on_potentials_that_the_steps_before_have_already_c
 def test_ftbc_looks_at_so_many_batches_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "FTBC_ITERATIONS", 1)
     monkeypatch.setattr(rules, "FTBC_BATCH", 2)
-    # Batch 0 lacks two spikes of two: +200. Batch 1 lacks one of two: +100. The fifth sample is of a third batch.
-    layer, _ = rules.ftbc(arriving([[0] * 5], [[1.0], [1.0], [1.0], [0.0], [1.0]]))
+    # Batch 0 lacks two spikes of two: +200. Batch 1 lacks one of two: +100. Of the last two of five samples for two
+    # batches of two, the first is left out.
+    layer, _ = rules.ftbc(arriving([[0] * 5], [[1.0], [1.0], [1.0], [1.0], [0.0]]))
     assert layer.bias.tolist() == [[300]]
 
 
