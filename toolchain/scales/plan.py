@@ -178,8 +178,8 @@ def _exponent(largest: float, chip: Chip) -> int:
 def choose_scales(graph: FloatGraph, x: Tensor, recipe: Recipe) -> Scales:
     """Choose the scales of ``graph`` on some of the model inputs ``x`` (B, *input_shape).
 
-    An activation that ends somewhere, as ReLU6 does, says itself where a rate of one is; for others the recipe's
-    threshold rule does. Raises :class:`Refused` where no scale keeps a layer inside the registers, or a ReLU has no
+    The steps of a quantised activation say themselves where a rate of one is. For others the recipe's threshold rule
+    does, inside what a bounded one as ReLU6 allows; "given" takes the bound. Raises :class:`Refused` where no scale keeps a layer inside the registers, or a ReLU has no
     threshold of its own and the rule is "given".
     """
     units: dict[str, Tensor] = {}
@@ -199,11 +199,15 @@ def choose_scales(graph: FloatGraph, x: Tensor, recipe: Recipe) -> Scales:
 
 def _theta(layer: FloatLayer, activation: Tensor, recipe: Recipe) -> Tensor:
     """Thresholds (C,) that the layer's activation has, or that the recipe's rule finds."""
-    if layer.upper is not None:
-        return torch.as_tensor(layer.upper).expand(layer.shape[0])
-    if recipe.threshold == "given":
+    if layer.upper is None and recipe.threshold == "given":
         raise refuse(layer.name, "its ReLU has no threshold of its own", "choose another threshold rule")
-    return thresholds.choose(recipe.threshold, activation, recipe.timesteps)
+    if layer.upper is None:
+        return thresholds.choose(recipe.threshold, activation, recipe.timesteps)
+    upper = torch.as_tensor(layer.upper).expand(layer.shape[0])
+    if recipe.threshold == "given" or layer.levels is not None:
+        return upper
+    # A ReLU6 whose activations hardly reach 6 would waste its few steps on what never comes.
+    return torch.minimum(upper, thresholds.choose(recipe.threshold, activation, recipe.timesteps))
 
 
 def _payload_unit(x: Tensor, bits: int, units: Mapping[str, Tensor], plan_with: Callable[..., Plan]) -> Tensor:
