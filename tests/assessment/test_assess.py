@@ -16,11 +16,11 @@ from exporters.report import Agreement, Report
 from sim.findings import Refused
 from sim.network import INPUT
 from toolchain import assessment
-from toolchain.assessment import layers
 from toolchain.assessment.score import wilson
 from toolchain.convert import Conversion, convert
 from toolchain.demo import data, load_model
 from toolchain.frontends import import_model
+from toolchain.graph.channels import spread
 
 
 @pytest.fixture(scope="module")
@@ -60,16 +60,18 @@ def test_a_report_reads_like_its_json_form(converted: Conversion, digits: data.D
         report["accuracy"]
 
 
-def test_attribution_looks_at_no_more_inputs_than_rates_do(
-    converted: Conversion, digits: data.Digits, monkeypatch: pytest.MonkeyPatch
+def test_attribution_looks_at_the_same_few_inputs_from_all_over_the_data_as_rates_do(
+    converted: Conversion, digits: data.Digits
 ) -> None:
-    monkeypatch.setattr(layers, "RATE_SAMPLES", 7)
-    x = digits.test_x[:20]
-    report = assessment.report(converted, load_model(), x, digits.test_y[:20], assessment.rates(converted, x))
+    x, few = digits.test_x[:300], digits.test_x[spread(300)]
+    measured = assessment.rates(converted, x)
+    report = assessment.report(converted, load_model(), x, digits.test_y[:300], measured)
     assert report.attribution is not None
-    assert report.attribution.samples == 7
-    assert report.attribution.layers == assessment.attribute(converted, x[:7])
-    assert report.accuracy["thresholds"].n == report.agreement["thresholds"].n == 20
+    assert report.attribution.samples == len(few) == 256
+    assert report.attribution.layers == assessment.attribute(converted, few)
+    for name, pair in assessment.rates(converted, few).items():
+        assert all(np.array_equal(one, other) for one, other in zip(pair, measured[name], strict=True))
+    assert report.accuracy["thresholds"].n == report.agreement["thresholds"].n == 300
 
 
 def test_conversions_for_other_t_are_listed_with_the_one_that_is_reported(

@@ -192,8 +192,9 @@ def test_ftbc_corrects_a_step_on_potentials_that_the_steps_before_have_already_c
 def test_ftbc_looks_at_so_many_batches_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "FTBC_ITERATIONS", 1)
     monkeypatch.setattr(rules, "FTBC_BATCH", 2)
-    # Batch 0 lacks two spikes of two: +200. Batch 1 lacks one of two: +100. The fifth sample is of a third batch.
-    layer, _ = rules.ftbc(arriving([[0] * 5], [[1.0], [1.0], [1.0], [0.0], [1.0]]))
+    # Batch 0 lacks two spikes of two: +200. Batch 1 lacks one of two: +100. Of the last two of five samples for two
+    # batches of two, the first is left out.
+    layer, _ = rules.ftbc(arriving([[0] * 5], [[1.0], [1.0], [1.0], [1.0], [0.0]]))
     assert layer.bias.tolist() == [[300]]
 
 
@@ -396,21 +397,21 @@ def test_statistics_of_large_layers_come_from_the_sampled_places_alone(
 # ---- the whole network -----------------------------------------------------------------------------------------------
 
 
-def outlier(samples: int) -> tuple[nn.Module, Tensor]:
-    """A model whose scales are chosen on harmless inputs, and inputs of which the last is not."""
+def outlier() -> tuple[nn.Module, Tensor]:
+    """A model whose scales are chosen on harmless inputs, and inputs of which one is not: the last but one of 257."""
     model = nn.Sequential(nn.Linear(16, 2, bias=False), nn.ReLU(), nn.Linear(2, 2))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 16))  # type: ignore[operator, union-attr]
-    x = torch.eye(16).repeat(samples // 16, 1)
-    return model, torch.cat([x, torch.ones(1, 16)])
+    x = torch.eye(16).repeat(16, 1)
+    return model, torch.cat([x[:-1], torch.ones(1, 16), x[-1:]])
 
 
 @pytest.mark.parametrize("method", RULES)
 def test_calibration_data_that_overflows_is_refused_with_the_place_whatever_the_rule(method: str) -> None:
-    model, x = outlier(256)
+    model, x = outlier()
     with pytest.raises(Refused, match=r"calibration: layer 0, channel 0, step \d+: v = -\d+ leaves the register of"):
         convert(model, x, method=method, weights="nearest")
-    convert(model, x[:-1], method=method, weights="nearest")
+    convert(model, torch.cat([x[:-2], x[-1:]]), method=method, weights="nearest")
 
 
 def test_potentials_of_more_than_32_bit_are_not_wrapped_where_a_bias_takes_them_there() -> None:

@@ -46,6 +46,34 @@ def test_a_silent_channel_gets_the_largest_threshold_and_a_silent_layer_one() ->
     assert thresholds.choose("mse", torch.zeros(4, 2), 8).tolist() == [1, 1]
 
 
+def rare(place: int, value: float) -> torch.Tensor:
+    """Two channels of 200 maps of 20 x 20, of which the first is positive at one place of one map only."""
+    a = torch.rand(200, 2, 400, generator=torch.Generator().manual_seed(0))
+    a[:, 0] = 0
+    a[77, 0, place] = value
+    return a.reshape(200, 2, 20, 20)
+
+
+@pytest.mark.parametrize("place", range(10))  # about every fifth value is sampled
+@pytest.mark.parametrize("rule", ["mse", "percentile", "max"])
+def test_a_channel_that_fires_once_has_the_threshold_that_draws_it_whether_it_is_sampled_or_not(
+    place: int, rule: str
+) -> None:
+    theta = thresholds.choose(rule, rare(place, 10.0), 4)
+    # All that one spike a step can say, without an error and as finely as possible; 10 / 100 would clip it to 0.1.
+    assert theta[0].item() == pytest.approx(10)
+    assert theta[1].item() == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("rule", ["mse", "percentile"])
+def test_zeros_between_the_values_of_a_rare_channel_do_not_change_its_threshold(rule: str) -> None:
+    values = torch.linspace(0.5, 1, 40)
+    a = torch.zeros(80_000)
+    a[torch.randperm(80_000, generator=torch.Generator().manual_seed(1))[:40]] = values
+    theta = thresholds.choose(rule, a.reshape(200, 1, 20, 20), 4)
+    assert theta.tolist() == thresholds.choose(rule, values[:, None], 4).tolist()
+
+
 def test_an_unknown_threshold_rule_is_refused() -> None:
     with pytest.raises(Refused, match="unknown rule 'median'; use one of max, percentile, mse"):
         thresholds.choose("median", torch.ones(1, 1), 8)
@@ -173,20 +201,36 @@ def test_a_layer_that_fits_no_register_is_refused_by_name() -> None:
         quantised(net, torch.ones(4, 1), LOIHI2)
 
 
-def test_the_end_of_a_bounded_activation_is_its_threshold() -> None:
-    # ReLU6 on inputs up to 1: the rule would choose about 1, the activation says 6.
+def test_the_threshold_of_a_bounded_activation_is_what_the_rule_finds_inside_the_bound() -> None:
+    # ReLU6 on inputs up to 1: to spread T steps over 0..6 would waste most of them.
+    x = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
+    net = graph(torch.eye(4), torch.zeros(4), torch.eye(4))
+    free = quantised(net, x, WIDE)[1]["a"].theta
+    assert free.max() < 1.1
+
+    def bounded(upper: float, **options: Any) -> list[float]:
+        ends = FloatGraph(net.input_shape, (replace(net.layers[0], upper=upper, **options), net.layers[1]))
+        return quantised(ends, x, WIDE)[1]["a"].theta.tolist()
+
+    assert bounded(6.0) == free.tolist()
+    # Half of what comes is cut off at 0.5, and a threshold below it would cut off more.
+    assert bounded(0.5) == [0.5] * 4
+    # The steps of a quantised activation are where its network was trained to have them.
+    assert bounded(6.0, levels=4) == [6.0] * 4
+
+
+def test_a_given_threshold_of_a_bounded_activation_is_taken_where_the_recipe_asks_for_it() -> None:
     x = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
     net = graph(torch.eye(4), torch.zeros(4), torch.eye(4))
     bounded = FloatGraph(net.input_shape, (replace(net.layers[0], upper=6.0), net.layers[1]))
-    assert quantised(bounded, x, WIDE)[1]["a"].theta.tolist() == [6.0] * 4
-    assert quantised(net, x, WIDE)[1]["a"].theta.max() < 1.1
+    assert quantised(bounded, x, WIDE, threshold="given")[1]["a"].theta.tolist() == [6.0] * 4
 
 
 def test_thresholds_of_channels_are_taken_as_they_are() -> None:
     x = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
     net, own = graph(torch.eye(4), torch.zeros(4), torch.eye(4)), torch.tensor([1.0, 2.0, 0.5, 1.5])
     bounded = FloatGraph(net.input_shape, (replace(net.layers[0], upper=own), net.layers[1]))
-    assert quantised(bounded, x, WIDE)[1]["a"].theta.tolist() == own.tolist()
+    assert quantised(bounded, x, WIDE, threshold="given")[1]["a"].theta.tolist() == own.tolist()
     assert torch.equal(bounded.run(x)["a"], torch.minimum(x, own))
 
 
@@ -233,6 +277,25 @@ def test_what_a_shift_rounds_down_is_made_up_for_in_the_bias() -> None:
     lost = (sums * 2.0**edge.exponent - (sums * 2.0**edge.exponent).floor()).mean(0)
     made_up = layer.bias.sum(0) / 8 - (net.layers[0].bias.double() * scales["a"].su).numpy()
     assert np.abs(lost.numpy() - made_up).max() < 0.2
+
+
+def test_every_edge_from_the_input_has_its_own_loss_made_up_for() -> None:
+    # Two matrices read the input, and each of their currents is rounded down on its own.
+    net, x = coarse()
+    first = net.layers[0]
+    halves = tuple(FloatEdge(INPUT, FloatDense(first.edges[0].map.weight / 2)) for _ in range(2))
+    net = FloatGraph(net.input_shape, (replace(first, edges=halves), net.layers[1]))
+    network, scales = quantised(net, x, LOIHI2, shift_input=True)
+    layer = network["a"]
+    payload = torch.from_numpy(network.input.encode(x.numpy())).double()
+    lost = torch.zeros(6, dtype=torch.float64)
+    for edge in layer.edges:
+        assert edge.exponent < 0
+        sums = payload @ torch.from_numpy(edge.synapse.weight.copy()).double().T * 2.0**edge.exponent
+        lost += (sums - sums.floor()).mean(0)
+    assert lost.min() > 0.7
+    made_up = layer.bias.sum(0) / 8 - (net.layers[0].bias.double() * scales["a"].su).numpy()
+    assert np.abs(lost.numpy() - made_up).max() < 0.25
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,19 @@ from exporters.report import EdgeRow, LayerRow, Rates
 from sim.fixedpoint import worst_case
 from sim.network import Network
 from toolchain.convert import Conversion
-from toolchain.graph.channels import spatial
+from toolchain.graph.channels import spatial, spread
 from toolchain.inputs import as_inputs
 
-#: Inputs whose rates are compared with their activations; enough for a stable picture, few enough to be quick.
-RATE_SAMPLES = 256
-RATE_BATCH = 32  #: of them traced at a time
+RATE_BATCH = 32  #: inputs traced at a time
 
 
 def rates(conversion: Conversion, x: Tensor) -> Rates:
-    """Wanted rates, ``clip(activation / theta, 0, 1)``, and measured ones of each spiking layer; float32 (n,) both."""
-    x = as_inputs(x[:RATE_SAMPLES], conversion.network.input.shape)
+    """Wanted rates, ``clip(activation / theta, 0, 1)``, and measured ones of each spiking layer; float32 (n,) both.
+
+    On ``SAMPLES`` of the inputs (B, *input_shape), enough for a stable picture and few enough to be quick.
+    """
+    x = as_inputs(x, conversion.network.input.shape)
+    x = x[spread(len(x))]
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for part in x.split(RATE_BATCH):
         trace = conversion.run(part, overflow="count")

@@ -13,6 +13,7 @@ from toolchain.assessment.ladder import climb, spiking_logits
 from toolchain.assessment.score import accuracy, agreement, by_step, classes
 from toolchain.assessment.verdict import verdict
 from toolchain.convert import Conversion
+from toolchain.graph.channels import spread
 
 
 def report(
@@ -32,13 +33,13 @@ def report(
 
     ``rates`` comes from :func:`toolchain.assessment.layers.rates`. The report calls the model ``name``, or by its type,
     and the samples ``data``; ``choice`` is how the recipe was found. ``wide`` is the same conversion for wide
-    registers, ``others`` the conversions for other T. Errors are attributed on the first
-    ``toolchain.assessment.layers.RATE_SAMPLES`` samples.
+    registers, ``others`` the conversions for other T. Errors are attributed on as many samples
+    as :func:`toolchain.graph.channels.spread` takes.
     """
     recipe = conversion.recipe
     ladder = climb(conversion, model, x, wide)
     trained, spiking = classes(ladder.logits["ann"]), classes(ladder.logits["int8"])
-    explained = x[: layers.RATE_SAMPLES]
+    explained = x[spread(len(x))]
     shares = attribute(conversion, explained)
     findings = ladder.findings
     scores = {} if y is None else {rung: accuracy(logits, y) for rung, logits in ladder.logits.items()}

@@ -36,7 +36,7 @@ class Batch:
         # Another schedule may not fire where the trained one does: nothing is taken off for sure, as in a readout.
         return fast.Currents(self.network, replace(self.layer, kind="readout"), 2 * self.limit)
 
-    def part(self, samples: slice) -> Batch:
+    def part(self, samples: slice | Tensor) -> Batch:
         """Take some of the samples; nothing watches their registers."""
         outputs = {
             source: spikes[samples] if source == INPUT else spikes[:, samples]

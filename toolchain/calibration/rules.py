@@ -18,13 +18,13 @@ from torch.nn import functional
 from sim import fast
 from sim.network import Layer
 from toolchain.calibration.batch import Batch, Schedule, broadcast
+from toolchain.graph.channels import spread
 from toolchain.recipe import Method
 from toolchain.scales.integers import bias_schedule
 
 #: Table 6 of the FTBC paper (Wu et al., ECCV 2024), ResNet-20 and VGG-16 on CIFAR-10.
 FTBC_ALPHA, FTBC_ITERATIONS, FTBC_BATCH, FTBC_BATCHES = 0.2, 10, 128, 2
 
-MEAN_SAMPLES = 256  #: on which the mean that static and potential correct is measured, before the run that deploys it
 FAR = 1 << 40  #: beyond every bias, su
 
 Rule = Callable[[Batch], tuple[Layer, Tensor]]
@@ -38,7 +38,8 @@ def none(batch: Batch) -> tuple[Layer, Tensor]:
 
 def _shortfall(batch: Batch) -> Tensor:
     """Mean spikes per step that are missing with the trained bias, per channel or neuron."""
-    few = batch.part(slice(MEAN_SAMPLES))  # whose registers nothing watches: the deployed network may reach less
+    # Before the run that deploys it, so that nothing watches registers: the deployed network may reach less.
+    few = batch.part(spread(len(batch.target)))
     fired = few.fire(batch.layer).sum(0, dtype=torch.float32) / batch.network.timesteps
     return batch.mean(few.target.clamp(0, 1)) - batch.mean(fired)
 
@@ -78,8 +79,7 @@ def ftbc(batch: Batch) -> tuple[Layer, Tensor]:
     for ``FTBC_ITERATIONS`` rounds. The schedule moves in fractions of a su and is rounded where it is applied.
     """
     layer, rows = batch.layer, torch.from_numpy(batch.layer.bias.astype(np.float64))
-    starts = range(0, min(len(batch.target), FTBC_BATCH * FTBC_BATCHES), FTBC_BATCH)
-    parts = [batch.part(slice(start, start + FTBC_BATCH)) for start in starts]
+    parts = [batch.part(few) for few in spread(len(batch.target), FTBC_BATCH * FTBC_BATCHES).split(FTBC_BATCH)]
     arrived = [[current.clone() for current in part.currents()] for part in parts]
     for _ in range(FTBC_ITERATIONS):
         for part, currents in zip(parts, arrived, strict=True):

@@ -31,8 +31,8 @@ from torch import Tensor
 from sim.progress import track
 from toolchain.calibration.fit import selects
 from toolchain.graph import FloatGraph, FloatLayer
+from toolchain.graph.channels import spread
 from toolchain.recipe import Recipe
-from toolchain.scales.plan import SAMPLES
 
 BATCH = 16  #: inputs an update
 #: How far an update moves a parameter at first: a share of the weights' rms, of the activations' standard deviation
@@ -50,7 +50,7 @@ def tune(graph: FloatGraph, x: Tensor, thetas: Mapping[str, Tensor], recipe: Rec
     """
     std = {
         layer.name: (a.var(0, correction=0).mean() if layer.kind == "readout" else a.var(correction=0)).sqrt().item()
-        for layer, _, a in graph.walk(x[:SAMPLES])
+        for layer, _, a in graph.walk(x[spread(len(x))])
     }
     copies = [_Copy.of(layer, thetas.get(layer.name)) for layer in graph.layers]
     groups = [group for copy in copies for group in copy.groups(std[copy.layer.name])]

@@ -1,4 +1,4 @@
-"""Values by channel: how (C,) meets (B, *shape), and which few of a channel's many values are looked at."""
+"""Values by channel: how (C,) meets (B, *shape), and which few of many samples and values are looked at."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor
 from sim.network import Shape
 
 VALUES = 1 << 14  #: values per channel that statistics look at
+SAMPLES = 256  #: model inputs that statistics look at
+GOLDEN = (5**0.5 - 1) / 2
 
 
 def spatial(unit: Tensor, shape: Shape) -> Tensor:
@@ -21,6 +23,19 @@ def spatial(unit: Tensor, shape: Shape) -> Tensor:
 def by_channel(activations: Tensor) -> Tensor:
     """View (B, C, ...) as (C, values)."""
     return activations.transpose(0, 1).flatten(1)
+
+
+def spread(samples: int, most: int = SAMPLES) -> Tensor:
+    """Choose ``most`` of so many samples, or all where there are no more, from all over them: int64 (n,), rising.
+
+    Recordings change over time and data sets are sorted, so one is taken from each of ``most`` equal parts; some also
+    come in turns, as ten classes may, so each at another place in its part.
+    """
+    if samples <= most:
+        return torch.arange(samples)
+    parts = torch.arange(most + 1) * samples // most
+    place = torch.arange(most, dtype=torch.float64) * GOLDEN % 1
+    return parts[:-1] + (place * parts.diff()).long()
 
 
 def positions(shape: Sequence[int], most: int = VALUES) -> tuple[Tensor, Tensor]:

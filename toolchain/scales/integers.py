@@ -68,7 +68,8 @@ def build(graph: FloatGraph, scales: Scales, recipe: Recipe) -> Network:
         )
         start, shift = initial_potential(recipe.initial, layer)
         beta = layer.bias.double() * (spatial(plan.su, layer.shape) if layer.bias.shape == layer.shape else plan.su)
-        lost = (1 - 2.0**plan.exponent) / 2  # by rounding towards minus infinity, on average
+        # By rounding the current of every edge from the input towards minus infinity, on average.
+        lost = sum(edge.source == INPUT for edge in layer.edges) * (1 - 2.0**plan.exponent) / 2
         bias = bias_schedule(beta + shift * plan.threshold / recipe.timesteps + lost, recipe.timesteps)
         v0 = np.full(layer.shape[0], round(plan.threshold * start))
         layers.append(Layer(layer.name, layer.shape, edges, plan.threshold, v0, bias, layer.kind))

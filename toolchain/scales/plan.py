@@ -20,14 +20,13 @@ from sim.findings import Refused, refuse
 from sim.network import INPUT, Shape
 from sim.progress import track
 from toolchain.graph import FloatDense, FloatGraph, FloatLayer, FloatMap
-from toolchain.graph.channels import by_channel, sampled, spatial
+from toolchain.graph.channels import by_channel, sampled, spatial, spread
 from toolchain.recipe import Recipe
 from toolchain.scales import thresholds
 from toolchain.scales.thresholds import quantisation_error
 
 MARGIN = 1.5  #: registers keep this factor above the largest potential that the calibration data can cause
 HALVINGS = 6  #: payload scales that are tried, each half as fine as the one before
-SAMPLES = 256  #: inputs that the scales are chosen on; more would change thresholds by less than their grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,15 +177,15 @@ def _exponent(largest: float, chip: Chip) -> int:
 
 
 def choose_scales(graph: FloatGraph, x: Tensor, recipe: Recipe) -> Scales:
-    """Choose the scales of ``graph`` on the first ``SAMPLES`` of the model inputs ``x`` (B, *input_shape).
+    """Choose the scales of ``graph`` on some of the model inputs ``x`` (B, *input_shape).
 
-    An activation that ends somewhere, as ReLU6 does, says itself where a rate of one is; for others the recipe's
-    threshold rule does. Raises :class:`Refused` where no scale keeps a layer inside the registers, or a ReLU has no
+    The steps of a quantised activation say themselves where a rate of one is. For others the recipe's threshold rule
+    does, inside what a bounded one as ReLU6 allows; "given" takes the bound. Raises :class:`Refused` where no scale keeps a layer inside the registers, or a ReLU has no
     threshold of its own and the rule is "given".
     """
     units: dict[str, Tensor] = {}
     plans: dict[str, Plan] = {}
-    walked = graph.precise().currents(x[:SAMPLES])
+    walked = graph.precise().currents(x[spread(len(x))])
     for layer, values, current, activation in track("choosing scales", walked, len(graph.layers)):
         if layer.kind == "spiking":
             theta = _theta(layer, activation, recipe)
@@ -202,11 +201,15 @@ def choose_scales(graph: FloatGraph, x: Tensor, recipe: Recipe) -> Scales:
 
 def _theta(layer: FloatLayer, activation: Tensor, recipe: Recipe) -> Tensor:
     """Thresholds (C,) that the layer's activation has, or that the recipe's rule finds."""
-    if layer.upper is not None:
-        return torch.as_tensor(layer.upper).expand(layer.shape[0])
-    if recipe.threshold == "given":
+    if layer.upper is None and recipe.threshold == "given":
         raise refuse(layer.name, "its ReLU has no threshold of its own", "choose another threshold rule")
-    return thresholds.choose(recipe.threshold, activation, recipe.timesteps)
+    if layer.upper is None:
+        return thresholds.choose(recipe.threshold, activation, recipe.timesteps)
+    upper = torch.as_tensor(layer.upper).expand(layer.shape[0])
+    if recipe.threshold == "given" or layer.levels is not None:
+        return upper
+    # A ReLU6 whose activations hardly reach 6 would waste its few steps on what never comes.
+    return torch.minimum(upper, thresholds.choose(recipe.threshold, activation, recipe.timesteps))
 
 
 def _payload_unit(x: Tensor, bits: int, units: Mapping[str, Tensor], plan_with: Callable[..., Plan]) -> Tensor:
