@@ -76,6 +76,7 @@ def convert(
 
     Example: `ann2loihi convert --model model.py:build --weights model.pt --calibration calibration.npz -o build/out`
     """
+    from exporters.bundle import check_place
     from toolchain import assessment
     from toolchain.auto import choose
     from toolchain.convert import convert as run
@@ -88,6 +89,7 @@ def convert(
     if auto and (given := [f"--{name}" for name in ("timesteps", "holdoff", "method") if name in options]):
         raise refuse("--auto", f"{', '.join(given)} given too", "leave the choice to --auto, or leave --auto out")
     chosen = named(recipe, **options)
+    check_place(output)
     x, y = load_arrays(calibration, labels=False)
     net = load_model(model, weights)
     with bars():
