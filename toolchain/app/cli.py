@@ -101,6 +101,7 @@ def convert(
 
     Example: `ann2loihi convert --model model.py:build --weights model.pt --calibration calibration.npz -o build/out`
     """
+    from exporters.bundle import check_place
     from toolchain import assessment
     from toolchain.auto import choose
     from toolchain.convert import convert as run
@@ -113,6 +114,7 @@ def convert(
     if auto and (given := [f"--{name}" for name in ("timesteps", "holdoff", "method") if name in options]):
         raise refuse("--auto", f"{', '.join(given)} given too", "leave the choice to --auto, or leave --auto out")
     chosen = named(recipe, **options)
+    check_place(output)
     x, y = load_arrays(calibration, labels=False)
     net, limits = load_model(model, weights), importing(dense_limit, leave_off_last)
     with bars():
