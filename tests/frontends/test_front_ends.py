@@ -41,6 +41,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Shape, int]] = {
     "depthwise": (networks.depthwise, (2, 4, 4), 4),
     "residual over sequences": (networks.residual_sequence, (2, 64), 3),
     "zero channels": (networks.zero_channels, (2, 4, 4), 2),
+    "products with constants": (networks.Products, (12,), 3),
+    "resampled": (networks.resampled, (3, 8, 8), 6),
+    "rearranged": (networks.rearranged, (2, 8, 8), 4),
     "in place": (networks.in_place, (2, 4, 4), 3),
 }
 
