@@ -325,6 +325,17 @@ class Network(_Record):
         """Shape of the input or of a layer, by name."""
         return self.input.shape if source == INPUT else self[source].shape
 
+    def decode(self, potentials: Any) -> np.ndarray:
+        """Return the model's outputs, float64, for the readout's potentials (B, *shape) after the whole window.
+
+        Or (B, T, *shape) after every window step, as traces have them. In su where nobody has said what they stand for.
+        """
+        output, potentials = self.output or Output(np.array(1.0), np.array(0.0)), np.asarray(potentials)
+        if potentials.ndim == len(self.readout.shape) + 1:
+            return output.decode(potentials)
+        steps = range(potentials.shape[1])
+        return np.stack([output.decode(potentials[:, t], (t + 1) / self.timesteps) for t in steps], 1)
+
     def payload(self, payload: Any) -> np.ndarray:
         """Check an integer payload ``(B, *input.shape)`` against the input's shape and range and return it as int32."""
         payload = np.asarray(payload)

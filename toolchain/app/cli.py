@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from sim.findings import refuse
-from toolchain.app.console import bars, err, guarded, out, print_json, say, table
+from toolchain.app.console import bars, err, guarded, numbers, out, print_json, say, table
 from toolchain.app.options import (
     Bundle,
     Data,
@@ -27,7 +27,7 @@ from toolchain.app.options import (
     importing,
     with_recipe,
 )
-from toolchain.app.show import STEPS, layers, show_report, show_verification
+from toolchain.app.show import layers, score_columns, show_report, show_verification
 
 #: Of the click that typer depends on, or brings along: only typer's own names are stable.
 UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
@@ -80,7 +80,7 @@ def check(
 def convert(
     model: Model,
     calibration: Annotated[
-        Path, typer.Option(metavar="FILE.npz", help="A few hundred inputs x (N,C,H,W); y is only reported on.")
+        Path, typer.Option(metavar="FILE.npz", help="A few hundred inputs x (N,C,H,W); y is never learnt from.")
     ],
     output: Output,
     weights: Weights = None,
@@ -119,10 +119,10 @@ def convert(
     net, limits = load_model(model, weights), importing(dense_limit, leave_off_last)
     with bars():
         if auto:
-            choice = choose(net, x, chosen, latency_budget=latency_budget, **limits)
+            choice = choose(net, x, chosen, latency_budget=latency_budget, labels=y, **limits)
             conversion, search = choice.conversion, choice.search
         else:
-            conversion, search = run(net, x, recipe=chosen, **limits), None
+            conversion, search = run(net, x, recipe=chosen, labels=y, **limits), None
         net = as_float32(net)
         rates = assessment.rates(conversion, x)
         name, data = model.rpartition("/")[2], f"calibration data, {calibration.name}"
@@ -144,7 +144,7 @@ def evaluate(
     samples: Samples = None,
     as_json: Json = False,
 ) -> None:
-    """Print the accuracy at every step 1..T on labelled data.
+    """Print the accuracy, or R² of a regression, at every step 1..T on labelled data.
 
     Example: `ann2loihi evaluate build/out --data test.npz`
     """
@@ -152,17 +152,24 @@ def evaluate(
     from exporters.engines import run
     from toolchain.assessment import by_step
     from toolchain.inputs import load_arrays, selected
+    from toolchain.task import resolve
 
-    network = bundles.load(bundle).network
+    loaded = bundles.load(bundle)
+    network = loaded.network
     x, y = selected(*load_arrays(data, network.input.shape), samples)
     assert y is not None  # load_arrays has refused data without labels
+    # Bundles of before tasks were known do not name theirs.
+    task, _ = resolve(loaded.config.get("task", "auto"), network.readout.shape, y)
+    task.labels(y, len(x))
+    if task.name == "regression" and network.output is None:
+        raise refuse(str(bundle), "does not say what its potentials stand for", "convert again")
     with bars():
         trace = run(engine, network, network.input.encode(x), record=False)
-    rows = [row.as_dict() for row in by_step(trace.logits, y)]
+    rows = [row.as_dict() for row in by_step(network.decode(trace.logits), y, task)]
     if as_json:
-        print_json({"engine": engine, "samples": len(x), "accuracy_by_step": rows})
+        print_json({"engine": engine, "task": task.name, "samples": len(x), "accuracy_by_step": rows})
     else:
-        out.print(table(f"{bundle} on {data}, engine {engine}", rows, STEPS))
+        out.print(table(f"{bundle} on {data}, engine {engine}", rows, {"step": "step"} | score_columns(task.name)))
 
 
 @app.command()
@@ -210,7 +217,7 @@ def inspect(
 
     bundle = bundles.load(path) if path.is_dir() else None
     network = netx.read(path) if bundle is None else bundle.network
-    rows = layer_table(network)
+    rows, output = layer_table(network), network.output
     if as_json:
         print_json(
             {
@@ -219,6 +226,7 @@ def inspect(
                 "steps": network.steps,
                 "loader": netx.loaded_by(network),
                 "input": {"shape": network.input.shape, "bits": network.input.bits, "scale": network.input.scale},
+                "output": None if output is None else {k: v.tolist() for k, v in vars(output).items()},
                 "layers": [row.as_dict() for row in rows],
             }
         )
@@ -231,6 +239,8 @@ def inspect(
         soft_wrap=True,
         highlight=False,
     )
+    if output is not None:
+        say(f"output = potential / {numbers(output.scale)} + {numbers(output.offset)}, after the whole window")
     for key, value in ({} if bundle is None else bundle.provenance).items():
         listed = ", ".join(f"{name} {entry}" for name, entry in value.items()) if isinstance(value, dict) else value
         say(f"{key}: {listed}")

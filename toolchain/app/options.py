@@ -28,7 +28,10 @@ Weights = Annotated[
         "--weights", metavar="FILE", help="Its state_dict or a checkpoint with it, by torch.save or .safetensors."
     ),
 ]
-Data = Annotated[Path, typer.Option("--data", metavar="FILE.npz", help="Arrays x (N,C,H,W; uint8 or float) and y (N).")]
+Data = Annotated[
+    Path,
+    typer.Option("--data", metavar="FILE.npz", help="Arrays x (N,C,H,W; uint8 or float) and labels y."),
+]
 Samples = Annotated[int | None, typer.Option("--samples", metavar="N", help="Use the first N samples; all by default.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write.")]
 Bundle = Annotated[Path, typer.Argument(metavar="DIR", help="What `convert` has written.")]
