@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,12 +15,13 @@ from toolchain.assessment.score import accuracy, agreement, by_step, classes
 from toolchain.assessment.verdict import verdict
 from toolchain.convert import Conversion
 from toolchain.graph.channels import spread
+from toolchain.inputs import as_inputs
 
 
 def report(
     conversion: Conversion,
     model: nn.Module,
-    x: Tensor,
+    x: Any,
     y: Tensor | None,
     rates: Rates,
     *,
@@ -29,14 +31,14 @@ def report(
     wide: Conversion | None = None,
     others: Mapping[int, Conversion] | None = None,
 ) -> Report:
-    """Measure a conversion on ``x`` (B, *input_shape) and labels ``y`` (B,), where there are any.
+    """Measure a conversion on model inputs ``x`` and labels ``y`` (B,), where there are any.
 
-    ``rates`` comes from :func:`toolchain.assessment.layers.rates`. The report calls the model ``name``, or by its type,
+    For ``x`` see :func:`toolchain.inputs.as_inputs`. ``rates`` comes from :func:`toolchain.assessment.layers.rates`. The report calls the model ``name``, or by its type,
     and the samples ``data``; ``choice`` is how the recipe was found. ``wide`` is the same conversion for wide
     registers, ``others`` the conversions for other T. Errors are attributed on as many samples
     as :func:`toolchain.graph.channels.spread` takes.
     """
-    recipe = conversion.recipe
+    recipe, x = conversion.recipe, as_inputs(x)
     ladder = climb(conversion, model, x, wide)
     trained, spiking = classes(ladder.logits["ann"]), classes(ladder.logits["int8"])
     explained = x[spread(len(x))]

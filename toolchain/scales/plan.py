@@ -179,8 +179,8 @@ def choose_scales(graph: FloatGraph, x: Tensor, recipe: Recipe) -> Scales:
     """Choose the scales of ``graph`` on some of the model inputs ``x`` (B, *input_shape).
 
     The steps of a quantised activation say themselves where a rate of one is. For others the recipe's threshold rule
-    does, inside what a bounded one as ReLU6 allows; "given" takes the bound. Raises :class:`Refused` where no scale keeps a layer inside the registers, or a ReLU has no
-    threshold of its own and the rule is "given".
+    does, inside what a bounded one as ReLU6 allows; "given" takes the bound. Raises :class:`Refused` where no scale
+    keeps a layer inside the registers, or a ReLU has no threshold of its own and the rule is "given".
     """
     units: dict[str, Tensor] = {}
     plans: dict[str, Plan] = {}
