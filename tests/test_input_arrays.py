@@ -110,7 +110,7 @@ def changed(value: Any, dtype: Any = np.float64) -> np.ndarray:
     [
         (VALUES.astype(complex), "type complex128; give floating-point numbers or integers"),
         (torch.zeros(2, 3, dtype=torch.complex64), "type torch.complex64; give floating-point"),
-        (VALUES.tolist() + [VALUES.astype(complex)[0].tolist()], "type list of complex128; give floating-point"),
+        ([*VALUES.tolist(), VALUES[0].astype(complex).tolist()], "type list of complex128; give floating-point"),
         (VALUES.astype(object), "type object; give floating-point"),
         (np.array([["1", "2"]]), "type <U1; give floating-point"),
         (np.zeros((2, 3), "M8[s]"), "type datetime64[s]; give floating-point"),

@@ -33,10 +33,10 @@ def report(
 ) -> Report:
     """Measure a conversion on model inputs ``x`` and labels ``y`` (B,), where there are any.
 
-    For ``x`` see :func:`toolchain.inputs.as_inputs`. ``rates`` comes from :func:`toolchain.assessment.layers.rates`. The report calls the model ``name``, or by its type,
-    and the samples ``data``; ``choice`` is how the recipe was found. ``wide`` is the same conversion for wide
-    registers, ``others`` the conversions for other T. Errors are attributed on as many samples
-    as :func:`toolchain.graph.channels.spread` takes.
+    For ``x`` see :func:`toolchain.inputs.as_inputs`. ``rates`` comes from :func:`toolchain.assessment.layers.rates`.
+    The report calls the model ``name``, or by its type, and the samples ``data``; ``choice`` is how the recipe was
+    found. ``wide`` is the same conversion for wide registers, ``others`` the conversions for other T. Errors are
+    attributed on as many samples as :func:`toolchain.graph.channels.spread` takes.
     """
     recipe, x = conversion.recipe, as_inputs(x)
     ladder = climb(conversion, model, x, wide)
