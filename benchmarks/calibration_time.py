@@ -59,7 +59,7 @@ def spread(values: list[float]) -> dict[str, float]:
 def forward(model: nn.Module, x: Tensor, batch: int) -> None:
     """Run the trained network over all inputs."""
     for chunk in x.split(batch):
-        model(chunk)
+        model(chunk.clone())
 
 
 def fastest_batch(model: nn.Module, x: Tensor) -> int:

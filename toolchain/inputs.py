@@ -13,19 +13,19 @@ from torch import Tensor
 from sim.findings import Refused, refuse
 from sim.network import Shape
 
+REAL = "give floating-point numbers or integers"
 ARRAY_LIMIT = 16 << 30  #: bytes that the arrays of one .npz may take uncompressed
 
 
 def as_inputs(x: Any, shape: Shape | None = None, where: str = "calibration") -> Tensor:
-    """Turn user data into the model's inputs, float32 (B, *shape).
+    """Turn user data into the model's inputs, float32 (B, *shape), in memory of their own.
 
-    uint8 is scaled by 1/255, as torchvision's ToTensor does; floats are taken as they are. Sequences (B, C, L) fit a
-    ``shape`` of (C, L, 1), as the float graph has it. Raises :class:`Refused` for an empty array, a wrong shape,
-    another type, NaN or infinity.
+    ``x`` is a tensor, an array or a list of them, of real numbers of any type, byte order, memory layout or device.
+    uint8 is scaled by 1/255, as torchvision's ToTensor does; other numbers are taken as they are, bool as 0 and 1.
+    Sequences (B, C, L) fit a ``shape`` of (C, L, 1), as the float graph has it. Raises :class:`Refused` for an empty
+    array, a wrong shape, another type, a mask, NaN, infinity and what leaves float32.
     """
-    tensor = x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.array(x)) if _is_numeric(x) else None
-    if tensor is None or not (tensor.is_floating_point() or tensor.dtype == torch.uint8):
-        raise refuse(where, f"type {getattr(x, 'dtype', type(x).__name__)}", "give uint8 or floating-point numbers")
+    tensor = _numbers(x, where)
     if tensor.ndim == 3 and shape == (*tensor.shape[1:], 1):
         tensor = tensor[..., None]
     if tensor.ndim not in (2, 3, 4) or (shape is not None and tuple(tensor.shape[1:]) != shape):
@@ -33,15 +33,48 @@ def as_inputs(x: Any, shape: Shape | None = None, where: str = "calibration") ->
         raise refuse(where, f"shape {tuple(tensor.shape)}", f"it needs {wanted}")
     if not tensor.numel():
         raise refuse(where, f"empty: shape {tuple(tensor.shape)}", "give at least one sample")
-    tensor = tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
-    if not tensor.isfinite().all():
-        bad = int(tensor.flatten(1).isfinite().logical_not().any(1).nonzero()[0])
+    single = tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
+    if not single.isfinite().all():
+        bad = int(single.flatten(1).isfinite().logical_not().any(1).nonzero()[0])
+        values = tensor[bad].double()
+        if values.isfinite().all():
+            raise refuse(where, f"sample {bad} holds {float(values.abs().max()):.3g}, beyond float32", "scale the data")
         raise refuse(where, f"sample {bad} holds NaN or infinity", "clean the data")
-    return tensor
+    return single
 
 
-def _is_numeric(x: Any) -> bool:
-    return np.asarray(x).dtype.kind in "fiub"
+def _numbers(x: Any, where: str) -> Tensor:
+    """Copy real numbers, however they are kept, into a dense tensor in the computer's memory."""
+    if isinstance(x, list | tuple) and x and all(isinstance(part, Tensor) for part in x):
+        parts = [_numbers(part, where) for part in x]
+        if len({part.shape for part in parts}) > 1:
+            raise refuse(where, "samples of different shapes", "give all samples one shape")
+        return torch.stack(parts)
+    if isinstance(x, Tensor):
+        kind = "quantised" if x.is_quantized else "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
+        if kind != "strided" or x.is_meta:
+            kind = "meta" if kind == "strided" else kind
+            raise refuse(where, f"a tensor that is {kind}", "give a dense tensor of real numbers")
+        if x.is_complex():
+            raise refuse(where, f"type {x.dtype}", REAL)
+        return torch.empty(x.shape, dtype=x.dtype).copy_(x.detach())
+    if any(isinstance(part, np.ma.MaskedArray) for part in (x if isinstance(x, list | tuple) else (x,))):
+        raise refuse(where, "a masked array", "fill in what is masked, as x.filled(0) does, or leave those samples out")
+    try:
+        array = np.asarray(x)
+    except (ValueError, TypeError, RuntimeError) as error:
+        problem = f"no array can be made of it: {' '.join(str(error).split())}"
+        raise refuse(where, problem, "give one array, and all samples one shape") from error
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if kind not in "fiub":
+        given = "" if isinstance(x, np.ndarray) else type(x).__name__
+        raise refuse(where, f"type {given or array.dtype}{f' of {array.dtype}' if given and kind != 'O' else ''}", REAL)
+    if kind == "f" and size > 8:  # beyond float64 is beyond float32, and not infinity
+        largest = np.finfo(np.float64).max
+        array = np.where(np.isfinite(array), array.clip(-largest, largest), array)
+    # torch knows the computer's own byte order only, and no unsigned integers but bytes.
+    known = {"f": f"f{min(size, 8)}", "u": "u1" if size == 1 else "f8"}.get(kind, f"{kind}{size}")
+    return torch.from_numpy(np.array(array, known, order="C"))
 
 
 def existing(path: Path) -> Path:

@@ -27,7 +27,7 @@ class Ladder:
 
 
 def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion | None = None) -> Ladder:
-    """Run every rung on model inputs (B, *input_shape); ``wide`` is the conversion for wide registers."""
+    """Run every rung on model inputs (B, *model_shape); ``wide`` is the conversion for wide registers."""
     inputs = as_inputs(x, conversion.network.input.shape)
     findings: list[str] = []
 
@@ -52,12 +52,15 @@ def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion 
 
 
 @torch.no_grad()
-def model_logits(model: nn.Module, x: Tensor, batch: int = 256) -> Tensor:
-    """Logits of the torch model, float32 (B, N), in eval mode; every module gets back the mode that it was in."""
+def model_logits(model: nn.Module, x: Any, batch: int = 256) -> Tensor:
+    """Logits of the torch model, float32 (B, N), in eval mode; every module gets back the mode that it was in.
+
+    ``x`` are model inputs (see :func:`toolchain.inputs.as_inputs`). The model gets a copy: it may write into it.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        return torch.cat([model(chunk).reshape(len(chunk), -1) for chunk in x.split(batch)])
+        return torch.cat([model(chunk).reshape(len(chunk), -1) for chunk in as_inputs(x).split(batch)])
     finally:
         for module, training in modes.items():
             module.training = training

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from exporters.report import EdgeRow, LayerRow, Rates
 from sim.fixedpoint import worst_case
@@ -17,10 +17,10 @@ from toolchain.inputs import as_inputs
 RATE_BATCH = 32  #: inputs traced at a time
 
 
-def rates(conversion: Conversion, x: Tensor) -> Rates:
+def rates(conversion: Conversion, x: Any) -> Rates:
     """Wanted rates, ``clip(activation / theta, 0, 1)``, and measured ones of each spiking layer; float32 (n,) both.
 
-    On ``SAMPLES`` of the inputs (B, *input_shape), enough for a stable picture and few enough to be quick.
+    On some of the model inputs (see :func:`toolchain.graph.channels.spread`), enough for a stable picture.
     """
     x = as_inputs(x, conversion.network.input.shape)
     x = x[spread(len(x))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from exporters.report import Attribution, Rates, Report, Search
 from toolchain.assessment import layers
@@ -15,12 +15,13 @@ from toolchain.assessment.score import accuracy, agreement, by_step, errors
 from toolchain.assessment.verdict import verdict
 from toolchain.convert import Conversion
 from toolchain.graph.channels import spread
+from toolchain.inputs import as_inputs
 
 
 def report(
     conversion: Conversion,
     model: nn.Module,
-    x: Tensor,
+    x: Any,
     y: Any,
     rates: Rates,
     *,
@@ -30,14 +31,15 @@ def report(
     wide: Conversion | None = None,
     others: Mapping[int, Conversion] | None = None,
 ) -> Report:
-    """Measure a conversion on ``x`` (B, *input_shape) and labels ``y``, where there are any, of its task.
+    """Measure a conversion on model inputs ``x`` and labels ``y``, where there are any, of its task.
 
-    ``rates`` comes from :func:`toolchain.assessment.layers.rates`. The report calls the model ``name``, or by its type,
-    and the samples ``data``; ``choice`` is how the recipe was found. ``wide`` is the same conversion for wide
-    registers, ``others`` the conversions for other T. Errors are attributed on as many samples
-    as :func:`toolchain.graph.channels.spread` takes. Raises :class:`Refused` for labels that are not of the task.
+    For ``x`` see :func:`toolchain.inputs.as_inputs`. ``rates`` comes from :func:`toolchain.assessment.layers.rates`.
+    The report calls the model ``name``, or by its type, and the samples ``data``; ``choice`` is how the recipe was
+    found. ``wide`` is the same conversion for wide registers, ``others`` the conversions for other T. Errors are
+    attributed on as many samples as :func:`toolchain.graph.channels.spread` takes. Raises :class:`Refused` for labels
+    that are not of the task.
     """
-    recipe, task = conversion.recipe, conversion.task
+    recipe, task, x = conversion.recipe, conversion.task, as_inputs(x)
     labels = None if y is None else task.labels(y, len(x))
     ladder = climb(conversion, model, x, wide)
     ann = ladder.outputs["ann"]

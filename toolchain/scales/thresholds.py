@@ -74,9 +74,9 @@ RULES: dict[str, Callable[[Tensor, int], Tensor]] = {"max": _maximum, "percentil
 def choose(rule: str, activations: Tensor, timesteps: int) -> Tensor:
     """Thresholds (C,) of one layer from its activations (B, C, ...) on the calibration data.
 
-    ``rule`` is ``max``, ``percentile`` (99.9 %) or ``mse`` (grid search over fractions of the maximum). One that
-    fires too rarely for its rule is looked at where it does. A channel that never fires on the calibration data gets
-    the layer's largest threshold: it stays silent, and its weights don't squeeze the others'.
+    ``rule`` is ``max``, ``percentile`` (99.9 %) or ``mse`` (grid search over fractions of the maximum). A channel that
+    fires too rarely for its rule is looked at where it does. One that never fires on the calibration data gets the
+    layer's largest threshold: it stays silent, and its weights don't squeeze the others'.
     """
     if rule not in RULES:
         raise refuse("thresholds", f"unknown rule {rule!r}", f"use one of {', '.join(RULES)}")
