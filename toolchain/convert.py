@@ -37,7 +37,7 @@ class Conversion:
     """The result: the deployable network, and the float graph and scales that it came from."""
 
     network: Network
-    graph: FloatGraph  #: equals the torch model
+    graph: FloatGraph  #: equals the torch model, up to its ``import_error``
     source: FloatGraph  #: what was quantised: the same graph, or with tuned weights its copy for T steps
     recipe: Recipe
     scales: Scales  #: by layer: THETA and the activation that one spike per step stands for
@@ -111,9 +111,12 @@ def convert(
 
 
 def imported(model: nn.Module | FloatGraph, x: Any) -> tuple[FloatGraph, Tensor]:
-    """Return the model's float graph and its inputs as the graph takes them, float32 (B, *input_shape)."""
+    """Return the model's float graph and its inputs as the graph takes them, float32 (B, *input_shape).
+
+    The graph is proven on a few of them (see :func:`toolchain.frontends.import_model`).
+    """
     inputs = as_inputs(x)
-    graph = model if isinstance(model, FloatGraph) else import_model(model, tuple(inputs.shape[1:]))
+    graph = model if isinstance(model, FloatGraph) else import_model(model, tuple(inputs.shape[1:]), samples=inputs)
     return graph, as_inputs(inputs, graph.input_shape)
 
 

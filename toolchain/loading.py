@@ -75,10 +75,19 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         for key in wanted.keys() & state
         if state[key].shape != wanted[key].shape
     ]
-    if problems:
-        raise Refused(
-            Finding(str(path), problem, "save the state_dict of this very model") for problem in sorted(problems)
+    findings = [Finding(str(path), problem, "save the state_dict of this very model") for problem in sorted(problems)]
+    findings += [
+        Finding(
+            str(path),
+            f"{key!r} is {str(state[key].dtype).removeprefix('torch.')}, the model's is "
+            f"{str(wanted[key].dtype).removeprefix('torch.')}",
+            "save real floating-point numbers; of integer levels the levels times their scale",
         )
+        for key in sorted(wanted.keys() & state)
+        if wanted[key].is_floating_point() and not state[key].is_floating_point()
+    ]
+    if findings:
+        raise Refused(findings)
     model.load_state_dict(state)
 
 

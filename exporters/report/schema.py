@@ -183,6 +183,8 @@ class Report(Record):
     method: str  #: bias rule
     weights: str  #: weight rule
     samples: int
+    #: Largest difference of a logit of the imported float graph from the trained network's, relative to the largest.
+    import_error: float | None = None
     layers: tuple[LayerRow, ...]
     agreement: Mapping[Rung, Agreement] = field(default_factory=dict)
     attribution: Attribution | None = None

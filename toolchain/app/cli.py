@@ -27,13 +27,19 @@ def check(
     model: Model,
     input_shape: Annotated[str, typer.Option(metavar="C,H,W", help="Shape of one input, for example 3,32,32.")],
     weights: Weights = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Inputs x (N,C,H,W) to compare on, beside drawn ones.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List every layer of a model and what becomes of it; exit code 1 if anything is refused.
 
+    What is not refused is compared with the model itself.
+
     Example: `ann2loihi check --model model.py:build --input-shape 1,8,8`
     """
     from toolchain.frontends import inspect_model
+    from toolchain.inputs import load_arrays
     from toolchain.loading import load_model
 
     try:
@@ -42,7 +48,8 @@ def check(
         shape = ()
     if len(shape) not in (1, 2, 3) or min(shape) < 1:
         raise refuse("--input-shape", repr(input_shape), "give C,H,W, or C,L, or one number of features")
-    rows = [asdict(row) for row in inspect_model(load_model(model, weights), shape)]
+    samples = None if calibration is None else load_arrays(calibration, shape, labels=False)[0]
+    rows = [asdict(row) for row in inspect_model(load_model(model, weights), shape, samples=samples)]
     if as_json:
         print_json(rows)
     else:

@@ -53,11 +53,14 @@ def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion 
 
 @torch.no_grad()
 def model_logits(model: nn.Module, x: Tensor, batch: int = 256) -> Tensor:
-    """Logits of the torch model, float32 (B, N), in eval mode; every module gets back the mode that it was in."""
+    """Logits of the torch model, float32 (B, N), in eval mode; every module gets back the mode that it was in.
+
+    The model gets copies: a forward may change its input in place.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        return torch.cat([model(chunk).flatten(1) for chunk in x.split(batch)])
+        return torch.cat([model(chunk.clone()).flatten(1) for chunk in x.split(batch)])
     finally:
         for module, training in modes.items():
             module.training = training

@@ -58,6 +58,7 @@ def report(
         method=recipe.method,
         weights=recipe.weights,
         samples=len(x),
+        import_error=conversion.graph.import_error,
         layers=layers.measured_layers(conversion, rates),
         agreement={
             rung: agreement(logits, ladder.logits["ann"]) for rung, logits in ladder.logits.items() if rung != "ann"

@@ -174,7 +174,10 @@ class Interpreter:
                 f"torch refuses it: {tuple(new.constant.shape)} does not fit into {tuple(constant.shape)} in place",
                 "write it without inplace",
             )
-        changed = replace(new, constant=self._moved(constant).copy_(new.constant))
+        try:
+            changed = replace(new, constant=self._moved(constant).copy_(new.constant))
+        except RuntimeError as error:  # of memory that several values of a tensor share
+            raise Unsupported(f"torch refuses it: {one_line(error)}", "write it without inplace") from error
 
         def renewed(value: Any) -> Any:
             if not isinstance(value, Affine | Tensor):

@@ -203,8 +203,9 @@ def _reduction(reduce: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _gemm(a: Any, b: Any, c: Any = None, *, alpha: float = 1, beta: float = 1, transA: int = 0, transB: int = 0) -> Any:  # noqa: N803
-    if not _is_tensor(b) or transA:
+    if not _is_tensor(b) or (transA and not _is_tensor(a)):
         return torch.matmul(a, b)
+    a = a.t() if transA else a
     weight = b if transB else b.t()
     weight = weight if alpha == 1 else weight * alpha
     if c is None:

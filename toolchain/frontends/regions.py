@@ -12,7 +12,7 @@ from sim.network import INPUT, Shape
 from toolchain.frontends.affine import BATCH, Affine, Current, Term, Unreached, image
 from toolchain.frontends.linear import Chain, Reshape, as_maps, reduce
 from toolchain.frontends.log import Log, Row
-from toolchain.graph import FloatEdge, FloatLayer
+from toolchain.graph import FloatEdge, FloatGraph, FloatLayer
 
 _CONVOLVE = (
     "raise dense_limit, let pooling windows divide their input, without padding and ceil_mode, or put nn.ReLU behind "
@@ -30,6 +30,10 @@ class Regions:
         #: Of every source, in topological order.
         self.shapes = {INPUT: image(input_shape) if len(input_shape) == 2 else input_shape}
         self.input = Affine(torch.zeros(BATCH, *input_shape, dtype=torch.float64), (Term(INPUT),))
+
+    def graph(self) -> FloatGraph:
+        """Return the layers found, their weights and biases in float64."""
+        return FloatGraph(self.shapes[INPUT], tuple(self.layers))
 
     def pretend(self, name: str, shape: Shape) -> Affine:
         """Return a source that no layer emits, (*shape), in the place of a refused operation's result."""
@@ -120,8 +124,8 @@ class Regions:
             except ValueError as error:
                 self.log.refuse(row, f"with what is folded into it, it takes {error}", _CONVOLVE)
                 continue
-            edges += [FloatEdge(source, replace(m, weight=m.weight.float())) for m in maps]
-        bias = _uniform(value.constant[0].reshape(shape)).float()
+            edges += [FloatEdge(source, m) for m in maps]
+        bias = _uniform(value.constant[0].reshape(shape))
         layer = FloatLayer(name, shape, tuple(edges), bias, kind)
         if isinstance(value, Current):
             layer = replace(layer, upper=value.upper, levels=value.levels, initial=value.initial)
@@ -136,7 +140,7 @@ class Regions:
             self.log.refuse(
                 row, "its constant differs from sample to sample", "take out what is random or indexed by the sample"
             )
-        if not all(bool(t.isfinite().all()) for t in (layer.bias, *(edge.map.weight for edge in layer.edges))):
+        if not all(bool(t.float().isfinite().all()) for t in (layer.bias, *(edge.map.weight for edge in layer.edges))):
             self.log.refuse(
                 row,
                 "its weights or bias leave float32 once batch normalisation is folded in",

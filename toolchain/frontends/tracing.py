@@ -188,9 +188,11 @@ class _Proxy(fx.Proxy):
 
 #: What a symbolic value answers as its sample does, and what it does only where it does not depend on the input.
 _ASKED = frozenset(
-    ("size", "dim", "ndimension", "numel", "nelement", "shape", "ndim", "dtype", "device", "layout", "stride")
-    + ("is_contiguous", "is_floating_point", "is_complex", "is_cuda", "is_sparse", "is_quantized")
-)
+    (
+        "size", "dim", "ndimension", "numel", "nelement", "shape", "ndim", "dtype", "device", "layout", "stride",
+        "is_contiguous", "is_floating_point", "is_complex", "is_cuda", "is_sparse", "is_quantized",
+    )
+)  # fmt: skip
 _READ = frozenset(("item", "tolist", "numpy", "__array__"))
 
 
