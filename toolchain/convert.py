@@ -50,7 +50,7 @@ class Conversion:
     """The result: the deployable network, and the float graph and scales that it came from."""
 
     network: Network
-    graph: FloatGraph  #: equals the torch model
+    graph: FloatGraph  #: equals the torch model, up to its ``import_error``
     source: FloatGraph  #: what was quantised: the same graph, or with tuned weights its copy for T steps
     recipe: Recipe
     scales: Scales  #: by layer: THETA and the activation that one spike per step stands for
@@ -167,12 +167,13 @@ def resolved(graph: FloatGraph, x: Tensor, recipe: Recipe, labels: Any = None) -
 def imported(model: nn.Module | FloatGraph, x: Any, **importing: Any) -> tuple[FloatGraph, Tensor]:
     """Return the model's float graph and its inputs as the graph takes them, float32 (B, *input_shape).
 
-    ``importing`` are the options of :func:`toolchain.frontends.import_model`.
+    The graph is proven on a few of them. ``importing`` are the other options of
+    :func:`toolchain.frontends.import_model`.
     """
     inputs = as_inputs(x)
     if isinstance(model, FloatGraph):
         return model, as_inputs(inputs, model.input_shape)
-    graph = import_model(unwrapped(model), tuple(inputs.shape[1:]), **importing)
+    graph = import_model(unwrapped(model), tuple(inputs.shape[1:]), samples=inputs, **importing)
     return graph, as_inputs(inputs, graph.input_shape)
 
 

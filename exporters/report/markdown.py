@@ -36,6 +36,7 @@ def render(report: Report, pictures: Sequence[str] = ()) -> str:
         f"# {report.model} as a spiking network",
         f"T = {report.timesteps} steps per firing window, hold-off K = {report.holdoff}, bias rule `{report.method}`, "
         f"weights `{report.weights}`, {report.samples} samples" + (f" ({report.data})." if report.data else "."),
+        *([] if report.import_error is None else [_imported(report.import_error)]),
         *(["## How T and K were chosen", _choice(report.choice)] if report.choice else []),
         f"## {_headed(MEASURES[report.task])}",
         _accuracy(report),
@@ -51,6 +52,10 @@ def render(report: Report, pictures: Sequence[str] = ()) -> str:
     if pictures:
         sections += ["## Pictures", *(f"![{PICTURES[name]}]({name})" for name in pictures)]
     return "\n\n".join(sections) + "\n"
+
+
+def _imported(error: float) -> str:
+    return f"The imported network equals the trained one: largest difference {error:.0e} of the largest logit."
 
 
 def _choice(choice: Search) -> str:

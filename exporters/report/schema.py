@@ -203,6 +203,8 @@ class Report(Record):
     weights: str  #: weight rule
     task: TaskName = "classes"  #: what the outputs mean
     samples: int
+    #: Largest difference of a logit of the imported float graph from the trained network's, relative to the largest.
+    import_error: float | None = None
     layers: tuple[LayerRow, ...]
     agreement: Mapping[Rung, Agreement] = field(default_factory=dict)
     attribution: Attribution | None = None

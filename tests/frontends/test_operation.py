@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,9 +111,9 @@ def test_a_forward_that_branches_on_values_is_taught_with_several_layers_of_its_
 
 def test_a_whole_model_and_a_module_of_torch_can_be_taught() -> None:
     operation(Gated)(gated)
-    head = nn.Sequential(Gated(), nn.Flatten(), nn.GELU(), nn.Linear(100, 3))
-    assert "2 (GELU): integrate-and-fire" in refusals(head, (4, 5, 5))[0]
-    operation(nn.GELU)(lambda module, x: functional.relu(x))
+    head = nn.Sequential(Gated(), nn.Flatten(), nn.Threshold(0, 0), nn.Linear(100, 3))
+    assert "2 (Threshold): integrate-and-fire" in refusals(head, (4, 5, 5))[0]
+    operation(nn.Threshold)(lambda module, x: functional.relu(x))
     assert len(import_model(head, (4, 5, 5)).layers) == 3  # the ReLU of a ReLU adds none
 
     class Whole(Gated):
@@ -160,9 +161,19 @@ def test_a_class_that_is_known_is_taught_anew_only_where_that_is_meant() -> None
         message = f"^operation: {known.__name__} is known already; pass replace=True where that is meant$"
         with pytest.raises(Refused, match=message):
             operation(known)
+    operation(nn.ReLU6, replace=True)(lambda module, x: torch.clamp(x, 0, 2) + functional.relu(x - 2).clamp(0, 4))
+    assert len(import_model(nn.Sequential(nn.Linear(4, 8), nn.ReLU6(), nn.Linear(8, 3)), (4,)).layers) == 4
+
+
+def test_a_function_that_computes_something_else_than_forward_is_refused() -> None:
     operation(nn.ReLU6, replace=True)(lambda module, x: torch.clamp(x, 0, 3))
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU6(), nn.Linear(8, 3))
-    assert import_model(model, (4,)).layers[0].upper == 3.0
+    (found,) = refusals(nn.Sequential(nn.Linear(4, 8), nn.ReLU6(), nn.Linear(8, 3)), (4,))
+    assert re.fullmatch(
+        r"1 \(ReLU6\): the function that stands for it computes something else than its forward: the network would be "
+        r"off by [\d.]+ % of the largest logit; let the function given to ann2loihi.operation compute what forward "
+        r"does in eval mode",
+        found,
+    )
 
 
 @pytest.mark.parametrize("no_class", [nn.ReLU(), functional.relu, int, "ReLU"])

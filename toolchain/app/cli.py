@@ -46,15 +46,21 @@ def check(
     model: Model,
     input_shape: Annotated[str, typer.Option(metavar="C,H,W", help="Shape of one input, for example 3,32,32.")],
     weights: Weights = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Inputs x (N,C,H,W) to compare on, beside drawn ones.")
+    ] = None,
     dense_limit: DenseLimit = None,
     leave_off_last: LeaveOffLast = False,
     as_json: Json = False,
 ) -> None:
     """List every layer of a model and what becomes of it; exit code 1 if anything is refused.
 
+    What is not refused is compared with the model itself.
+
     Example: `ann2loihi check --model model.py:build --input-shape 1,8,8`
     """
     from toolchain.frontends import inspect_model
+    from toolchain.inputs import load_arrays
     from toolchain.loading import load_model
 
     try:
@@ -63,8 +69,11 @@ def check(
         shape = ()
     if len(shape) not in (1, 2, 3) or min(shape) < 1:
         raise refuse("--input-shape", repr(input_shape), "give C,H,W, or C,L, or one number of features")
+    samples = None if calibration is None else load_arrays(calibration, shape, labels=False)[0]
     with redirect_stdout(sys.stderr):  # what the model prints while it is traced
-        found = inspect_model(load_model(model, weights), shape, **importing(dense_limit, leave_off_last))
+        found = inspect_model(
+            load_model(model, weights), shape, samples=samples, **importing(dense_limit, leave_off_last)
+        )
         rows = [asdict(row) for row in found]
     if as_json:
         print_json(rows)

@@ -60,7 +60,7 @@ def model_logits(model: nn.Module, x: Any, batch: int = 256) -> Tensor:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        return torch.cat([model(chunk).reshape(len(chunk), -1) for chunk in as_inputs(x).split(batch)])
+        return torch.cat([model(chunk.clone()).reshape(len(chunk), -1) for chunk in as_inputs(x).split(batch)])
     finally:
         for module, training in modes.items():
             module.training = training

@@ -65,6 +65,7 @@ def report(
         weights=recipe.weights,
         task=task.name,
         samples=len(x),
+        import_error=conversion.graph.import_error,
         layers=layers.measured_layers(conversion, rates),
         agreement={rung: agreement(outputs, ann, task) for rung, outputs in ladder.outputs.items() if rung != "ann"},
         errors=errors(spiking, trained) if task.name == "regression" else (),

@@ -127,6 +127,12 @@ class Interpreter:
     def _apply(self, node: fx.Node, row: Row, args: Any, kwargs: Any, operands: list[Affine]) -> Any:
         if self.leave_off_last and (kept := self._spared(node, args, kwargs)) is not None:
             row.shape, row.fates[""] = operands[0].shape, f"left off: {kept}"
+
+            def answer(logits: Tensor) -> Tensor:
+                given = map_aggregate((args, kwargs), lambda v: logits if isinstance(v, Affine) else v)
+                return evaluate(self.traced.model, node, *given)
+
+            self.regions.left_off = answer
             return operands[0]
         handler, args = self._resolve(node, args, kwargs)
         kwargs = {_NUMPY.get(name, name): v for name, v in kwargs.items() if (name, v) != ("out", None)}
@@ -220,7 +226,10 @@ class Interpreter:
                 f"torch refuses it: {tuple(new.constant.shape)} does not fit into {tuple(constant.shape)} in place",
                 "write it without inplace",
             )
-        changed = replace(new, constant=self._moved(constant).copy_(new.constant))
+        try:
+            changed = replace(new, constant=self._moved(constant).copy_(new.constant))
+        except RuntimeError as error:  # of memory that several values of a tensor share
+            raise Unsupported(f"torch refuses it: {one_line(error)}", "write it without inplace") from error
 
         def renewed(value: Any) -> Any:
             if not isinstance(value, Affine | Tensor):

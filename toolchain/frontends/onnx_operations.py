@@ -54,8 +54,9 @@ def _gemm(
     transB: int = 0,  # noqa: N803
     broadcast: int = 1,
 ) -> Any:
-    if not _is_tensor(b) or transA:
+    if not _is_tensor(b) or (transA and not _is_tensor(a)):
         return torch.matmul(a, b)
+    a = a.t() if transA else a
     weight = b if transB else b.t()
     weight = weight if alpha == 1 else weight * alpha
     if c is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -12,7 +13,7 @@ from sim.network import INPUT, Shape
 from toolchain.frontends.affine import BATCH, Affine, Current, Term, Unreached, image
 from toolchain.frontends.linear import Chain, Convolution, Reshape, as_maps, reduce
 from toolchain.frontends.log import Log, Row
-from toolchain.graph import FloatEdge, FloatLayer
+from toolchain.graph import FloatEdge, FloatGraph, FloatLayer
 
 _RAISE = "raise dense_limit (--dense-limit), let pooling windows divide their input, without padding and ceil_mode, "
 _RECTIFY = f"{_RAISE}or put nn.ReLU behind the pooling, which makes it a layer of its own"
@@ -26,9 +27,15 @@ class Regions:
         self.log = log
         self.limit = dense_limit
         self.layers: list[FloatLayer] = []
+        #: What the model makes of the logits at its very end, where that is left off; None where nothing is
+        self.left_off: Callable[[Tensor], Tensor] | None = None
         #: Of every source, in topological order.
         self.shapes = {INPUT: image(input_shape) if len(input_shape) == 2 else input_shape}
         self.input = Affine(torch.zeros(BATCH, *input_shape, dtype=torch.float64), (Term(INPUT),))
+
+    def graph(self) -> FloatGraph:
+        """Return the layers found, their weights and biases in float64."""
+        return FloatGraph(self.shapes[INPUT], tuple(self.layers))
 
     def pretend(self, name: str, shape: Shape) -> Affine:
         """Return a source that no layer emits, (*shape), in the place of a refused operation's result."""
@@ -121,8 +128,8 @@ class Regions:
                 remedy = _RECTIFY if rectifiable else _CONVOLVE
                 self.log.refuse(row, f"with what is folded into it, it takes {error}", remedy)
                 continue
-            edges += [FloatEdge(source, replace(m, weight=m.weight.float())) for m in maps]
-        bias = _uniform(value.constant[0].reshape(shape)).float()
+            edges += [FloatEdge(source, m) for m in maps]
+        bias = _uniform(value.constant[0].reshape(shape))
         layer = FloatLayer(name, shape, tuple(edges), bias, kind)
         if isinstance(value, Current):
             layer = replace(layer, upper=value.upper, levels=value.levels, initial=value.initial)
@@ -137,7 +144,7 @@ class Regions:
             self.log.refuse(
                 row, "its constant differs from sample to sample", "take out what is random or indexed by the sample"
             )
-        if not all(bool(t.isfinite().all()) for t in (layer.bias, *(edge.map.weight for edge in layer.edges))):
+        if not all(bool(t.float().isfinite().all()) for t in (layer.bias, *(edge.map.weight for edge in layer.edges))):
             self.log.refuse(
                 row,
                 "its weights or bias leave float32 once batch normalisation is folded in",

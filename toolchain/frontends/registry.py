@@ -94,7 +94,7 @@ def operation(module: type[nn.Module], *, replace: bool = False) -> Callable[[F]
     The function gets the module and the arguments of its ``forward``, and is traced in the place of it. It may apply
     to ``x`` whatever the importer knows, any number of torch functions and the module's own children. ``x`` knows its
     size but no values; the module's parameters and buffers are tensors, float64. The function runs on tensors too, so
-    that a test can hold it to ``forward``: nothing else does.
+    that a test can hold it to ``forward``, as every import does.
 
     It holds for this class and not for those derived from it. Raises :class:`sim.findings.Refused` for what is no class
     of modules, and for a class that is known already where ``replace`` is False.

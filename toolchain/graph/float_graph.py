@@ -96,6 +96,9 @@ class FloatGraph:
 
     input_shape: Shape
     layers: tuple[FloatLayer, ...]
+    #: Largest difference of a logit from the imported model's, relative to the largest, before weights were rounded to
+    #: float32; None where no model was imported.
+    import_error: float | None = None
 
     @property
     def shapes(self) -> dict[str, Shape]:
