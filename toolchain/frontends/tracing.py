@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
@@ -20,7 +21,7 @@ from torch.fx.node import map_aggregate
 from sim.network import Shape
 from toolchain.frontends.affine import BATCH
 from toolchain.frontends.log import Log
-from toolchain.frontends.precision import InFloat64, in_float64
+from toolchain.frontends.precision import InFloat64, in_float64, named_type
 from toolchain.frontends.program import Program
 from toolchain.frontends.registry import TAUGHT, known_class
 
@@ -91,13 +92,19 @@ def _defaults(model: nn.Module) -> dict[str, Any] | None:
     return {argument.name: argument.default for argument in others if argument.default != argument.empty} or None
 
 
+_TELLING = (
+    "size", "dim", "ndimension", "numel", "shape", "ndim", "dtype", "device", "is_cuda", "get_device",
+    "is_floating_point", "requires_grad",
+)  # fmt: skip
+
+
 class _Proxy(fx.Proxy):
     """A symbolic value that knows its size, so that a forward may compute with sizes and branch on them."""
 
     sample: Any = None  #: the value for an input of zeros; None where torch could not compute it
 
     def __getattribute__(self, name: str) -> Any:
-        if name in ("size", "dim", "ndimension", "numel", "shape", "ndim", "dtype", "device"):
+        if name in _TELLING:
             sample = object.__getattribute__(self, "sample")
             if isinstance(sample, Tensor):
                 return getattr(sample, name)
@@ -125,6 +132,16 @@ class _Tracer(fx.Tracer):
         if type(self.root) in TAUGHT:
             self.taught.add("")
         return super().create_args_for_root(TAUGHT.get(type(self.root), root_fn), is_module, concrete_args)
+
+    def create_arg(self, a: Any) -> Any:
+        """Take what torch takes of NumPy and of its own older types."""
+        if isinstance(a, np.generic):
+            a = a.item()
+        elif isinstance(a, np.ndarray):
+            a = torch.from_numpy(a)
+        elif isinstance(a, type(torch.FloatTensor)):
+            a = named_type(a)
+        return super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep modules of torch and those that cannot be traced."""
