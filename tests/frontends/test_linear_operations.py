@@ -121,6 +121,13 @@ IMAGES: dict[str, Function] = {
     "addcmul": lambda x: torch.addcmul(drawn(1), x, drawn(x.shape[-1]), value=0.3),
     "addcdiv": lambda x: x.addcdiv(x, drawn(x.shape[-1]) + 4),
     "lerp": lambda x: torch.lerp(x, 2 * x + 1, 0.3),
+    "stacked and averaged": lambda x: torch.stack([x, 2 * x, x.flip(1)]).mean(0) - torch.stack((x, x))[1] / 3,
+    "matrices with the samples in the second dimension": lambda x: (
+        (drawn(3, x.shape[3]) @ x[:, 0, 0].t() + drawn(3, 1)).T @ drawn(3, 4)
+        + (drawn(4, x.shape[3]) @ x[:, 1, 0].T).t()
+    ),
+    "channels before samples": lambda x: torch.sum(x.transpose(0, 1) * 2, 3).permute(1, 0, 2),
+    "one dimension more in front": lambda x: (x.unsqueeze(0) * 2 + 1).sum(4).squeeze(0),
     "expand_as and view_as": lambda x: x.mean(1, True).expand_as(x).reshape_as(x).view_as(x),
     "casts": lambda x: x.double().to(x.dtype).type_as(x).type(torch.float64).to("cpu").to(x.device).cpu(),
     "new constants": lambda x: torch.cat((x.new_zeros(len(x), 1, *x.shape[2:]), torch.zeros_like(x) + x), 1),
@@ -296,11 +303,14 @@ def test_a_product_of_activations_is_refused_as_what_it_is(product: Function) ->
         lambda x: drawn(2, 2).expand(len(x), -1)[: len(x)] @ x.flatten(1),
         lambda x: x.cumsum(0),
         lambda x: torch.baddbmm(torch.zeros(1), x.flatten(2), torch.arange(96.0).reshape(2, 16, 3)),
-        lambda x: torch.stack([x, x]).mean(0),
         lambda x: x.flip(0),
         lambda x: x.roll(1, 0),
         lambda x: torch.vstack([x, x]),
         lambda x: x.flatten(1).t(),
+        lambda x: torch.stack([x, x]).relu().sum(0),
+        lambda x: (torch.stack([x, x]) * torch.arange(2.0).reshape(1, 2, 1, 1, 1)).sum(0),
+        lambda x: torch.stack([x, x]).sum((0, 1)).unsqueeze(0).expand(2, -1, -1, -1),
+        lambda x: torch.stack([x, x]).chunk(2)[0][0],
     ],
 )
 def test_what_mixes_the_samples_of_a_batch_is_refused(mixing: Function) -> None:

@@ -135,7 +135,7 @@ def test_a_layer_without_weights_is_refused() -> None:
         (lambda x: functional.pad(x, (0, 0, 0, 0, 0, 0, 1, 0)), "pad in Forward: mixes the samples of a batch"),
         (lambda x: functional.pad(x, (-9, 0)), "pad in Forward: torch refuses it: "),
         (lambda x: x.chunk(2)[0], "chunk in Forward: mixes the samples of a batch"),
-        (lambda x: x.permute(1, 0, 2, 3), "permute in Forward: mixes the samples of a batch"),
+        (lambda x: x.permute(1, 0, 2, 3), "relu in Forward: mixes the samples of a batch"),
         (lambda x: x.sum(), "sum in Forward: averages over the batch; name the dimensions"),
         (
             lambda x: functional.avg_pool1d(x.flatten(1), 1).view(-1, 4, 4, 4),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -83,7 +85,7 @@ class Affine:
         """
         constant = function(self.constant)
         keep_samples(constant)
-        drawn = torch.randn(self.constant.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        drawn = torch.randn(self.constant.shape, generator=_drawn(), dtype=torch.float64)
         together, *alone = function(drawn), *(function(drawn[[i, i]]) for i in range(BATCH))
         tolerance = 1e-9 * float(together.abs().max()) if together.numel() else 0.0
         for i, one in enumerate(alone):
@@ -100,7 +102,8 @@ class Affine:
 
     def reshaped(self, constant: Tensor) -> Affine:
         """Keep the values in their order, under the shape of ``constant``."""
-        keep_samples(constant)
+        if len(constant) != BATCH:
+            return self.selected(self.positions().reshape(constant.shape), constant)
         return self.then(Reshape(image(self.shape), image(tuple(constant.shape[1:]))), constant)
 
     def positions(self) -> Tensor:
@@ -109,11 +112,56 @@ class Affine:
 
     def selected(self, positions: Tensor, constant: Tensor) -> Affine:
         """Select the values that a rearrangement of :meth:`positions` names, 0 for a zero."""
-        keep_samples(constant)
-        index, second = positions.long() - 1  # of the two samples of a batch
-        if not torch.equal(torch.where(index < 0, index, index + self.constant[0].numel()), second):
+        for axis, samples in enumerate(positions.shape):
+            if samples != BATCH:
+                continue
+            index, second = positions.movedim(axis, 0).long() - 1
+            if torch.equal(torch.where(index < 0, index, index + self.constant[0].numel()), second):
+                selection = Selection(index.reshape(image(tuple(index.shape))), image(self.shape))
+                return turned(self.then(selection, constant), axis)
+        raise Unsupported(*MIXES)
+
+
+@dataclass(frozen=True, eq=False)
+class Turned(Affine):
+    """A value whose samples lie along another dimension than the first, until a linear operation turns it back."""
+
+    axis: int = 0  #: of the constant, along which the samples lie
+
+    @property
+    def shape(self) -> Shape:
+        """Shape without the batch dimension."""
+        return tuple(self.constant.movedim(self.axis, 0).shape[1:])
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Affine:
+        """Append a torch function of the turned value, and find out where the samples lie after it."""
+        first = Affine(self.constant.movedim(self.axis, 0), self.terms, self.rows)
+        a, b, zero = (torch.randn(self.constant.shape, generator=_drawn(), dtype=torch.float64) * k for k in (1, 2, 0))
+        b = b.flip(tuple(range(b.dim())))
+        parts = [function(x) for x in (a + b, a, b, zero)]
+        if not all(isinstance(part, Tensor) for part in parts):
             raise Unsupported(*MIXES)
-        return self.then(Selection(index.reshape(image(tuple(index.shape))), image(self.shape)), constant)
+        whole, one, two, offset = parts
+        if torch.allclose(whole - offset, one + two - 2 * offset, rtol=1e-9, atol=1e-9):  # linear
+            for axis, samples in enumerate(whole.shape):
+                if samples == BATCH:
+                    with contextlib.suppress(Unsupported):
+                        value = first.mapped(partial(self._turning, function, axis))
+                        return turned(replace(value, constant=function(self.constant)), axis)
+        raise Unsupported(*MIXES)
+
+    def _turning(self, function: Callable[[Tensor], Tensor], axis: int, x: Tensor) -> Tensor:
+        """Compute with the samples along the first dimension; the result has them along ``axis``."""
+        return function(x.movedim(0, self.axis)).movedim(axis, 0)
+
+
+def turned(value: Affine, axis: int) -> Affine:
+    """Note along which dimension of the constant the samples lie."""
+    return value if axis == 0 else Turned(value.constant, value.terms, value.rows, axis)
+
+
+def _drawn() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
 
 def assembled(constant: Tensor, *parts: tuple[Affine, Tensor]) -> Affine:

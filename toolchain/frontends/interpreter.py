@@ -16,9 +16,11 @@ from torch.fx.node import map_aggregate
 from toolchain.frontends.advice import LEAVE_OFF, advice, advice_for_gate, kept_without
 from toolchain.frontends.affine import (
     BATCH,
+    MIXES,
     UNREACHED,
     Affine,
     Current,
+    Turned,
     Unreached,
     Unsupported,
     assembled,
@@ -134,6 +136,7 @@ class Interpreter:
 
             self.regions.left_off = answer
             return operands[0]
+        given = args, kwargs
         handler, args = self._resolve(node, args, kwargs)
         kwargs = {_NUMPY.get(name, name): v for name, v in kwargs.items() if (name, v) != ("out", None)}
         index = len(self.log.rows) - 1
@@ -146,9 +149,13 @@ class Interpreter:
         try:
             if not handler.several and _collect(Affine, tuple(arguments.values())[1:]):
                 raise Unsupported("an activation stands where a parameter belongs", "use layers that are linear")
-            value = handler.function(*args, **kwargs)
+            if any(isinstance(operand, Turned) for operand in operands):
+                value = self._follow(node, given, operands)
+            else:
+                value = handler.function(*args, **kwargs)
             for part in _collect(Affine, value):
-                keep_samples(part.constant)
+                if not isinstance(part, Turned):
+                    keep_samples(part.constant)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise Unsupported(
                 f"torch refuses it: {one_line(error)}", "check input_shape and the sizes before it"
@@ -181,6 +188,17 @@ class Interpreter:
         if node.target not in known:
             raise self._unknown(node, args, kwargs)
         return known[node.target], args
+
+    def _follow(self, node: fx.Node, given: Any, operands: list[Affine]) -> Affine:
+        """Let torch say what an operation makes of a value whose samples do not lie along the first dimension."""
+        if len(operands) != 1 or _writes(node):
+            raise Unsupported(*MIXES)
+
+        def function(x: Tensor) -> Any:
+            args, kwargs = map_aggregate(given, lambda value: x if isinstance(value, Affine) else value)
+            return evaluate(self.traced.model, node, args, kwargs)
+
+        return operands[0].mapped(function)
 
     def _unknown(self, node: fx.Node, args: tuple[Any, ...], kwargs: Any) -> Unsupported:
         name = self._kind(node)

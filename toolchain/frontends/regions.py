@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sim.network import INPUT, Shape
-from toolchain.frontends.affine import BATCH, Affine, Current, Term, Unreached, image
+from toolchain.frontends.affine import BATCH, MIXES, Affine, Current, Term, Turned, Unreached, image
 from toolchain.frontends.linear import Chain, Convolution, Reshape, as_maps, reduce
 from toolchain.frontends.log import Log, Row
 from toolchain.graph import FloatEdge, FloatGraph, FloatLayer
@@ -74,6 +74,8 @@ class Regions:
                     f"it is a {type(value).__name__} and not one tensor computed from the input",
                     "return the logits and nothing else",
                 )
+        elif isinstance(value, Turned):
+            self.log.refuse(row, *MIXES)
         elif emitter := self._emitter(value):
             self.log.refuse(
                 row,

@@ -16,6 +16,7 @@ from types import MethodType
 from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
@@ -24,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from sim.network import Shape
 from toolchain.frontends.affine import BATCH
 from toolchain.frontends.log import Log
-from toolchain.frontends.precision import InFloat64, in_float64
+from toolchain.frontends.precision import InFloat64, in_float64, named_type
 from toolchain.frontends.program import Program
 from toolchain.frontends.registry import TAUGHT, known_class
 from toolchain.frontends.unchanged import unchanged, version
@@ -203,6 +204,8 @@ _ASKED = frozenset(
         "is_cuda",
         "is_sparse",
         "is_quantized",
+        "get_device",
+        "requires_grad",
     ]
 )
 _READ = frozenset(("item", "tolist", "numpy", "__array__"))
@@ -273,6 +276,16 @@ class _Tracer(fx.Tracer):
         elif isinstance(own, MethodType) and own.__self__ is self.root:
             root_fn = own.__func__
         return super().create_args_for_root(root_fn, is_module, concrete_args)
+
+    def create_arg(self, a: Any) -> Any:
+        """Take what torch takes of NumPy and of its own older types."""
+        if isinstance(a, np.generic):
+            a = a.item()
+        elif isinstance(a, np.ndarray):
+            a = torch.from_numpy(a)
+        elif isinstance(a, type(torch.FloatTensor)):
+            a = named_type(a)
+        return super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep modules of torch and those that cannot be traced."""

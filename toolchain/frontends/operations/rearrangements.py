@@ -93,12 +93,15 @@ def _joining(function: Callable[[Sequence[Tensor]], Tensor], parts: Sequence[Any
     """Handle an operation that puts values of several tensors side by side, or takes them from one or another."""
     values = [part.constant if isinstance(part, Affine) else part for part in parts]
     constants = [torch.as_tensor(value, dtype=torch.float64) for value in values]
-    whole = Affine(function(constants), ())
-    for i, part in enumerate(parts):
-        if isinstance(part, Affine):
-            positions = [part.positions() if i == j else torch.zeros_like(c) for j, c in enumerate(constants)]
-            whole = replace(whole, terms=whole.terms + part.selected(function(positions), whole.constant).terms)
-    return whole
+    constant = function(constants)
+    selected = [
+        part.selected(
+            function([part.positions() if i == j else torch.zeros_like(c) for j, c in enumerate(constants)]), constant
+        )
+        for i, part in enumerate(parts)
+        if isinstance(part, Affine)
+    ]
+    return replace(selected[0], terms=tuple(term for part in selected for term in part.terms))
 
 
 def _along(function: Callable[..., Tensor]) -> Callable[..., Affine]:
