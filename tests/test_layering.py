@@ -15,7 +15,7 @@ FILES = [path for package in FLOORS for path in sorted((ROOT / package).rglob("*
 #: The rooms of toolchain, from the ground up: a room knows what lies below it.
 ROOMS = (
     {"graph", "recipe", "inputs"},
-    {"frontends", "surgery"},
+    {"frontends", "surgery", "task"},
     {"scales", "loading"},
     {"calibration"},
     {"convert"},

@@ -111,9 +111,9 @@ def test_a_forward_that_branches_on_values_is_taught_with_several_layers_of_its_
 
 def test_a_whole_model_and_a_module_of_torch_can_be_taught() -> None:
     operation(Gated)(gated)
-    head = nn.Sequential(Gated(), nn.Flatten(), nn.Threshold(0, 0), nn.Linear(100, 3))
-    assert "2 (Threshold): integrate-and-fire" in refusals(head, (4, 5, 5))[0]
-    operation(nn.Threshold)(lambda module, x: functional.relu(x))
+    head = nn.Sequential(Gated(), nn.Flatten(), nn.RReLU(0.0, 0.0), nn.Linear(100, 3))
+    assert "2 (RReLU): integrate-and-fire" in refusals(head, (4, 5, 5))[0]
+    operation(nn.RReLU)(lambda module, x: functional.relu(x))
     assert len(import_model(head, (4, 5, 5)).layers) == 3  # the ReLU of a ReLU adds none
 
     class Whole(Gated):

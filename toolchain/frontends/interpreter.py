@@ -191,7 +191,7 @@ class Interpreter:
 
     def _follow(self, node: fx.Node, given: Any, operands: list[Affine]) -> Affine:
         """Let torch say what an operation makes of a value whose samples do not lie along the first dimension."""
-        if len(operands) != 1 or _writes(node):
+        if len(operands) != 1 or writes(node):
             raise Unsupported(*MIXES)
 
         def function(x: Tensor) -> Any:

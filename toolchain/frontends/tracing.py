@@ -258,6 +258,7 @@ class _Tracer(fx.Tracer):
         self.places: dict[fx.Node, Place] = {}
         self.events: list[Event] = []
         self.alive: WeakValueDictionary[fx.Node, _Proxy] = WeakValueDictionary()  # a sample lives as long as its proxy
+        self.kept: list[_Proxy] = []  # an attribute of a value, as x.T: fx keeps its node alone
         self.constants: dict[str, Tensor] = {}
         #: By the identity of a tensor: its name, the tensor, and its version, which counts changes in place.
         self.names = {
@@ -276,16 +277,6 @@ class _Tracer(fx.Tracer):
         elif isinstance(own, MethodType) and own.__self__ is self.root:
             root_fn = own.__func__
         return super().create_args_for_root(root_fn, is_module, concrete_args)
-
-    def create_arg(self, a: Any) -> Any:
-        """Take what torch takes of NumPy and of its own older types."""
-        if isinstance(a, np.generic):
-            a = a.item()
-        elif isinstance(a, np.ndarray):
-            a = torch.from_numpy(a)
-        elif isinstance(a, type(torch.FloatTensor)):
-            a = named_type(a)
-        return super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep modules of torch and those that cannot be traced."""
@@ -323,9 +314,18 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_arg(self, a: Any) -> Any:
-        """Name every tensor that is not symbolic; one that is changed in place outside the graph gets another name."""
+        """Name every tensor that is not symbolic; one that is changed in place outside the graph gets another name.
+
+        NumPy's numbers and arrays and torch's older names of types are taken as torch takes them.
+        """
         if isinstance(a, fx.Proxy):
             return a.node
+        if isinstance(a, np.generic):
+            a = a.item()
+        elif isinstance(a, np.ndarray):
+            a = torch.from_numpy(a)
+        elif isinstance(a, type(torch.FloatTensor)):
+            a = named_type(a)
         if not isinstance(a, Tensor):
             return super().create_arg(a)
         return self.create_node("get_attr", self._named(a), (), {})
@@ -362,6 +362,8 @@ class _Tracer(fx.Tracer):
         proxy.known = node.op != "placeholder" and all(
             used.op == "get_attr" or self.alive[used].known for used in node.all_input_nodes
         )
+        if node.op == "call_function" and node.target is getattr:
+            self.kept.append(proxy)
         if writes(node) and not proxy.known:
             self._forget(node.args[0])
         return proxy
