@@ -116,9 +116,7 @@ def prove(model: nn.Module, traced: Traced, regions: Regions, log: Log, samples:
             return math.inf
         runs = [run for run in (double, own) if run.error is None]
         if (moved := _moved(runs[0])) > FLOOR:
-            problem = (
-                f"it gives another result at every call, in eval mode too, by {100 * moved:.2g} % of the largest logit"
-            )
+            problem = f"it gives another result at every call, by {100 * moved:.2g} % of the largest logit"
             log.refuse_part("forward", problem, "take out what is random, or what it remembers from call to call")
             return math.inf
         errors = []

@@ -211,21 +211,30 @@ for _name, _operation in IN_PLACE.items():  # without them Python takes a += b f
 def _as_tensors() -> Iterator[None]:
     """Let a forward's ``isinstance`` and ``torch.is_tensor`` take symbolic values for what their samples are.
 
-    Torch's own code is told the truth: it goes on to the memory of what it takes for a tensor.
+    Torch's own code is told the truth: it goes on to the memory of what it takes for a tensor. But modules let a
+    symbolic value be a buffer.
     """
-    true_isinstance, true_is_tensor = builtins.isinstance, torch.is_tensor
+    true_isinstance, true_is_tensor, true_setattr = builtins.isinstance, torch.is_tensor, nn.Module.__setattr__
 
     def answer(value: Any, kinds: Any) -> bool:
         if not true_isinstance(value, _Proxy) or sys._getframe(1).f_code.co_filename.startswith((_TORCH, __file__)):
             return true_isinstance(value, kinds)
         return true_isinstance(value.sample, kinds)
 
+    def assign(module: nn.Module, name: str, value: Any) -> None:
+        if true_isinstance(value, _Proxy) and name in vars(module).get("_buffers", ()):
+            module._buffers[name] = value
+        else:
+            true_setattr(module, name, value)
+
     builtins.isinstance = answer
+    nn.Module.__setattr__ = assign  # type: ignore[method-assign, assignment]
     torch.is_tensor = lambda obj: true_isinstance(obj.sample if true_isinstance(obj, _Proxy) else obj, Tensor)
     try:
         yield
     finally:
         builtins.isinstance, torch.is_tensor = true_isinstance, true_is_tensor
+        nn.Module.__setattr__ = true_setattr  # type: ignore[method-assign]
 
 
 class _Tracer(fx.Tracer):
