@@ -341,9 +341,7 @@ class _Tracer(fx.Tracer):
             else:
                 proxy.sample = evaluate(self.root, node, *map_aggregate((node.args, node.kwargs), self._sample))
         self.evaluating = False
-        proxy.known = node.op != "placeholder" and all(
-            used.op == "get_attr" or self.alive[used].known for used in node.all_input_nodes
-        )
+        proxy.known = node.op != "placeholder" and all(map(self._known, node.all_input_nodes))
         if writes(node) and not proxy.known:
             self._forget(node.args[0])
         return proxy
@@ -352,12 +350,17 @@ class _Tracer(fx.Tracer):
         if not isinstance(value, fx.Node):
             return value
         if value.op != "get_attr":
-            return self.alive[value].sample
+            proxy = self.alive.get(value)  # an attribute of a symbolic value has no proxy
+            return None if proxy is None else proxy.sample
         name = str(value.target)
         if name not in self.samples:
             found = self.constants[name] if name in self.constants else operator.attrgetter(name)(self.root)
             self.samples[name] = in_double(found.detach().clone() if isinstance(found, Tensor) else found)
         return self.samples[name]
+
+    def _known(self, node: fx.Node) -> bool:
+        proxy = self.alive.get(node)
+        return node.op == "get_attr" or (proxy is not None and proxy.known)
 
     def _forget(self, changed: Any) -> None:
         """Let nothing that shares memory with a value that is changed in place pass for known."""
