@@ -353,14 +353,22 @@ def test_what_a_forward_remembers_is_refused_where_it_matters_and_never_kept() -
         assert not model.mean.any()
 
 
-def test_a_branch_on_the_exact_type_of_the_numbers_is_seen_in_the_models_own_type() -> None:
-    def forward(self: Any, x: Tensor) -> Tensor:
-        return self.out(self.fc(x * 2 if x.dtype == torch.float32 else x).relu())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_forward_is_told_the_type_of_the_models_weights(dtype: torch.dtype) -> None:
+    x = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
+    twice = head(lambda self, x: self.out(self.fc(x * 2 if x.dtype == torch.float32 else x).relu())).to(dtype)
+    with torch.no_grad():
+        assert torch.allclose(import_model(twice, (4,)).logits(x).to(dtype), twice(x.to(dtype)), atol=1e-5)
 
-    model = head(forward)
-    found = refusals(model, (4,))[0]
-    assert found.startswith("Forward: ")
-    agree(model.double(), (4,))
+
+def test_a_forward_that_computes_something_else_in_its_own_type_is_refused_as_such() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        h = self.fc(x)
+        return self.out((h.mul(2) if type(h) is Tensor and h.dtype == torch.float32 else h).relu())
+
+    (found,) = refusals(head(forward), (4,))
+    assert found.startswith("Forward: in float32 it computes something else than in float64, before it calls out: the ")
+    assert found.endswith("; let nothing depend on the type of the numbers")
 
 
 def test_layers_whose_forward_was_replaced_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,15 +277,17 @@ def _bounds(graph: FloatGraph, x: Tensor, roundoff: float) -> tuple[Tensor, Tens
 
 def _blame(model: nn.Module, traced: Traced, regions: Regions, log: Log, run: _Run, worst: _Compared) -> None:
     """Add the finding: the first module where the model and its graph part, and the reason if one can be told."""
-    path, what = _parting(model, traced, regions, log, worst.x, run.dtype)
+    in_double = _differs(model, regions, worst.x, torch.float64)
+    dtype = torch.float64 if in_double else run.dtype  # where it differs in both, rounding hides less in float64
+    path, what = _parting(model, traced, regions, log, worst.x, dtype)
     pair = worst.x[worst.beyond.topk(min(BATCH, len(worst.x))).indices]
-    if not _differs(model, regions, pair, run.dtype):
+    if _differs(model, regions, pair, dtype) is False:
         reason, remedy = "its result depends on the number of samples", NEVER_MIX
     elif path and type(model.get_submodule(path)) in TAUGHT:
         reason = "the function that stands for it computes something else than its forward"
         remedy = "let the function given to ann2loihi.operation compute what forward does in eval mode"
-    elif run.dtype != torch.float64 and not _differs(model, regions, worst.x, torch.float64):
-        reason = f"in {str(run.dtype).removeprefix('torch.')} it computes something else than in float64"
+    elif in_double is False:
+        reason = f"in {str(dtype).removeprefix('torch.')} it computes something else than in float64"
         remedy = "let nothing depend on the type of the numbers"
     else:
         reason, remedy = "it computes something else than the importer sees", PLAIN
@@ -295,10 +297,12 @@ def _blame(model: nn.Module, traced: Traced, regions: Regions, log: Log, run: _R
     log.refuse(row or Row(path or log.model, "forward", where, where), problem, remedy)
 
 
-def _differs(model: nn.Module, regions: Regions, x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the graph differs from what the model makes of one batch; that of a forward that fails does."""
+def _differs(model: nn.Module, regions: Regions, x: Tensor, dtype: torch.dtype) -> bool | None:
+    """Whether the graph differs from what the model makes of one batch; None where its forward fails."""
     run, graph = _run(model, [x], dtype), regions.graph()
-    return run.error is not None or _compared(x, run.logits[0], *_bounds(graph, x, _roundoff(dtype, graph))).differs
+    if run.error is not None:
+        return None
+    return _compared(x, run.logits[0], *_bounds(graph, x, _roundoff(dtype, graph))).differs
 
 
 def _watched(model: nn.Module, x: Tensor, dtype: torch.dtype) -> list[_Seen]:
@@ -333,7 +337,7 @@ def _parting(
     """Find the module where they part, "" for the whole model, and say between which calls of others."""
     paths = {event.path for event in traced.events}
     theirs = iter([event for event in _watched(model, x, dtype) if event.path in paths])
-    tolerance = 2.0**-18 if dtype == torch.float64 else 2.0**-12
+    tolerance = 2.0**-20 if dtype == torch.float64 else 2.0**-12
     inside: list[str] = [""]
     found: list[tuple[str, str]] = []
 
