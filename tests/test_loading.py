@@ -85,6 +85,20 @@ def test_every_key_and_shape_that_does_not_fit_is_listed(factory: str, tmp_path:
     ]
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.complex64])
+def test_weights_that_are_no_real_floating_point_numbers_are_refused_by_name_and_type(
+    factory: str, tmp_path: Path, kind: torch.dtype
+) -> None:
+    state = loading.load_model(factory).state_dict()
+    state["3.weight"] = state["3.weight"].to(kind)
+    torch.save(state, tmp_path / "model.pt")
+    name = str(kind).removeprefix("torch.")
+    assert refusal(loading.load_model, factory, tmp_path / "model.pt") == (
+        f"{tmp_path}/model.pt: '3.weight' is {name}, the model's is float32; save real floating-point numbers; of "
+        "integer levels the levels times their scale"
+    )
+
+
 class Payload:
     def __init__(self, path: Path) -> None:
         self.path = path
