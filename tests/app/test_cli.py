@@ -244,6 +244,21 @@ def test_check_lists_layers_and_ends_with_1_when_something_is_refused(place: Wor
     assert fates["MaxPool2d"].startswith("refused")
 
 
+def test_check_compares_with_the_model_itself_on_the_calibration_inputs_too(place: Workplace) -> None:
+    late = place.folder / "late.py"
+    late.write_text(
+        "import torch\nfrom torch import nn\nclass Late(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.fc = nn.Linear(4, 3)\n    def forward(self, x):\n"
+        "        return self.fc(2 * x if type(x) is torch.Tensor and x.max() > 100 else x)\n"
+    )
+    asked = ("check", "--model", f"{late}:Late", "--input-shape", "4", "--json")
+    assert run(*asked).exit_code == 0
+    np.savez(place.folder / "large.npz", x=np.full((8, 4), 1000, np.float32))
+    result = run(*asked, "--calibration", place.folder / "large.npz")
+    assert result.exit_code == 1
+    assert "refused: it computes something else than the importer sees" in result.stdout
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("ending", ["pt2", "onnx"])
 def test_a_file_that_holds_the_model_converts_like_the_model(place: Workplace, ending: str) -> None:

@@ -363,6 +363,21 @@ def test_a_general_matrix_product_is_a_linear_layer(attributes: Any, bias: Any, 
     assert len(import_model(program, (4, 6, 7)).layers) == 1
 
 
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_a_general_matrix_product_of_two_constants_is_a_weight(transposed: int, tmp_path: Path) -> None:
+    a, b = (drawn(3, 168), drawn(5, 3)) if transposed else (drawn(168, 3), drawn(3, 5))
+    product = helper.make_node(
+        "Gemm", ["a", "b", "c"], ["w"], alpha=0.5, beta=2.0, transA=transposed, transB=transposed
+    )
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), product, *one("MatMul", "f", "w")]
+    model = model_of(nodes, {"a": a, "b": b, "c": drawn(1, 5)})
+    onnx.save(model, tmp_path / "model.onnx")
+    (expected,) = ReferenceEvaluator(model).run(["y"], {"x": X})
+    program = onnx_file.load(tmp_path / "model.onnx")
+    np.testing.assert_allclose(program(torch.from_numpy(X)).numpy(), expected, rtol=1e-4)
+    np.testing.assert_allclose(import_model(program, (4, 6, 7)).logits(torch.from_numpy(X)), expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("batch", [1, 5, "batch"])
 def test_shapes_computed_in_the_file_fit_every_batch(batch: Any, tmp_path: Path) -> None:
     """What exporters write for x.view(x.size(0), 4, -1)."""

@@ -91,7 +91,8 @@ def _run(
         raise refuse("dense_limit", f"{dense_limit!r} is no number of weights", "give a positive integer")
     shape = tuple(input_shape)
     if samples is not None and (tuple(samples.shape[1:]) != shape or not len(samples)):
-        raise refuse("samples", f"shape {tuple(samples.shape)}", f"give model inputs of shape (N, {str(shape)[1:]}")
+        wanted = f"(N, {', '.join(map(str, shape))})"
+        raise refuse("samples", f"shape {tuple(samples.shape)}", f"give model inputs of shape {wanted}")
     log = Log(type(model).__name__)
     regions = Regions(shape, log, dense_limit)
     with unchanged(model), double_by_default():

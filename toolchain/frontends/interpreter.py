@@ -241,7 +241,8 @@ class Interpreter:
         constant = old.constant if isinstance(old, Affine) else old
         if constant.shape != new.constant.shape or not constant.is_floating_point():
             raise Unsupported(
-                f"torch refuses it: {tuple(new.constant.shape)} does not fit into {tuple(constant.shape)} in place",
+                f"torch refuses it: {tuple(new.constant.shape)} does not fit into {tuple(constant.shape)} of "
+                f"{str(constant.dtype).removeprefix('torch.')} in place",
                 "write it without inplace",
             )
         try:

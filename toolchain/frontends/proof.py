@@ -10,6 +10,7 @@ from the weights and the inputs, not from the order in which a processor adds.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 from collections import defaultdict
@@ -103,32 +104,38 @@ def prove(model: nn.Module, traced: Traced, regions: Regions, log: Log, samples:
     ``samples`` are model inputs (B, *input_shape), or None to draw some. Returns the largest difference of a logit,
     relative to the largest logit.
     """
-    shape = tuple(regions.input.shape)
+    graph, shape = regions.graph(), tuple(regions.input.shape)
     batches = _batches(shape, samples)
     with unchanged(model):
         for module in model.modules():
             module.training = False
-        double, own = _run(model, batches, torch.float64), _run(model, batches, own_dtype(model))
+        double, own = _run(model, batches[:2], torch.float64), _run(model, batches, own_dtype(model))
         narrow = torch.finfo(own.dtype).eps > torch.finfo(torch.float32).eps
         if own.error is not None and (double.error is not None or not narrow):  # processors lack operations of 16 bits
             problem = f"it fails on batches of {' and '.join(map(str, BATCHES))} samples: {own.error}"
             log.refuse_part("forward", problem, "let it take any number of samples")
             return math.inf
-        runs = [run for run in (double, own) if run.error is None]
-        if (moved := _moved(runs[0])) > FLOOR:
-            problem = (
-                f"it gives another result at every call, in eval mode too, by {100 * moved:.2g} % of the largest logit"
-            )
-            log.refuse_part("forward", problem, "take out what is random, or what it remembers from call to call")
-            return math.inf
+        # In single precision the model itself decides, be it that it asks for its type. Staircases and narrower types
+        # round too coarsely to decide alone.
+        coarse = own.error is not None or narrow or any(layer.levels for layer in graph.layers)
+        for run in [double, own] if coarse else [own]:
+            if run.error is None and (moved := _moved(run)) > FLOOR:
+                problem = f"it gives another result at every call, by {_percent(moved)} of the largest logit"
+                log.refuse_part("forward", problem, "take out what is random, or what it remembers from call to call")
+                return math.inf
+        bounds = functools.cache(functools.partial(_expected, regions))
         errors = []
-        for run in runs:
-            worst = max((_compared(regions, x, result, run) for x, result in zip(batches, run.logits, strict=True)))
-            if worst.differs:
-                _blame(model, traced, regions, log, run, worst)
-                return worst.error
-            errors.append(worst.error)
-    return errors[0]
+        for run in (own, double):
+            if run.error is None:
+                roundoff = _roundoff(run.dtype, graph)
+                results = zip(batches, run.logits, strict=False)  # float64 takes time: it gets the first two
+                worst = max(_compared(x, result, *bounds(x, roundoff)) for x, result in results)
+                if not worst.differs:
+                    errors.append(worst.error)
+                elif run is own or coarse:
+                    _blame(model, traced, regions, log, run, worst)
+                    return worst.error
+    return errors[-1]
 
 
 def _batches(shape: Shape, samples: Tensor | None) -> list[Tensor]:
@@ -205,20 +212,30 @@ def _run(model: nn.Module, batches: Sequence[Tensor], dtype: torch.dtype) -> _Ru
         return _Run(dtype, error=one_line(error))
 
 
+def _expected(regions: Regions, x: Tensor, roundoff: float) -> tuple[Tensor, Tensor]:
+    """Return the model's outputs as the graph has them, and how far rounding may move each."""
+    logits, tolerance = _bounds(regions.graph(), x, roundoff)
+    if regions.left_off is None:
+        return logits, tolerance
+    # A softmax or sigmoid moves no output by more than twice what a logit moves.
+    logits = regions.left_off(logits)
+    widest = 2 * tolerance.flatten(1).amax(1)
+    return logits, widest.reshape(-1, *(1,) * (logits.dim() - 1)).expand(logits.shape)
+
+
 def _moved(run: _Run) -> float:
     """How far a second call lies from the first, relative to the largest logit."""
     assert run.again is not None
     return _relative(_difference(run.again, run.logits[0]), run.logits[0])
 
 
-def _compared(regions: Regions, x: Tensor, result: Tensor, run: _Run) -> _Compared:
-    graph = regions.graph()
-    logits, tolerance = _bounds(graph, x.double(), _roundoff(run.dtype, graph))
-    if regions.left_off is not None:  # a softmax or sigmoid moves no output by more than twice what a logit moves
-        logits = regions.left_off(logits)
-        tolerance = 2 * tolerance.flatten(1).amax(1).reshape(-1, *(1,) * (logits.dim() - 1)).expand(logits.shape)
+def _compared(x: Tensor, result: Tensor, logits: Tensor, tolerance: Tensor) -> _Compared:
     difference = _difference(result, logits)
     return _Compared(x, _relative(difference, logits), (difference - tolerance).flatten(1).amax(1))
+
+
+def _percent(error: float) -> str:
+    return f"{100 * error:.2g} %" if math.isfinite(error) else "all"
 
 
 def _relative(difference: Tensor, logits: Tensor) -> float:
@@ -244,7 +261,7 @@ def _roundoff(dtype: torch.dtype, graph: FloatGraph) -> float:
 @double_by_default()
 def _bounds(graph: FloatGraph, x: Tensor, roundoff: float) -> tuple[Tensor, Tensor]:
     """Logits, float64 (B, ...), and how far rounding may move each (see the module's docstring)."""
-    values = {INPUT: x.reshape(-1, *graph.input_shape)}
+    values = {INPUT: x.double().reshape(-1, *graph.input_shape)}
     deviations = {INPUT: torch.zeros_like(values[INPUT])}
     last = {edge.source: layer.name for layer in graph.layers for edge in layer.edges}
     for layer in graph.layers:
@@ -271,23 +288,32 @@ def _bounds(graph: FloatGraph, x: Tensor, roundoff: float) -> tuple[Tensor, Tens
 
 def _blame(model: nn.Module, traced: Traced, regions: Regions, log: Log, run: _Run, worst: _Compared) -> None:
     """Add the finding: the first module where the model and its graph part, and the reason if one can be told."""
-    path, what = _parting(model, traced, regions, log, worst.x, run.dtype)
+    in_double = _differs(model, regions, worst.x, torch.float64)
+    dtype = torch.float64 if in_double else run.dtype  # where it differs in both, rounding hides less in float64
+    path, what = _parting(model, traced, regions, log, worst.x, dtype)
     pair = worst.x[worst.beyond.topk(min(BATCH, len(worst.x))).indices]
-    alone = _run(model, [pair], run.dtype)
-    if alone.error is None and not _compared(regions, pair, alone.logits[0], run).differs:
+    if _differs(model, regions, pair, dtype) is False:
         reason, remedy = "its result depends on the number of samples", MIXES[1]
     elif path and type(model.get_submodule(path)) in TAUGHT:
         reason = "the function that stands for it computes something else than its forward"
         remedy = "let the function given to ann2loihi.operation compute what forward does in eval mode"
-    elif run.dtype != torch.float64:
-        reason = f"in {str(run.dtype).removeprefix('torch.')} it computes something else than in float64"
+    elif in_double is False:
+        reason = f"in {str(dtype).removeprefix('torch.')} it computes something else than in float64"
         remedy = "let nothing depend on the type of the numbers"
     else:
         reason, remedy = "it computes something else than the importer sees", PLAIN
     where = f"{path} ({type(model.get_submodule(path)).__name__})" if path else log.model
-    problem = f"{reason}{what}: the network would be off by {100 * worst.error:.2g} % of the largest logit"
+    problem = f"{reason}{what}: the network would be off by {_percent(worst.error)} of the largest logit"
     row = next((row for row in log.rows if row.where == where), None)
     log.refuse(row or Row(path or log.model, "forward", where, where), problem, remedy)
+
+
+def _differs(model: nn.Module, regions: Regions, x: Tensor, dtype: torch.dtype) -> bool | None:
+    """Whether the graph differs from what the model makes of one batch; None where its forward fails."""
+    run, graph = _run(model, [x], dtype), regions.graph()
+    if run.error is not None:
+        return None
+    return _compared(x, run.logits[0], *_expected(regions, x, _roundoff(dtype, graph))).differs
 
 
 def _watched(model: nn.Module, x: Tensor, dtype: torch.dtype) -> list[_Seen]:
@@ -322,7 +348,7 @@ def _parting(
     """Find the module where they part, "" for the whole model, and say between which calls of others."""
     paths = {event.path for event in traced.events}
     theirs = iter([event for event in _watched(model, x, dtype) if event.path in paths])
-    tolerance = 2.0**-18 if dtype == torch.float64 else 2.0**-12
+    tolerance = 2.0**-20 if dtype == torch.float64 else 2.0**-12
     inside: list[str] = [""]
     found: list[tuple[str, str]] = []
 

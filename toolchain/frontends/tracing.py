@@ -226,21 +226,30 @@ for _name, _operation in IN_PLACE.items():  # without them Python takes a += b f
 def _as_tensors() -> Iterator[None]:
     """Let a forward's ``isinstance`` and ``torch.is_tensor`` take symbolic values for what their samples are.
 
-    Torch's own code is told the truth: it goes on to the memory of what it takes for a tensor.
+    Torch's own code is told the truth: it goes on to the memory of what it takes for a tensor. But modules let a
+    symbolic value be a buffer.
     """
-    true_isinstance, true_is_tensor = builtins.isinstance, torch.is_tensor
+    true_isinstance, true_is_tensor, true_setattr = builtins.isinstance, torch.is_tensor, nn.Module.__setattr__
 
     def answer(value: Any, kinds: Any) -> bool:
         if not true_isinstance(value, _Proxy) or sys._getframe(1).f_code.co_filename.startswith((_TORCH, __file__)):
             return true_isinstance(value, kinds)
         return true_isinstance(value.sample, kinds)
 
+    def assign(module: nn.Module, name: str, value: Any) -> None:
+        if true_isinstance(value, _Proxy) and name in vars(module).get("_buffers", ()):
+            module._buffers[name] = value
+        else:
+            true_setattr(module, name, value)
+
     builtins.isinstance = answer
+    nn.Module.__setattr__ = assign  # type: ignore[method-assign, assignment]
     torch.is_tensor = lambda obj: true_isinstance(obj.sample if true_isinstance(obj, _Proxy) else obj, Tensor)
     try:
         yield
     finally:
         builtins.isinstance, torch.is_tensor = true_isinstance, true_is_tensor
+        nn.Module.__setattr__ = true_setattr  # type: ignore[method-assign]
 
 
 class _Tracer(fx.Tracer):
@@ -359,9 +368,7 @@ class _Tracer(fx.Tracer):
             else:
                 proxy.sample = evaluate(self.root, node, *map_aggregate((node.args, node.kwargs), self._sample))
         self.evaluating = False
-        proxy.known = node.op != "placeholder" and all(
-            used.op == "get_attr" or self.alive[used].known for used in node.all_input_nodes
-        )
+        proxy.known = node.op != "placeholder" and all(map(self._known, node.all_input_nodes))
         if node.op == "call_function" and node.target is getattr:
             self.kept.append(proxy)
         if writes(node) and not proxy.known:
@@ -372,7 +379,8 @@ class _Tracer(fx.Tracer):
         if not isinstance(value, fx.Node):
             return value
         if value.op != "get_attr":
-            return self.alive[value].sample
+            proxy = self.alive.get(value)  # an attribute of a symbolic value has no proxy
+            return None if proxy is None else proxy.sample
         name = str(value.target)
         if name not in self.samples:
             found = self.constants[name] if name in self.constants else operator.attrgetter(name)(self.root)
@@ -380,6 +388,10 @@ class _Tracer(fx.Tracer):
                 found.detach().clone() if isinstance(found, Tensor) else found, in_float64
             )
         return self.samples[name]
+
+    def _known(self, node: fx.Node) -> bool:
+        proxy = self.alive.get(node)
+        return node.op == "get_attr" or (proxy is not None and proxy.known)
 
     def _forget(self, changed: Any) -> None:
         """Let nothing that shares memory with a value that is changed in place pass for known."""

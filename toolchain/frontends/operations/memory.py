@@ -37,6 +37,16 @@ def _copy(input: Any, src: Any, non_blocking: bool = False) -> Affine:
     return _setitem(input, ..., src)
 
 
+@handles(methods=("fill_",))
+def _fill(input: Affine, value: float) -> Affine:
+    return _setitem(input, ..., value)
+
+
+@handles(methods=("zero_",))
+def _zero(input: Affine) -> Affine:
+    return _fill(input, 0.0)
+
+
 def _like(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Handle an operation that takes nothing but type and size from an activation."""
 
@@ -46,8 +56,8 @@ def _like(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return handler
 
 
-for _name in ("new_zeros", "new_ones", "new_full", "new_tensor"):
+for _name in ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"):
     handles(methods=(_name,))(_like(getattr(Tensor, _name)))
 
-for _function in (torch.zeros_like, torch.ones_like, torch.full_like):
+for _function in (torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like):
     handles(functions=(_function,))(_like(_function))
