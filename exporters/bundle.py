@@ -100,8 +100,8 @@ def save(
 
     An existing directory is replaced if it is empty or a bundle itself, with nothing else in it. A ``report`` is
     written as JSON and as Markdown with the pictures that there is data for; ``rates`` are for one of them. Raises
-    :class:`Refused` with all findings: a place that :func:`check_place` refuses, a disk that is full, values that JSON
-    cannot hold, absolute paths in ``provenance``, a network that is not deployable.
+    :class:`Refused` with all findings: a place that :func:`check_place` refuses, a full disk, values that JSON cannot
+    hold, absolute paths in ``provenance``, a network that is not deployable.
     """
     directory, texts = Path(directory), {}
     findings: list[Finding] = []

@@ -52,12 +52,12 @@ def replace_directory(
     ``names`` are those that files of such a directory may have, and ``foreign`` tells which entries of an old one are
     somebody's own. Raises :class:`Refused` where there are any, for :func:`obstacles`, or where it cannot be written.
     """
+    recover(path)
     if findings := obstacles(path, foreign):
         raise Refused(findings)
     with _refusing(path):
         target = path.resolve()
         os.makedirs(target.parent, exist_ok=True)
-        recover(target)
         _clear(target, names)
         with _beside(target, names) as new:
             os.mkdir(new)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -248,7 +250,8 @@ def test_check_compares_with_the_model_itself_on_the_calibration_inputs_too(plac
     late = place.folder / "late.py"
     late.write_text(
         "import torch\nfrom torch import nn\nclass Late(nn.Module):\n"
-        "    def __init__(self):\n        super().__init__()\n        self.fc = nn.Linear(4, 3)\n    def forward(self, x):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.fc = nn.Linear(4, 3)\n"
+        "    def forward(self, x):\n"
         "        return self.fc(2 * x if type(x) is torch.Tensor and x.max() > 100 else x)\n"
     )
     asked = ("check", "--model", f"{late}:Late", "--input-shape", "4", "--json")
@@ -335,10 +338,38 @@ def test_an_output_directory_with_other_files_is_left_alone(place: Workplace) ->
     taken = place.folder / "taken"
     taken.mkdir()
     (taken / "thesis.tex").write_text("years of work")
-    assert "is no bundle: replacing it would destroy other files" in refused(
-        run("convert", *place.arguments(), "-o", taken)
-    )
+    missing = place.folder / "missing.npz"
+    for command in (["convert", *place.arguments(calibration=missing)], ["demo"]):  # looked at before anything is read
+        assert refused(run(*command, "-o", taken)) == (
+            f"error: {taken}: it holds what is not of a conversion and would be lost: 'thesis.tex'; give a new or "
+            "empty directory, or move that away"
+        )
     assert (taken / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_directory(place: Workplace) -> None:
+    out = place.folder / "full"
+    shutil.copytree(place.bundle, out)
+    before, (soft, hard) = {p.name: p.read_bytes() for p in out.iterdir()}, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        result = run("convert", *place.arguments(), "--timesteps", 2, "-o", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert refused(result) == (
+        f"error: {out}: it cannot be written (File too large); make room, or choose another place"
+    )
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert not [p.name for p in place.folder.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("samples", [-1, 0, 999])
+def test_the_demo_refuses_samples_that_there_are_not_before_it_converts(
+    samples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolchain.demo.run.convert", None)
+    message = f"error: samples: {samples} asked for; the data holds 1 to 540"
+    assert refused(run("demo", "--samples", samples, "-o", tmp_path / "demo")) == message
 
 
 @pytest.mark.parametrize(
