@@ -17,7 +17,7 @@ import pytest
 from nbclient import NotebookClient
 
 from exporters.engines import available_engines
-from exporters.report import wilson
+from toolchain.assessment.score import wilson
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from importing import agree, conv, in_double, randomise, refusals
+from importing import agree, conv, randomise, refusals
 from networks import Forward
 from torch import Tensor, nn
 from torch.nn import functional
@@ -221,7 +221,7 @@ def outcome(model: Drawn) -> str | float:
     x = torch.randn(7, *SHAPE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = copy.deepcopy(model).eval()(x.clone()).double()
-    return float((in_double(graph).logits(x.double()) - expected).abs().max() / expected.abs().max())
+    return float((graph.precise().logits(x.double()) - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("chunk", range(8))

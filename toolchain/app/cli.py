@@ -220,13 +220,15 @@ def inspect(
 
     Example: `ann2loihi inspect build/out`
     """
+    import numpy as np
+
     from exporters import bundle as bundles
     from exporters import netx
     from toolchain.assessment import layer_table
 
     bundle = bundles.load(path) if path.is_dir() else None
     network = netx.read(path) if bundle is None else bundle.network
-    rows, output = layer_table(network), network.output
+    rows, output, scale = layer_table(network), network.output, np.asarray(network.input.scale)
     if as_json:
         print_json(
             {
@@ -234,9 +236,10 @@ def inspect(
                 "holdoff": network.holdoff,
                 "steps": network.steps,
                 "loader": netx.loaded_by(network),
-                "input": {"shape": network.input.shape, "bits": network.input.bits, "scale": network.input.scale},
+                "input": {"shape": network.input.shape, "bits": network.input.bits, "scale": scale.tolist()},
                 "output": None if output is None else {k: v.tolist() for k, v in vars(output).items()},
                 "layers": [row.as_dict() for row in rows],
+                "provenance": None if bundle is None else bundle.provenance,
             }
         )
         return
@@ -244,7 +247,7 @@ def inspect(
     out.print(
         f"T = {network.timesteps}, K = {network.holdoff}: logits after {network.steps} steps; input "
         f"{' x '.join(map(str, network.input.shape))}, {network.input.bits} bits, payload = x * "
-        f"{network.input.scale:.6g}; loads with {netx.loaded_by(network)}",
+        f"{numbers(scale)}; loads with {netx.loaded_by(network)}",
         soft_wrap=True,
         highlight=False,
     )
