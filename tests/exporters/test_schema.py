@@ -37,7 +37,7 @@ def test_a_stored_report_comes_back_to_the_byte_and_renders_as_it_did(path: Path
 
 
 #: Fields that reports have got since the stored ones were written: all of them may be absent.
-SINCE = {"task", "errors", "import_error"}
+SINCE = {"task", "errors"}
 
 
 def test_together_the_stored_reports_hold_everything_that_a_report_could_hold_then() -> None:
