@@ -324,7 +324,7 @@ def test_the_demo_refuses_samples_that_there_are_not_before_it_converts(
     samples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("toolchain.demo.run.convert", None)
-    message = f"error: samples: {samples} asked for; the data holds 1 to 540"
+    message = f"error: samples: {samples} asked for; the data holds 1 to 541"
     assert refused(run("demo", "--samples", samples, "-o", tmp_path / "demo")) == message
 
 
