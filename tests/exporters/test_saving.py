@@ -326,3 +326,23 @@ def test_leftovers_are_removed_once_their_process_is_dead_and_hold_nothing_else(
     assert len(kept) == 3
     assert [path.read_text() for path in tmp_path.glob(".out.*/notes.txt")] == ["mine"]
     assert not list(tmp_path.glob(".*.old"))
+
+
+def test_an_old_bundle_without_its_name_is_kept_until_there_is_another(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    old = contents(saved)
+    saved.rename(saved.with_name(f".out.{dead.pid}.00000001.old"))
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "recover", lambda path: None)  # its process was still alive when that was looked at
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(Refused, match="No space left"):
+            save(saved)
+    assert bundle.load(saved).report == REPORT
+    assert contents(saved) == old
