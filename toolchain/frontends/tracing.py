@@ -197,7 +197,7 @@ class _Tracer(fx.Tracer):
 
 def _user_line(error: Exception) -> str:
     """Name the last line of the user's own code in a traceback."""
-    own = (str(Path(torch.__file__).parent), __file__)
+    own = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
     lines = [
         f" ({Path(f.filename).name}, line {f.lineno})"
         for f in traceback.extract_tb(error.__traceback__)
