@@ -223,7 +223,7 @@ def test_numbers_of_any_unit_come_out_at_every_t(diabetes: Trained) -> None:
     y, ann = diabetes.test_y.numpy(), diabetes.outputs
     means = []
     for timesteps in (8, 16, 32, 64, 128):
-        made = convert(diabetes.model, diabetes.x, timesteps, labels=diabetes.y, shift_input=True)
+        made = convert(diabetes.model, diabetes.x, timesteps, labels=diabetes.y)
         assert made.recipe.task == "regression"
         found = made.predict(diabetes.test_x)
         against_ann = r2_score(ann, found, multioutput="raw_values")
