@@ -64,7 +64,10 @@ def peak_outside(network: Network, layer: Layer, potentials: np.ndarray) -> int:
     the last step has left it, until it is cleared.
     """
     before = network.phase[layer.name] - network.first_arrival(layer)
-    held = [potentials[:, :before] - layer.per_neuron(layer.v0), potentials[:, -1] - layer.per_neuron(layer.offsets[-1])]
+    held = [
+        potentials[:, :before] - layer.per_neuron(layer.v0),
+        potentials[:, -1] - layer.per_neuron(layer.offsets[-1]),
+    ]
     return max(int(np.max(u, initial=0)) for u in held)
 
 

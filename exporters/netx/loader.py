@@ -66,7 +66,8 @@ def load(path: str | Path, *, period: int | Literal["power of two"] | None = Non
 
     What :func:`exporters.netx.write_graph` wrote, netx cannot build: its ``run`` is the stock form of
     :func:`sim.on_lava.run`. ``period`` is the distance between samples in steps, the smallest legal one by default;
-    "power of two" is the smallest that silicon's reset takes (see :func:`sim.stock.legal_period`). Raises :class:`Refused` for any other file, a period too small, and where Lava or lava-dl is missing.
+    "power of two" is the smallest that silicon's reset takes (see :func:`sim.stock.legal_period`). Raises
+    :class:`Refused` for any other file, a period too small, and where Lava or lava-dl is missing.
     """
     network = file.read(path)
     period = legal_period(network, "stock", period)

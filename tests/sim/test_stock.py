@@ -14,6 +14,7 @@ from sim.network import INPUT, Dense, Edge, Input, Layer, Network
 from sim.stock import Silence, cycle, legal_period, peak_outside, silence, vth
 from sim.trace import first_difference
 
+
 def network(weight: int = 100, theta: int = 50, v0: int = 10, last: int = -30) -> Network:
     """One neuron with a step of hold-off and a bias of 20 and ``last``, and a readout."""
     first = Layer("first", (1,), (Edge(INPUT, Dense([[weight]])),), theta, [v0], [[20], [last]], holdoff=1)
@@ -67,7 +68,7 @@ def test_silicon_takes_periods_of_a_power_of_two(timesteps: int, shortest: int, 
     net = dataclasses.replace(
         network(),
         timesteps=timesteps,
-        layers=tuple(dataclasses.replace(l, bias=np.zeros((timesteps, 1), int)) for l in network().layers),
+        layers=tuple(dataclasses.replace(layer, bias=np.zeros((timesteps, 1), int)) for layer in network().layers),
     )
     assert legal_period(net, "stock") == shortest
     assert legal_period(net, "stock", "power of two") == silicon
