@@ -49,7 +49,7 @@ app = typer.Typer(
 @guarded
 def check(
     path: Annotated[
-        Path | None, typer.Argument(metavar="[DIR|FILE.net]", help="A network for --chip: converted, or any netx file.")
+        Path | None, typer.Argument(metavar="DIR|FILE.net", help="A network for --chip: converted, or any netx file.")
     ] = None,
     chip: Annotated[str | None, typer.Option(metavar="loihi2", help="What the network is to run on.")] = None,
     model: AnyModel = None,
@@ -70,7 +70,7 @@ def check(
     What is not refused of a model is compared with the model itself. A network is checked against every limit of the
     chip, and for what stock netx would leave out or corrupt.
 
-    Examples: `ann2loihi check --model model.py:build --input-shape 1,8,8`, `ann2loihi check build/out --chip loihi2`
+    Example: `ann2loihi check --model model.py:build --input-shape 1,8,8`, or `ann2loihi check build/out --chip loihi2`
     """
     if path is not None:
         if model is not None or chip != "loihi2":
