@@ -53,14 +53,14 @@ def in_double(graph: FloatGraph) -> FloatGraph:
         object.__setattr__(edge.map, "weight", edge.map.weight.double())
         return edge
 
-    return FloatGraph(graph.input_shape, tuple(map(layer, graph.layers)))
+    return replace(graph, layers=tuple(map(layer, graph.layers)))
 
 
 def relative_error(graph: FloatGraph, model: nn.Module, shape: Shape) -> float:
     x = torch.randn(3, *shape, generator=generator(1), dtype=torch.float64)
     with torch.no_grad():
         expected = copy.deepcopy(model).double().eval()(x)
-        actual = in_double(graph).logits(x.reshape(3, *graph.input_shape))
+        actual = in_double(graph).logits(x.reshape(3, *graph.model_shape))
     assert actual.shape == expected.shape
     assert float(expected.abs().max()) > 1e-3
     return float((actual - expected).abs().max() / expected.abs().max())

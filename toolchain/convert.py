@@ -45,8 +45,8 @@ class Conversion:
     origin: dict[str, str]  #: SHA-256 of the trained ``weights`` and of the ``calibration`` inputs
 
     def run(self, x: Any, *, record: bool = True, overflow: Policy = "strict") -> Trace:
-        """Simulate model inputs ``(B, *input_shape)`` (see :func:`toolchain.inputs.as_inputs`) on the fast engine."""
-        payload = self.network.input.encode(as_inputs(x, self.network.input.shape))
+        """Simulate model inputs ``(B, *model_shape)`` (see :func:`toolchain.inputs.as_inputs`) on the fast engine."""
+        payload = self.network.input.encode(as_inputs(x, self.network.input.model_shape))
         return fast.run(self.network, payload, chip=self.recipe.limits, overflow=overflow, record=record)
 
     def predict(self, x: Any) -> np.ndarray:
@@ -58,7 +58,9 @@ class Conversion:
 
         See :func:`exporters.engines.verify`.
         """
-        return engines.verify(self.network, self.network.input.encode(as_inputs(x, self.network.input.shape)), names)
+        return engines.verify(
+            self.network, self.network.input.encode(as_inputs(x, self.network.input.model_shape)), names
+        )
 
     def save(self, directory: str | Path, report: Report | None = None, rates: Rates | None = None) -> None:
         """Write ``network.net``, ``config.json``, ``provenance.json``, and what was measured, if it was.
@@ -111,10 +113,10 @@ def convert(
 
 
 def imported(model: nn.Module | FloatGraph, x: Any) -> tuple[FloatGraph, Tensor]:
-    """Return the model's float graph and its inputs as the graph takes them, float32 (B, *input_shape)."""
+    """Return the model's float graph and its inputs as the graph takes them, float32 (B, *model_shape)."""
     inputs = as_inputs(x)
     graph = model if isinstance(model, FloatGraph) else import_model(model, tuple(inputs.shape[1:]))
-    return graph, as_inputs(inputs, graph.input_shape)
+    return graph, as_inputs(inputs, graph.model_shape)
 
 
 def _arrays(model: nn.Module | FloatGraph) -> dict[str, Tensor]:

@@ -126,7 +126,7 @@ def evaluate(
     from toolchain.inputs import load_arrays, selected
 
     network = bundles.load(bundle).network
-    x, y = selected(*load_arrays(data, network.input.shape), samples)
+    x, y = selected(*load_arrays(data, network.input.model_shape), samples)
     assert y is not None  # load_arrays has refused data without labels
     with bars():
         trace = run(engine, network, network.input.encode(x), record=False)
@@ -155,7 +155,7 @@ def verify(
     from toolchain.inputs import load_arrays, selected
 
     loaded = bundles.load(bundle)
-    x, _ = selected(*load_arrays(data, loaded.network.input.shape, labels=False), samples)
+    x, _ = selected(*load_arrays(data, loaded.network.input.model_shape, labels=False), samples)
     with bars():
         result = run(loaded.network, loaded.network.input.encode(x), net_path=loaded.net_path)
     if as_json:

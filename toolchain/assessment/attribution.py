@@ -66,14 +66,14 @@ class _Sums:
 
 @torch.no_grad()
 def attribute(conversion: Conversion, x: Any) -> tuple[Share, ...]:
-    """Split every layer's error on model inputs ``x`` (B, *input_shape) by cause (see the module's docstring).
+    """Split every layer's error on model inputs ``x`` (B, *model_shape) by cause (see the module's docstring).
 
     Of a spiking layer also ``saturated``, the share of neurons that fire at every step while the ANN's activation is
     above theta; ``residual_outside``, the share whose last potential is outside 0..THETA although there was a step left
     to fire at, or a spike not to fire; ``dead_channels``, how many.
     """
     network = conversion.network
-    x = as_inputs(x, network.input.shape)
+    x = as_inputs(x, network.input.model_shape)
     batch = max(1, NEURON_STEPS // sum(layer.size * len(network.busy(layer)) for layer in network.layers))
     sums: dict[str, _Sums] = {}
     for part in track("finding what costs accuracy", x.split(batch)):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from exporters.report import Rung
 from sim.progress import track
 from toolchain.convert import Conversion
-from toolchain.graph import FloatGraph
 from toolchain.inputs import as_inputs
 
 
@@ -28,7 +27,7 @@ class Ladder:
 
 def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion | None = None) -> Ladder:
     """Run every rung on model inputs (B, *model_shape); ``wide`` is the conversion for wide registers."""
-    inputs = as_inputs(x, conversion.network.input.shape)
+    inputs = as_inputs(x, conversion.network.input.model_shape)
     findings: list[str] = []
 
     def spiking(which: Conversion) -> np.ndarray:
@@ -77,7 +76,7 @@ def staircase_logits(conversion: Conversion, x: Tensor, batch: int = 256) -> Ten
     stairs = tuple(
         replace(layer, upper=scales[layer.name].theta, levels=timesteps) for layer in conversion.source.layers
     )
-    return FloatGraph(conversion.source.input_shape, stairs).logits(x, batch)
+    return replace(conversion.source, layers=stairs).logits(x, batch)
 
 
 def spiking_logits(conversion: Conversion, x: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:

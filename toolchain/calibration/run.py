@@ -31,7 +31,7 @@ def calibrate(
     """Choose every layer's weights and schedule; returns the network with them and each layer's peak magnitude, su.
 
     ``network`` is what ``graph`` has become by ``scales`` (:func:`toolchain.scales.integers.build`), ``x`` are model
-    inputs (B, *input_shape). Raises :class:`Refused` where a potential leaves the registers.
+    inputs (B, *model_shape). Raises :class:`Refused` where a potential leaves the registers.
     """
     chip = recipe.limits
     registers = Registers(network, chip, "strict")

@@ -36,13 +36,17 @@ def import_model(model: nn.Module, input_shape: Shape, *, dense_limit: int = DEN
     """Reduce a trained model to spiking layers and the linear maps between them, in float64, stored as float32.
 
     ``input_shape`` is (C, H, W), (C, L) or (N,), without the batch dimension; the graph's input writes (C, L) as
-    (C, L, 1). The model is not changed; the graph equals it in eval mode. ``dense_limit`` bounds the weights of a
-    matrix or kernel that folding creates. Raises :class:`sim.findings.Refused` with every finding at once.
+    (C, L, 1). Where a model rearranges its input before a convolution, the graph does so before all layers, and takes
+    inputs of any ``input_shape`` of one to three dimensions. The model is not changed; the graph equals it in eval
+    mode. ``dense_limit`` bounds the weights of a matrix or kernel that folding creates. Raises
+    :class:`sim.findings.Refused` with every finding at once.
     """
     log, regions = _run(model, input_shape, dense_limit)
     if log.findings:
         raise Refused(dict.fromkeys(log.findings))
-    return FloatGraph(regions.shapes[INPUT], tuple(regions.layers))
+    if regions.arrangement is None:
+        return FloatGraph(regions.shapes[INPUT], tuple(regions.layers))
+    return FloatGraph(regions.shapes[INPUT], tuple(regions.layers), regions.arrangement.index, tuple(input_shape))
 
 
 def inspect_model(model: nn.Module, input_shape: Shape, *, dense_limit: int = DENSE_LIMIT) -> list[LayerReport]:

@@ -91,6 +91,18 @@ class FloatGraph:
 
     input_shape: Shape
     layers: tuple[FloatLayer, ...]
+    #: Which value of the flattened model input each one that layers read is, int64 (*input_shape); None: as given
+    order: Tensor | None = None
+    given: Shape | None = None  #: shape of the model's input, without the batch; None where it is ``input_shape``
+
+    @property
+    def model_shape(self) -> Shape:
+        """Shape of the model's input, without the batch."""
+        return self.input_shape if self.given is None else self.given
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """Bring model inputs (B, *model_shape) into the order in which layers read them, (B, *input_shape)."""
+        return x if self.order is None else x.flatten(1)[:, self.order]
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -106,16 +118,16 @@ class FloatGraph:
         return max(phase.values()) + timesteps
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
-        """Activations of every layer (the readout's are the logits) for model inputs float32 (B, *input_shape)."""
+        """Activations of every layer (the readout's are the logits) for model inputs float32 (B, *model_shape)."""
         return {layer.name: activation for layer, _, activation in self.walk(x)}
 
     def walk(self, x: Tensor) -> Iterator[tuple[FloatLayer, dict[str, Tensor], Tensor]]:
         """Go through the layers in order: each with its sources' values and its activation, (B, *shape).
 
-        A value is forgotten after the last layer that reads it.
+        ``x`` are model inputs (B, *model_shape). A value is forgotten after the last layer that reads it.
         """
         last_reader = {edge.source: layer.name for layer in self.layers for edge in layer.edges}
-        values = {INPUT: x}
+        values = {INPUT: self.arrange(x)}
         for layer in self.layers:
             sources = {edge.source: values[edge.source] for edge in layer.edges}
             values[layer.name] = self.forward(layer, sources)

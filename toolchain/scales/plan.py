@@ -176,7 +176,7 @@ def _exponent(largest: float, chip: Chip) -> int:
 
 
 def choose_scales(graph: FloatGraph, x: Tensor, recipe: Recipe) -> Scales:
-    """Choose the scales of ``graph`` on some of the model inputs ``x`` (B, *input_shape).
+    """Choose the scales of ``graph`` on some of the model inputs ``x`` (B, *model_shape).
 
     The steps of a quantised activation say themselves where a rate of one is. For others the recipe's threshold rule
     does, inside what a bounded one as ReLU6 allows; "given" takes the bound. Raises :class:`Refused` where no scale
