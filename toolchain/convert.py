@@ -29,6 +29,7 @@ from toolchain.graph import FloatGraph
 from toolchain.inputs import as_inputs
 from toolchain.recipe import Recipe, named
 from toolchain.scales.integers import build
+from toolchain.scales.payload import carried
 from toolchain.scales.plan import Scales, choose_scales
 
 
@@ -38,7 +39,7 @@ class Conversion:
 
     network: Network
     graph: FloatGraph  #: equals the torch model
-    source: FloatGraph  #: what was quantised: the same graph, or with tuned weights its copy for T steps
+    source: FloatGraph  #: what was quantised: the same graph, as far as a payload carries its input, or a tuned copy
     recipe: Recipe
     scales: Scales  #: by layer: THETA and the activation that one spike per step stands for
     peak: dict[str, int]  #: by layer: largest register magnitude on the calibration inputs, su
@@ -97,10 +98,10 @@ def convert(
     """
     recipe = named(recipe, **options if timesteps is None else options | {"timesteps": timesteps})
     graph, x = imported(model, calibration)
-    scales = choose_scales(graph, x, recipe)
-    source = graph
+    source = carried(graph, x, recipe)
+    scales = choose_scales(source, x, recipe)
     if recipe.weights == "tuned":
-        source = tune(graph, x, scales.thetas, recipe)
+        source = tune(source, x, scales.thetas, recipe)
         scales = choose_scales(source, x, recipe)
     network, peak = calibrate(build(source, scales, recipe), source, scales, x, recipe)
     if findings := chips.check(network, recipe.limits):

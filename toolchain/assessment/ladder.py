@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -69,14 +69,9 @@ def model_logits(model: nn.Module, x: Any, batch: int = 256) -> Tensor:
 def staircase_logits(conversion: Conversion, x: Tensor, batch: int = 256) -> Tensor:
     """Logits of the float graph whose activations take the steps that T spikes can draw, float32 (B, N).
 
-    With every channel's threshold (:func:`toolchain.graph.activations.staircase`): what is left of a network if spikes
-    arrive evenly and integers cost nothing.
+    See :meth:`toolchain.graph.FloatGraph.stairs`.
     """
-    scales, timesteps = conversion.scales, conversion.recipe.timesteps
-    stairs = tuple(
-        replace(layer, upper=scales[layer.name].theta, levels=timesteps) for layer in conversion.source.layers
-    )
-    return replace(conversion.source, layers=stairs).logits(x, batch)
+    return conversion.source.stairs(conversion.scales.thetas, conversion.recipe.timesteps).logits(x, batch)
 
 
 def spiking_logits(conversion: Conversion, x: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -36,7 +36,8 @@ def calibrate(
     chip = recipe.limits
     registers = Registers(network, chip, "strict")
     outputs = {INPUT: torch.from_numpy(network.payload(network.input.encode(x.numpy())))}
-    units = {name: plan.theta for name, plan in scales.plans.items()} | {INPUT: torch.tensor(1 / network.input.scale)}
+    units = {name: plan.theta for name, plan in scales.plans.items()}
+    units[INPUT] = torch.as_tensor(1 / network.input.scale, dtype=torch.float32)
     layers = []
     walked = zip(network.layers, graph.walk(x), strict=True)
     for layer, (floating, values, activation) in track("calibrating", walked, len(network.layers)):

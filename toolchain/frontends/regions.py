@@ -15,6 +15,7 @@ from toolchain.frontends.affine import BATCH, Affine, Current, Term, Unreached, 
 from toolchain.frontends.linear import Chain, Convolution, Reshape, Selection, as_maps, rearrangements, reduce
 from toolchain.frontends.log import Log, Row
 from toolchain.graph import FloatEdge, FloatLayer
+from toolchain.graph.channels import reduced
 
 _CONVOLVE = (
     "raise dense_limit, let pooling windows divide their input, without padding and ceil_mode, or put nn.ReLU behind "
@@ -136,7 +137,7 @@ class Regions:
                 self.reads.append(_Read(name, tuple(value.terms[i].chain for i in parallel), row))
             else:
                 edges += self._edges(source, [chains[i] for i in parallel], shape, row)
-        bias = _uniform(value.constant[0].reshape(shape)).float()
+        bias = reduced(value.constant[0].reshape(shape)).float()
         layer = FloatLayer(name, shape, tuple(edges), bias, kind)
         if isinstance(value, Current):
             layer = replace(layer, upper=value.upper, levels=value.levels, initial=value.initial)
@@ -232,11 +233,3 @@ def _behind(arrangement: Selection, chain: Chain, ways: Sequence[tuple[Selection
     if arrangement.index.numel() < math.prod(arrangement.source):
         return None
     return (Selection(arrangement.index.flatten().argsort().reshape(arrangement.source), arrangement.shape), *chain)
-
-
-def _uniform(bias: Tensor) -> Tensor:
-    """Reduce (*shape) to (C,) where it is the same all over space."""
-    flat = bias.reshape(len(bias), -1)
-    # Equal sums taken in different orders differ by float64's rounding, far below what float32 keeps.
-    same = (flat.amax(1) - flat.amin(1)).max() <= 1e-12 * flat.abs().max()
-    return flat[:, 0] if same else bias

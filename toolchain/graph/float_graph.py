@@ -8,7 +8,7 @@ thresholds, quantisation and calibration start from.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -94,6 +94,7 @@ class FloatGraph:
     #: Which value of the flattened model input each one that layers read is, int64 (*input_shape); None: as given
     order: Tensor | None = None
     given: Shape | None = None  #: shape of the model's input, without the batch; None where it is ``input_shape``
+    limit: Tensor | None = None  #: magnitude by channel, float32 (C,), beyond which inputs are cut off; None: nowhere
 
     @property
     def model_shape(self) -> Shape:
@@ -101,13 +102,28 @@ class FloatGraph:
         return self.input_shape if self.given is None else self.given
 
     def arrange(self, x: Tensor) -> Tensor:
-        """Bring model inputs (B, *model_shape) into the order in which layers read them, (B, *input_shape)."""
-        return x if self.order is None else x.flatten(1)[:, self.order]
+        """Bring model inputs (B, *model_shape) into order and range in which layers read them, (B, *input_shape)."""
+        x = x if self.order is None else x.flatten(1)[:, self.order]
+        if self.limit is None:
+            return x
+        limit = self.limit.reshape(-1, *(1,) * (len(self.input_shape) - 1))
+        return x.clamp(-limit, limit)
 
     @property
     def shapes(self) -> dict[str, Shape]:
         """Shape of the input and of every layer, by name."""
         return {INPUT: self.input_shape} | {layer.name: layer.shape for layer in self.layers}
+
+    def stairs(self, thetas: Mapping[str, Tensor], timesteps: int) -> FloatGraph:
+        """Return the graph with activations that take the steps which T spikes draw up to ``thetas`` (C,), by layer.
+
+        It is what is left of the network if spikes arrive evenly and integers cost nothing.
+        """
+        layers = (
+            replace(layer, upper=thetas[layer.name], levels=timesteps) if layer.kind == "spiking" else layer
+            for layer in self.layers
+        )
+        return replace(self, layers=tuple(layers))
 
     def steps(self, timesteps: int, holdoff: int) -> int:
         """Count the steps until the logits are there, as ``Network.steps`` of the network that the graph becomes."""
