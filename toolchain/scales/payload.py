@@ -17,7 +17,8 @@ from toolchain.scales.plan import choose_scales, largest_weights, scaled
 
 OUTLIER = 10.0  #: times the median magnitude of a channel, 0 left out; values up to it are not looked at twice
 LIMITS = (64.0, 32.0, 16.0, 8.0, 4.0, 2.0)  #: of which multiples of that median what exceeds them may be cut off
-WORTH = 0.01  #: share of the samples that have to be decided better for that
+ONE_BY_CHANCE = 1 / 128  #: share of the samples by which two limits may differ that are taken for equal
+CLEARLY = 0.8  #: share of the error without a limit that is left where one is set
 
 
 def carried(graph: FloatGraph, x: Tensor, recipe: Recipe) -> FloatGraph:
@@ -68,12 +69,13 @@ def _without(graph: FloatGraph, layer: FloatLayer, constant: Tensor) -> FloatLay
 
 
 def _limited(graph: FloatGraph, x: Tensor, recipe: Recipe) -> FloatGraph:
-    """Set the ``limit`` of the input with which most samples are decided as the network decides them unlimited.
+    """Set the ``limit`` of the input that serves its samples best, where values are out of all proportion.
 
     What sets the scale of a payload, and by the activations that it causes the thresholds of layers, may be a few
-    values that are out of all proportion: pixels that are stuck, or a code for what is missing. Squared errors would
-    never sacrifice them, since they are the largest errors; decisions tell what they are worth. They are those of the
-    staircase that T spikes draw, on the payload as it would be.
+    values: pixels that are stuck, or a code for what is missing. A mean squared error would never sacrifice them, since
+    they are the largest errors. So what counts is how many samples are decided as without a limit and a payload, and of
+    limits that are equal in that the error of the outputs on the median sample. Both are those of the staircase that T
+    spikes draw, on the payload as it would be.
     """
     arranged = replace(graph, order=None, given=None)  # the same on values in the order of the layers
     few, values = graph.arrange(x[spread(len(x))]), graph.arrange(x)
@@ -83,15 +85,19 @@ def _limited(graph: FloatGraph, x: Tensor, recipe: Recipe) -> FloatGraph:
     worst = float((ranges / typical).nan_to_num(1.0).max())
     if worst <= OUTLIER:
         return graph
-    wanted = _decisions(arranged.logits(few))
-    candidates = [None, *(torch.minimum(ranges, typical * times) for times in LIMITS if times < worst)]
-    misses: list[float] = []
+    wanted, limits = arranged.logits(few), [torch.minimum(ranges, typical * times) for times in LIMITS if times < worst]
+    # Samples that all limits cut off are not the rule, even where they are most of the calibration data.
+    cut = (few.abs() > spatial(limits[0], graph.input_shape)).flatten(1).any(1)
+    weight = torch.where(cut, min(1.0, int((~cut).sum()) / max(1, int(cut.sum()))) or 1.0, 1.0)
+    misses, errors, candidates = [], [], [None, *limits]
     for limit in track("looking at outliers", candidates):
-        misses.append(_missed(replace(arranged, limit=limit), values, few, wanted, recipe))
-    least = min(misses)
-    if misses[0] - least <= WORTH:
-        return graph
-    return replace(graph, limit=candidates[misses.index(least)])
+        logits = _drawn(replace(arranged, limit=limit), values, few, recipe)
+        # Infinitely far where no scale fits, and wherever the graph has left float32.
+        misses.append(float((weight * _share(_decisions(logits) != _decisions(wanted))).sum()))
+        errors.append(float((logits - wanted).square().flatten(1).mean(1).nan_to_num(torch.inf).median()))
+    equal = [i for i, missed in enumerate(misses) if missed <= min(misses) + ONE_BY_CHANCE * len(few)]
+    best = min(equal, key=errors.__getitem__)
+    return graph if 0 in equal and errors[best] >= CLEARLY * errors[0] else replace(graph, limit=candidates[best])
 
 
 def _median(values: Tensor) -> Tensor:
@@ -100,17 +106,21 @@ def _median(values: Tensor) -> Tensor:
 
 
 def _decisions(logits: Tensor) -> Tensor:
-    """Classes, or of a single output on which side of its median it is."""
-    return logits.argmax(1) if logits.shape[1] > 1 else logits > logits.median()
+    """Classes, or of a single output on which side of its median it is, (B, ...)."""
+    return logits.argmax(1) if logits.shape[1] > 1 else (logits > logits.median())[:, 0]
 
 
-def _missed(graph: FloatGraph, values: Tensor, few: Tensor, wanted: Tensor, recipe: Recipe) -> float:
-    """Share of the decisions on ``few`` that the staircase of ``graph`` on its payload decides otherwise."""
+def _share(differs: Tensor) -> Tensor:
+    """Share of a sample's decisions, one or one for every place, (B,)."""
+    return differs.flatten(1).double().mean(1) if differs.ndim > 1 else differs.double()
+
+
+def _drawn(graph: FloatGraph, values: Tensor, few: Tensor, recipe: Recipe) -> Tensor:
+    """Logits on ``few`` of the staircase of ``graph`` on its payload; NaN where no scale fits."""
     try:
         scales = choose_scales(graph, values, recipe)
     except Refused:
-        return 1.0
+        return graph.logits(few) * torch.nan
     unit, largest = spatial(scales.unit, graph.input_shape), (1 << (recipe.input_bits - 1)) - 1
     payload = (graph.arrange(few) / unit).round().clamp(-largest, largest)
-    stairs = graph.stairs(scales.thetas, recipe.timesteps)
-    return float((_decisions(stairs.logits((payload * unit).float())) != wanted).double().mean())
+    return graph.stairs(scales.thetas, recipe.timesteps).logits((payload * unit).float())
