@@ -90,7 +90,7 @@ def convert(
 ) -> Conversion:
     """Convert a trained model, which is left as it is, with a few hundred calibration inputs.
 
-    ``calibration`` is ``(N, C, H, W)``, ``(N, C, L)`` or ``(N, features)``, uint8 or float (see
+    ``calibration`` is ``(N, C, H, W)``, ``(N, C, L)``, ``(N, features)`` or what else the model takes, as numbers (see
     :func:`toolchain.inputs.as_inputs`); labels are never needed. ``recipe`` is one of ``toolchain.recipe.RECIPES`` by
     name, or a :class:`Recipe`; ``timesteps`` and ``options``, its fields, override it. Deterministic: the same
     arguments give an equal network. Raises :class:`Refused` with every finding at once when something cannot be

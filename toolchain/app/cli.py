@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from sim.findings import refuse
@@ -181,7 +182,8 @@ def inspect(
     from toolchain.assessment import layer_table
 
     network = bundles.load(path).network if path.is_dir() else netx.read(path)
-    rows = layer_table(network)
+    rows, source = layer_table(network), network.input
+    scale = np.asarray(source.scale)
     if as_json:
         print_json(
             {
@@ -189,16 +191,23 @@ def inspect(
                 "holdoff": network.holdoff,
                 "steps": network.steps,
                 "loader": netx.loaded_by(network),
-                "input": {"shape": network.input.shape, "bits": network.input.bits, "scale": network.input.scale},
+                "input": {
+                    "shape": source.shape,
+                    "given": source.model_shape,
+                    "bits": source.bits,
+                    "scale": scale.tolist(),
+                },
                 "layers": [row.as_dict() for row in rows],
             }
         )
         return
     out.print(layers(str(path), rows))
+    given = "" if source.order is None else f", taken from {' x '.join(map(str, source.model_shape))}"
+    apart = f"..{scale.max():.6g} by channel" if scale.ndim else ""
     out.print(
         f"T = {network.timesteps}, K = {network.holdoff}: logits after {network.steps} steps; input "
-        f"{' x '.join(map(str, network.input.shape))}, {network.input.bits} bits, payload = x * "
-        f"{network.input.scale:.6g}; loads with {netx.loaded_by(network)}",
+        f"{' x '.join(map(str, source.shape))}{given}, {source.bits} bits, payload = x * {scale.min():.6g}{apart}; "
+        f"loads with {netx.loaded_by(network)}",
         soft_wrap=True,
         highlight=False,
     )

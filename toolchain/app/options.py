@@ -23,7 +23,9 @@ Model = Annotated[
     ),
 ]
 Weights = Annotated[Path | None, typer.Option("--weights", metavar="FILE", help="Its state_dict, .pt or .safetensors.")]
-Data = Annotated[Path, typer.Option("--data", metavar="FILE.npz", help="Arrays x (N,C,H,W; uint8 or float) and y (N).")]
+Data = Annotated[
+    Path, typer.Option("--data", metavar="FILE.npz", help="Arrays x (N,C,H,W; bytes or numbers) and y (N).")
+]
 Samples = Annotated[int | None, typer.Option("--samples", metavar="N", help="Use the first N samples; all by default.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write.")]
 Bundle = Annotated[Path, typer.Argument(metavar="DIR", help="What `convert` has written.")]

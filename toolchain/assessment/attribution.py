@@ -85,7 +85,7 @@ def attribute(conversion: Conversion, x: Any) -> tuple[Share, ...]:
 def _measure(conversion: Conversion, x: Tensor) -> dict[str, _Sums]:
     network, graph = conversion.network, conversion.graph
     trace = conversion.run(x, overflow="count")
-    scale = spatial(torch.as_tensor(network.input.scale), network.input.shape).float()
+    scale = spatial(torch.tensor(network.input.scale), network.input.shape).float()
     decoded = {INPUT: torch.from_numpy(network.input.encode(x)) / scale}
     sums = {}
     for layer, (floating, _, a) in zip(network.layers, graph.walk(x), strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from exporters.report import Rung
+from sim.network import Input
 from sim.progress import track
 from toolchain.convert import Conversion
 from toolchain.inputs import as_inputs
@@ -46,6 +47,7 @@ def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion 
     for rung, run in track("measuring accuracy", rungs.items()):
         logits[rung] = run()
     steps = spiking(conversion)
+    findings.extend(clipped(conversion.network.input, inputs))
     logits["int8"] = steps[:, -1]
     return Ladder(logits, steps, tuple(findings))
 
@@ -79,3 +81,18 @@ def spiking_logits(conversion: Conversion, x: Tensor) -> tuple[np.ndarray, tuple
     trace = conversion.run(x, record=False, overflow="count")
     found = f"T = {conversion.recipe.timesteps}: {trace.overflows} potentials left the registers"
     return trace.logits, (found,) if trace.overflows else ()
+
+
+def clipped(source: Input, x: Tensor) -> tuple[str, ...]:
+    """Say which share of model inputs (B, *model_shape) leaves the payload, and where most of it does; () for none."""
+    wide = replace(source, bits=31)  # beyond which float32 has no use for a payload
+    beyond = source.encode(x) != wide.encode(x)
+    if not beyond.any():
+        return ()
+    by_channel = np.moveaxis(beyond, 1, 0).reshape(source.shape[0], -1).mean(1)
+    bounds = np.broadcast_to(source.limits[1] / np.asarray(source.scale), by_channel.shape)
+    most = int(by_channel.argmax())
+    place = f", most of them in channel {most}" if len(by_channel) > 1 else ""
+    return (
+        f"{100 * beyond.mean():.2g} % of the input values are clipped{place}, at a magnitude of {bounds[most]:.3g}",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import is_not
 
 import torch
 from torch import Tensor
@@ -15,10 +16,11 @@ from toolchain.graph.channels import by_channel, reduced, spatial, spread
 from toolchain.recipe import Recipe
 from toolchain.scales.plan import choose_scales, largest_weights, scaled
 
-OUTLIER = 10.0  #: times the median magnitude of a channel, 0 left out; values up to it are not looked at twice
-LIMITS = (64.0, 32.0, 16.0, 8.0, 4.0, 2.0)  #: of which multiples of that median what exceeds them may be cut off
-ONE_BY_CHANCE = 1 / 128  #: share of the samples by which two limits may differ that are taken for equal
-CLEARLY = 0.8  #: share of the error without a limit that is left where one is set
+OUTLIER = 5.0  #: multiple of what is typical; values up to it are not looked at twice
+LIMITS = (64.0, 32.0, 16.0, 8.0, 4.0, 2.0)  #: multiples of what is typical from which values may be cut off
+BRIGHT = 0.95  #: share of the samples that are no brighter than what is typical
+BY_CHANCE = 1 / 128  #: share of decisions by which two limits may differ that are taken for equal
+CLEARLY = 0.8  #: share of the error without a limit that may be left where one is set
 
 
 def carried(graph: FloatGraph, x: Tensor, recipe: Recipe) -> FloatGraph:
@@ -41,16 +43,20 @@ def _settled(graph: FloatGraph, x: Tensor) -> FloatGraph:
     constant, reach = (lowest == highest) & (lowest != 0), torch.maximum(-lowest, highest)
     if not constant.any() or constant.all():
         return graph
-    layers = []
-    for layer in graph.layers:
-        reads = replace(layer, edges=tuple(edge for edge in layer.edges if edge.source == INPUT))
-        if reads.edges:
-            still, moving = (
-                float(largest_weights(graph, reads, {INPUT: reach * part}).max()) for part in (constant, ~constant)
-            )
-            layer = _without(graph, layer, lowest * constant) if still > moving else layer
-        layers.append(layer)
-    return replace(graph, layers=tuple(layers))
+    layers = tuple(
+        _without(graph, layer, lowest * constant) if _dominates(graph, layer, reach, constant) else layer
+        for layer in graph.layers
+    )
+    return replace(graph, layers=layers) if any(map(is_not, layers, graph.layers)) else graph
+
+
+def _dominates(graph: FloatGraph, layer: FloatLayer, reach: Tensor, constant: Tensor) -> bool:
+    """Whether a constant channel, bool (C,), does more to a layer than any other does at its ``reach`` (C,)."""
+    reads = replace(layer, edges=tuple(edge for edge in layer.edges if edge.source == INPUT))
+    if not reads.edges:
+        return False
+    still, moving = (largest_weights(graph, reads, {INPUT: reach * part}).max() for part in (constant, ~constant))
+    return bool(still > moving)
 
 
 def _without(graph: FloatGraph, layer: FloatLayer, constant: Tensor) -> FloatLayer:
@@ -69,50 +75,53 @@ def _without(graph: FloatGraph, layer: FloatLayer, constant: Tensor) -> FloatLay
 
 
 def _limited(graph: FloatGraph, x: Tensor, recipe: Recipe) -> FloatGraph:
-    """Set the ``limit`` of the input that serves its samples best, where values are out of all proportion.
+    """Set the ``limit`` of the input that serves ordinary samples best, where values are out of all proportion.
 
     What sets the scale of a payload, and by the activations that it causes the thresholds of layers, may be a few
     values: pixels that are stuck, or a code for what is missing. A mean squared error would never sacrifice them, since
-    they are the largest errors. So what counts is how many samples are decided as without a limit and a payload, and of
-    limits that are equal in that the error of the outputs on the median sample. Both are those of the staircase that T
-    spikes draw, on the payload as it would be.
+    they are the largest errors. So what counts are the samples that no limit would change much: how many of them are
+    decided as without a limit and a payload, and of limits that are equal in that, the error of their outputs, at the
+    median. Both are those of the staircase that T spikes draw, on the payload as it would be. No limit is so low that
+    an outlier would not still be one.
     """
     arranged = replace(graph, order=None, given=None)  # the same on values in the order of the layers
     few, values = graph.arrange(x[spread(len(x))]), graph.arrange(x)
     ranges = by_channel(values).abs().amax(1)
-    typical = torch.stack([_median(channel) for channel in by_channel(few)])
-    typical = torch.where(typical > 0, typical, ranges)
+    typical = _typical(few, ranges)
     worst = float((ranges / typical).nan_to_num(1.0).max())
     if worst <= OUTLIER:
         return graph
-    wanted, limits = arranged.logits(few), [torch.minimum(ranges, typical * times) for times in LIMITS if times < worst]
-    # Samples that all limits cut off are not the rule, even where they are most of the calibration data.
-    cut = (few.abs() > spatial(limits[0], graph.input_shape)).flatten(1).any(1)
-    weight = torch.where(cut, min(1.0, int((~cut).sum()) / max(1, int(cut.sum()))) or 1.0, 1.0)
-    misses, errors, candidates = [], [], [None, *limits]
+    limits = [torch.minimum(ranges, typical * times) for times in LIMITS if times < worst]
+    ordinary = (few.abs() <= spatial(limits[0], graph.input_shape)).flatten(1).all(1)
+    few = few[ordinary] if ordinary.any() else few
+    wanted, candidates = arranged.logits(few), [None, *limits]
+    misses, errors = [], []
     for limit in track("looking at outliers", candidates):
         logits = _drawn(replace(arranged, limit=limit), values, few, recipe)
-        # Infinitely far where no scale fits, and wherever the graph has left float32.
-        misses.append(float((weight * _share(_decisions(logits) != _decisions(wanted))).sum()))
+        misses.append(float((_decisions(logits) != _decisions(wanted)).double().mean()))
+        # Infinite where no scale fits.
         errors.append(float((logits - wanted).square().flatten(1).mean(1).nan_to_num(torch.inf).median()))
-    equal = [i for i, missed in enumerate(misses) if missed <= min(misses) + ONE_BY_CHANCE * len(few)]
+    equal = [i for i, missed in enumerate(misses) if missed <= min(misses) + BY_CHANCE]
     best = min(equal, key=errors.__getitem__)
     return graph if 0 in equal and errors[best] >= CLEARLY * errors[0] else replace(graph, limit=candidates[best])
 
 
-def _median(values: Tensor) -> Tensor:
-    magnitudes = values.abs()[values != 0]
-    return magnitudes.median() if len(magnitudes) else torch.zeros(())
+def _typical(x: Tensor, ranges: Tensor) -> Tensor:
+    """Typical magnitudes (C,) of the channels of a bright sample, of (B, *input_shape); zeros say nothing.
+
+    Samples may be bright as a whole, and then all of their values count. An outlier is a value that its own sample does
+    not explain. Channels without a value in ``x`` have their ``ranges`` (C,).
+    """
+    magnitudes = x.abs().where(x != 0, torch.nan)
+    typical = by_channel(magnitudes).nanmedian(1).values
+    typical = torch.where(typical.isnan(), ranges, typical)
+    brightness = (magnitudes / spatial(typical, x.shape[1:])).flatten(1).nanmedian(1).values
+    return typical * brightness.nanquantile(BRIGHT).clamp_min(1).nan_to_num(1.0).float()
 
 
 def _decisions(logits: Tensor) -> Tensor:
     """Classes, or of a single output on which side of its median it is, (B, ...)."""
     return logits.argmax(1) if logits.shape[1] > 1 else (logits > logits.median())[:, 0]
-
-
-def _share(differs: Tensor) -> Tensor:
-    """Share of a sample's decisions, one or one for every place, (B,)."""
-    return differs.flatten(1).double().mean(1) if differs.ndim > 1 else differs.double()
 
 
 def _drawn(graph: FloatGraph, values: Tensor, few: Tensor, recipe: Recipe) -> Tensor:

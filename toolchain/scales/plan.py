@@ -281,9 +281,9 @@ def _own_units(graph: FloatGraph, layer: FloatLayer, values: Mapping[str, Tensor
     sent, read = finest > 0, largest > 0
     balance = (by_channel(values[INPUT]).double().square().mean(1).sqrt() / rms).sqrt()
     balance = torch.where(sent & read, balance, 0)
-    if not (sent & read).any():
+    if not balance.any():
         return []
-    middle = float((finest / balance)[sent & read].median())
+    middle = float((finest / balance)[balance > 0].median())
     candidates = []
     for factor in (0.0, *(2.0**k for k in range(-3, HALVINGS))):
         unit = torch.maximum(finest, middle * factor * balance)
