@@ -1,13 +1,13 @@
 # `make demo` and `make test` set up whatever is missing: they need Python 3, make and a package index, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint clean
+.PHONY: help setup demo test test-processors test-slow lint clean
 
 # uv from the PATH, else installed into a private folder.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 RUN := $(UV) run --frozen
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 .uv/bin/uv:
 	python3 -m venv .uv && .uv/bin/python -m pip install --quiet --disable-pip-version-check uv
@@ -20,6 +20,17 @@ demo: setup  ## convert, simulate, verify and export a network of handwritten di
 
 test: setup lint  ## lint, type-check and test everything but the slow tests
 	$(RUN) pytest -m "not slow" -n 2 --dist worksteal
+	$(MAKE) test-processors
+
+# torch, oneDNN and MKL then sum floats as on processors that can do less; a threads' team that waits must not spin.
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+SSE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
+TWO_THREADS := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive ANN2LOIHI_TEST_THREADS=2
+NUMBERS := $(RUN) pytest -m "numbers and not slow and not lava" -n 2 --dist worksteal
+
+test-processors: setup  ## the tests that compare numbers, as on two other processors
+	$(AVX2) $(TWO_THREADS) $(NUMBERS)
+	$(SSE) OMP_NUM_THREADS=1 $(NUMBERS)
 
 test-slow: setup  ## the tests that take minutes
 	$(RUN) pytest -m slow

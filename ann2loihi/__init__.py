@@ -16,16 +16,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, which makes them public
+    from exporters.bundle import Bundle as Bundle
+    from exporters.bundle import load as load_bundle  # noqa: F401
     from exporters.engines import available_engines as available_engines
     from exporters.engines import run as run
     from exporters.engines import verify as verify
     from exporters.netx import load as load
     from exporters.netx import read as read
-    from exporters.netx import write as write
+    from exporters.netx import save as write  # noqa: F401
+    from exporters.report import Report as Report
+    from exporters.report import figures as figures
     from sim.findings import Finding as Finding
     from sim.findings import Refused as Refused
     from sim.network import Network as Network
     from sim.progress import reporting as reporting
+    from toolchain import assessment as assessment
     from toolchain import demo as demo
     from toolchain.auto import choose as choose
     from toolchain.convert import Conversion as Conversion
@@ -41,12 +46,14 @@ if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, whi
 
     __version__: str
 
-#: By public name: the module that it is in, and its name there if it has another one.
+#: By public name: the module that it is in, and its name there; "" for the module itself.
 _HOMES: dict[str, tuple[str, str]] = {
     name: (module, name)
     for module, names in {
+        "exporters.bundle": ("Bundle",),
         "exporters.engines": ("available_engines", "run", "verify"),
-        "exporters.netx": ("load", "read", "write"),
+        "exporters.netx": ("load", "read"),
+        "exporters.report": ("Report",),
         "sim.findings": ("Finding", "Refused"),
         "sim.network": ("Network",),
         "sim.progress": ("reporting",),
@@ -58,7 +65,14 @@ _HOMES: dict[str, tuple[str, str]] = {
         "toolchain.surgery": ("replace_max_pooling",),
     }.items()
     for name in names
-} | {"check": ("toolchain.frontends", "inspect_model"), "demo": ("toolchain.demo", "")}
+} | {
+    "assessment": ("toolchain.assessment", ""),
+    "check": ("toolchain.frontends", "inspect_model"),
+    "demo": ("toolchain.demo", ""),
+    "figures": ("exporters.report.figures", ""),
+    "load_bundle": ("exporters.bundle", "load"),
+    "write": ("exporters.netx", "save"),
+}
 
 __all__ = [
     *sorted(_HOMES),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from exporters.files import replace_file
 from sim.findings import refuse
 
 ROOT = Path(__file__).parents[1]
@@ -105,11 +105,9 @@ def integers(option: str, text: str) -> list[int]:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file beside its place and rename it, so that an interrupted run leaves a whole one."""
+    """Write a file at once, so that an interrupted run leaves a whole one; :class:`Refused` where it cannot be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    replace_file(path, text.encode())
 
 
 def write_json(path: Path, document: Any) -> None:

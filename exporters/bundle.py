@@ -12,27 +12,34 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import platform
-import shutil
+import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
-from exporters import netx
+from exporters import files, netx
 from exporters.report import Rates, Report
+from exporters.report.markdown import PICTURES
 from sim.findings import Finding, Refused, refuse
 from sim.network import Network
 
 NET = "network.net"
 CONFIG, PROVENANCE, REPORT, TEXT = "config.json", "provenance.json", "report.json", "report.md"
+#: How every file begins that :func:`save` can write.
+BEGINNINGS = {
+    NET: b"\x89HDF\r\n\x1a\n",
+    **dict.fromkeys((CONFIG, PROVENANCE, REPORT), b"{"),
+    TEXT: b"# ",
+    **dict.fromkeys(PICTURES, b"\x89PNG\r\n\x1a\n"),
+}
 JSON_LIMIT = 1 << 24  #: bytes of a JSON file that is read; a report holds thousands of numbers, not millions
 
 #: Distributions whose version may change a result; those that are not installed are left out.
@@ -50,15 +57,17 @@ class Bundle:
     net_path: Path  #: the file that the network was read from
 
 
-def provenance(*, seed: int | None, sha256: Mapping[str, str]) -> dict[str, Any]:
+def provenance(*, seed: int | None, sha256: Mapping[str, str], processor: Mapping[str, str | int]) -> dict[str, Any]:
     """Collect what it takes to convert again: versions, platform, seed, time and digests; no user, host or path names.
 
-    ``sha256`` holds the digests, by name, of what the conversion was made from (see :func:`digest`).
+    ``sha256`` holds the digests, by name, of what the conversion was made from (see :func:`digest`), ``processor`` what
+    decides the order in which the converter's library sums floats.
     """
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
+        "processor": dict(processor),
         "packages": {name: found.version for name in PACKAGES for found in metadata.distributions(name=name)},
         "seed": seed,
         "sha256": dict(sha256),
@@ -89,10 +98,10 @@ def save(
 ) -> None:
     """Write a bundle; ``directory`` takes its new content at once when all is written, or stays as it was.
 
-    An existing directory is replaced if it is empty or a bundle itself. A ``report`` is written as JSON and as Markdown
-    with the pictures that there is data for; ``rates`` are for one of them. Raises :class:`Refused` with all findings:
-    another non-empty directory, values that JSON cannot hold, absolute paths in ``provenance``, a network that is not
-    deployable.
+    An existing directory is replaced if it is empty or a bundle itself, with nothing else in it. A ``report`` is
+    written as JSON and as Markdown with the pictures that there is data for; ``rates`` are for one of them. Raises
+    :class:`Refused` with all findings: a place that :func:`check_place` refuses, a full disk, values that JSON cannot
+    hold, absolute paths in ``provenance``, a network that is not deployable.
     """
     directory, texts = Path(directory), {}
     findings: list[Finding] = []
@@ -108,33 +117,40 @@ def save(
             for text in _strings(provenance)
             if PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()
         )
-    try:
-        findings.extend(_occupied(directory))
-        if findings:
-            raise Refused(findings)
-        with _replacing(directory) as beside:
-            netx.save(network, beside / NET)
-            for name, text in texts.items():
-                (beside / name).write_bytes(text)
-            if report is not None:
-                _illustrate(beside, report, rates or {}, network)
-    except OSError as error:
-        raise refuse(str(directory), f"it cannot be written ({error})", "choose another place") from error
+    findings.extend(files.obstacles(directory, _foreign))
+    if findings:
+        raise Refused(findings)
+    contents = {NET: netx.dump(network)} | texts
+    if report is not None:
+        contents |= _illustrated(report, rates or {}, network)
+    files.replace_directory(directory, contents, BEGINNINGS, _foreign)
 
 
-def _illustrate(directory: Path, report: Report, rates: Rates, network: Network) -> None:
-    """Write ``report.md`` and the pictures that there is data for."""
+def check_place(directory: str | Path) -> None:
+    """Raise :class:`Refused` if :func:`save` could not write a bundle there; to be called before long work.
+
+    That is for a link, a file, a mount point, a place without permission, and a directory with anybody else's files.
+    """
+    if findings := files.obstacles(Path(directory), _foreign):
+        raise Refused(findings)
+
+
+def _illustrated(report: Report, rates: Rates, network: Network) -> dict[str, bytes]:
+    """Render ``report.md`` and the pictures that there is data for, by file name."""
     from exporters.report import figures, markdown  # matplotlib loads where something is drawn
 
-    drawn = figures.drawn(report, rates, network)
-    (directory / TEXT).write_text(markdown.render(report, tuple(drawn)), encoding="utf-8")
-    for name, figure in drawn.items():
-        figure.savefig(directory / name, dpi=figures.DPI)
+    pictures = {}
+    for name, figure in figures.drawn(report, rates, network).items():
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=figures.DPI, format="png")
+        pictures[name] = picture.getvalue()
+    return {TEXT: markdown.render(report, tuple(pictures)).encode(), **pictures}
 
 
 def load(directory: str | Path) -> Bundle:
     """Read a bundle back; raises :class:`Refused` for anything missing or invalid. Its files are not trusted."""
     directory = Path(directory)
+    files.recover(directory)
     if not directory.is_dir():
         raise refuse(str(directory), "there is no such directory", "give one that `ann2loihi convert` has written")
     if not (directory / NET).is_file():
@@ -148,41 +164,22 @@ def load(directory: str | Path) -> Bundle:
     )
 
 
-def _is_bundle(directory: Path) -> bool:
-    return (directory / CONFIG).is_file() and (directory / NET).is_file()
+def _foreign(directory: Path) -> list[str]:
+    """Name what is in a directory and not of a bundle; everything, where it holds none."""
+    found = sorted(path.name for path in directory.iterdir())
+    foreign = [name for name in found if not _is_ours(directory / name)]
+    return foreign or ([] if {NET, CONFIG} <= set(found) else found)
 
 
-def _occupied(directory: Path) -> list[Finding]:
-    if directory.is_dir() and (_is_bundle(directory) or not any(directory.iterdir())):
-        return []
-    if directory.exists() or directory.is_symlink():
-        return [
-            Finding(
-                str(directory),
-                "it exists and is no bundle: replacing it would destroy other files",
-                "give a new or empty directory",
-            )
-        ]
-    return []
-
-
-@contextmanager
-def _replacing(directory: Path) -> Iterator[Path]:
-    """Give a new directory beside ``directory`` that takes its place when the block ends well; else it vanishes."""
-    directory = directory.resolve()
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    beside, old = (directory.with_name(f".{uuid4().hex}.{role}") for role in ("partial", "old"))
-    beside.mkdir()
+def _is_ours(path: Path) -> bool:
+    beginning = BEGINNINGS.get(path.name)
     try:
-        yield beside
-        if directory.exists():
-            directory.rename(old)
-        beside.rename(directory)
-    finally:
-        if old.exists() and not directory.exists():
-            old.rename(directory)
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if beginning is None or not stat.S_ISREG(path.lstat().st_mode):
+            return False
+        with path.open("rb") as file:
+            return file.read(len(beginning)) == beginning and (path.name != NET or netx.is_ours(path))
+    except OSError:
+        return False
 
 
 def _dump(name: str, value: dict[str, Any]) -> bytes:

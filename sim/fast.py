@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from sim.chip import LOIHI2, Chip
 from sim.findings import refuse
-from sim.fixedpoint import Policy, Registers, largest_sum, shift, worst_case
+from sim.fixedpoint import Policy, Registers, largest_current, largest_sums, shift, worst_case
 from sim.network import INPUT, Conv2d, Dense, Layer, Network, SynapseTable
 from sim.progress import counting
 from sim.trace import Trace
@@ -88,13 +88,16 @@ class Currents:
 
         ``margin`` is what may be added to the layer's worst case, as another schedule than its own does.
         """
-        bound = largest_sum(network, layer)
+        bound, reach = max(largest_sums(network, layer)), worst_case(network, layer) + margin
         if bound >= 1 << 53:
             raise refuse(layer.name, f"currents of up to {bound} cannot be summed exactly", "use smaller weights")
+        largest = max(reach, largest_current(network, layer))
+        if largest >= 1 << 62:
+            raise refuse(layer.name, f"potentials of up to {largest} leave 64 bits", "use smaller weights or exponents")
         self._network, self._layer = network, layer
         exact = torch.float32 if bound < 1 << 24 else torch.float64
         #: of the currents, wide enough for the potentials too
-        self.dtype = torch.int32 if worst_case(network, layer) + margin < 1 << 31 else torch.int64
+        self.dtype = torch.int32 if largest < 1 << 31 else torch.int64
         self._weights = [torch.from_numpy(edge.synapse.weight.copy()).to(exact) for edge in layer.edges]
 
     def __call__(self, outputs: Mapping[str, Tensor], steps: range | None = None) -> Tensor:

@@ -87,14 +87,23 @@ def shift(current: Any, exponent: int) -> Any:
     return current << exponent if exponent > 0 else current >> -exponent
 
 
-def largest_sum(network: Network, layer: Layer) -> int:
-    """Bound on the magnitude of any partial sum of one edge's current into ``layer``, before its exponent."""
-    bound = 0
+def largest_sums(network: Network, layer: Layer) -> list[int]:
+    """Bound the magnitude of any partial sum of each edge's current into ``layer``, before its exponent."""
+    bounds = []
     for edge in layer.edges:
         low, high = network.input.limits if edge.source == INPUT else (0, 1)
         magnitude = np.abs(edge.synapse.weight.astype(np.int64)).reshape(len(edge.synapse.weight), -1).sum(axis=1)
-        bound = max(bound, int(magnitude.max()) * max(high, -low))
-    return bound
+        bounds.append(int(magnitude.max()) * max(high, -low))
+    return bounds
+
+
+def largest_current(network: Network, layer: Layer) -> int:
+    """Bound the magnitude of everything that edges add to a neuron of ``layer`` in a step, and of every sum on the way.
+
+    A shift to the right makes a sum smaller, but not before it has been summed.
+    """
+    sums = zip(largest_sums(network, layer), layer.edges, strict=True)
+    return sum(bound << max(edge.exponent, 0) for bound, edge in sums)
 
 
 def worst_case(network: Network, layer: Layer) -> int:
@@ -103,14 +112,18 @@ def worst_case(network: Network, layer: Layer) -> int:
     Where the bound is below the chip's ``state_limit``, no input whatever can overflow the layer.
     """
     phase = network.phase[layer.name]
-    offset = low = high = layer.per_neuron(layer.v0).astype(np.int64)
+    # Python's integers where NumPy's might wrap.
+    most = largest_current(network, layer) * len(network.busy(layer)) + int(np.abs(layer.offsets).max())
+    kind: Any = np.int64 if most < 1 << 61 else object
+    offset = low = high = layer.per_neuron(layer.v0).astype(kind)
     bound = int(np.abs(low).max())
     for t in network.busy(layer):
         for edge in layer.edges:
             begin = network.phase[edge.source] + 1
             if begin <= t < begin + network.timesteps:
                 limits = network.input.limits if edge.source == INPUT else (0, 1)
-                down, up = shift(EXTREMES[type(edge.synapse)](edge.synapse, layer, *limits), edge.exponent)
+                extremes = EXTREMES[type(edge.synapse)](edge.synapse, layer, *limits).astype(kind)
+                down, up = shift(extremes, edge.exponent)
                 low, high = low + down, high + up
         if t >= phase:
             b = layer.per_neuron(layer.bias[t - phase])

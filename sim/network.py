@@ -31,6 +31,7 @@ import numpy as np
 
 from sim.findings import Finding, Refused, refuse
 
+EXPONENT_LIMIT = 31  #: of the magnitude of an edge's exponent; chips allow less
 INPUT = "input"  #: the name by which an edge refers to the network's input
 Shape = tuple[int, ...]  #: (C, H, W) or (N,)
 Pair = tuple[int, int]  #: (vertical, horizontal), as torch orders them
@@ -116,7 +117,8 @@ class Conv2d(_Record):
     def output_shape(self, source: Shape) -> Shape:
         """Shape of the current that a source of shape ``source`` causes; raises :class:`Refused` on a misfit."""
         w, (stride, padding, dilation, groups) = self.weight, self.geometry
-        if w.ndim != 4 or len(source) != 3 or w.shape[1] * groups != source[0] or w.shape[0] % groups:
+        fits = w.ndim == 4 and len(source) == 3 and min(groups, *w.shape) >= 1
+        if not fits or w.shape[1] * groups != source[0] or w.shape[0] % groups:
             raise refuse(
                 "Conv2d",
                 f"weight {w.shape}, {groups} groups, does not fit a source of shape {source}",
@@ -323,6 +325,17 @@ class Network(_Record):
         """Shape of the input or of a layer, by name."""
         return self.input.shape if source == INPUT else self[source].shape
 
+    def decode(self, potentials: Any) -> np.ndarray:
+        """Return the model's outputs, float64, for the readout's potentials (B, *shape) after the whole window.
+
+        Or (B, T, *shape) after every window step, as traces have them. In su where nobody has said what they stand for.
+        """
+        output, potentials = self.output or Output(np.array(1.0), np.array(0.0)), np.asarray(potentials)
+        if potentials.ndim == len(self.readout.shape) + 1:
+            return output.decode(potentials)
+        steps = range(potentials.shape[1])
+        return np.stack([output.decode(potentials[:, t], (t + 1) / self.timesteps) for t in steps], 1)
+
     def payload(self, payload: Any) -> np.ndarray:
         """Check an integer payload ``(B, *input.shape)`` against the input's shape and range and return it as int32."""
         payload = np.asarray(payload)
@@ -344,7 +357,9 @@ class Network(_Record):
 
 def _structure(network: Network) -> list[Finding]:
     """Everything about the graph, the shapes and the scalars that makes a network meaningless."""
-    found: list[Finding] = []
+    found = _scalars(network)
+    if found:  # nothing can be computed with them
+        return found
 
     def note(where: str, problem: str, remedy: str) -> None:
         found.append(Finding(where, problem, remedy))
@@ -374,8 +389,9 @@ def _structure(network: Network) -> list[Finding]:
             note(name, f"kind {layer.kind!r}", "use 'spiking' or 'readout'")
         if layer.kind == "spiking" and layer.threshold < 1:
             note(name, f"threshold {layer.threshold}", "give a positive integer")
-        if layer.holdoff is not None and layer.holdoff < 0:
-            note(name, f"holdoff {layer.holdoff}", "give 0 or more steps")
+        if layer.holdoff is not None and (layer.holdoff < 0 or layer.kind == "readout"):
+            remedy = "leave it out: a readout never spikes" if layer.kind == "readout" else "give 0 or more steps"
+            note(name, f"holdoff {layer.holdoff}", remedy)
         if not layer.edges:
             note(name, "no edge feeds it", "remove the layer or connect it")
         if layer.v0.shape != layer.shape[:1]:
@@ -417,6 +433,31 @@ def _structure(network: Network) -> list[Finding]:
                 wanted = "positive finite numbers" if positive else "finite numbers"
                 note("output", f"{field} {values}", f"give {wanted} of shape () or {channels}")
     return found
+
+
+def _scalars(network: Network) -> list[Finding]:
+    """Everything that should be an integer in a range that any computer can hold, and is not."""
+    values: list[tuple[str, str, Any, int]] = [
+        ("timesteps", "T", network.timesteps, 1 << 16),
+        ("holdoff", "K", network.holdoff, 1 << 16),
+        (INPUT, "bits", network.input.bits, 1 << 16),
+        *((INPUT, "shape", size, 1 << 40) for size in network.input.shape),
+    ]
+    for layer in network.layers:
+        values += [(layer.name, "threshold", layer.threshold, 1 << 31)]
+        values += [(layer.name, "shape", size, 1 << 40) for size in layer.shape]
+        values += [] if layer.holdoff is None else [(layer.name, "holdoff", layer.holdoff, 1 << 16)]
+        for edge in layer.edges:
+            where = f"{layer.name} <- {edge.source}"
+            values.append((where, "exponent", edge.exponent, EXPONENT_LIMIT))
+            *pairs, groups = getattr(edge.synapse, "geometry", (1,))
+            values += [(where, "geometry", n, 1 << 40) for pair in pairs for n in pair]
+            values += [(where, "groups", groups, 1 << 40)]
+    return [
+        Finding(where, f"{what} {value!r} is no integer, or far too large", f"give a whole number, {most} at most")
+        for where, what, value, most in values
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or abs(int(value)) > most
+    ]
 
 
 def _input_findings(source: Input) -> list[Finding]:

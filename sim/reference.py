@@ -28,6 +28,7 @@ def run(network: Network, payload: np.ndarray, *, chip: Chip = LOIHI2, overflow:
     if overflow not in get_args(Policy):
         raise refuse("overflow", f"policy {overflow!r}", f"use {' or '.join(map(repr, get_args(Policy)))}")
     payload = network.payload(payload)
+    _require_64_bits(network)
     shape = {layer.name: (len(payload), len(network.busy(layer)), *layer.shape) for layer in network.layers}
     spikes = {name: np.zeros(size, np.uint8) for name, size in shape.items()}
     potentials = {name: np.zeros(size, np.int64) for name, size in shape.items()}
@@ -44,6 +45,18 @@ def run(network: Network, payload: np.ndarray, *, chip: Chip = LOIHI2, overflow:
                     raise RegisterOverflow.of(layer.name, int(place[0]), t, register, int(values[place]), chip)
                 overflows += len(outside)
     return Trace("reference", network, spikes, potentials, overflows, peak)
+
+
+def _require_64_bits(network: Network) -> None:
+    """Refuse a network whose sums NumPy's integers might not hold, counted generously and in Python's."""
+    for layer in network.layers:
+        most = int(np.abs(layer.offsets).max())
+        for edge in layer.edges:
+            largest = max(map(abs, network.input.limits)) if edge.source == INPUT else 1
+            fan_in = edge.synapse.weight[0].size * int(np.abs(edge.synapse.weight.astype(np.int64)).max())
+            most += len(network.busy(layer)) * (fan_in * largest << max(edge.exponent, 0))
+        if most >= 1 << 63:
+            raise refuse(layer.name, f"potentials of up to {most} leave 64 bits", "use smaller weights or exponents")
 
 
 def _steps(

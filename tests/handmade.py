@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sim.network import Dense, Edge, Input, Layer, Network
+from sim.network import Dense, Edge, Input, Layer, Network, Output
 from toolchain.convert import Conversion
 from toolchain.graph import FloatDense, FloatEdge, FloatGraph, FloatLayer
 from toolchain.recipe import Recipe
@@ -49,7 +49,8 @@ def conversion(timesteps: int, inputs: int, recipe: Recipe | None = None, **laye
     integer.append(Layer("out", (n,), (Edge(name, Dense(np.eye(n, dtype=int) * 100)),), 0, zeros[0], zeros, "readout"))
     # One spike per step stands for theta, and adds 100: all channels have the same theta here.
     plans["out"] = Plan(0, torch.ones(n), torch.full((n,), 100 / float(made.theta[0]), dtype=torch.float64))
-    network = Network(Input((inputs,), bits=12), tuple(integer), timesteps)
+    output = Output(np.array(100 / float(made.theta[0]) * timesteps), np.array(0.0))
+    network = Network(Input((inputs,), bits=12), tuple(integer), timesteps, output=output)
     graph = FloatGraph((inputs,), tuple(floating))
     scales = Scales(torch.tensor(1.0), plans)
     return Conversion(network, graph, graph, recipe or Recipe(timesteps=timesteps, holdoff=0), scales, {}, {})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,15 @@ from torch.nn import functional
 
 from sim.findings import Refused
 from sim.network import Shape
-from toolchain.frontends import exported, import_model, onnx_file
+from toolchain.frontends import DENSE_LIMIT, exported, import_model, onnx_file
+from toolchain.frontends.affine import image
+from toolchain.frontends.checks import prepared
+from toolchain.frontends.interpreter import Interpreter
+from toolchain.frontends.linear import reduce
+from toolchain.frontends.log import Log
 from toolchain.frontends.program import Program
+from toolchain.frontends.regions import Regions
+from toolchain.frontends.tracing import trace
 from toolchain.graph import FloatConv2d, FloatDense, FloatGraph, FloatLayer
 
 ONNX_OPTIONS: dict[str, Any] = {} if torch.__version__ < "2.5" else {"dynamo": False}
@@ -41,26 +47,11 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def in_double(graph: FloatGraph) -> FloatGraph:
-    """Compute with the graph's float32 values in float64, so that nothing but their rounding is left to see."""
-
-    def layer(one: FloatLayer) -> FloatLayer:
-        edges = tuple(replace_weight(edge) for edge in one.edges)
-        return replace(one, edges=edges, bias=one.bias.double())
-
-    def replace_weight(edge: Any) -> Any:
-        edge = copy.deepcopy(edge)
-        object.__setattr__(edge.map, "weight", edge.map.weight.double())
-        return edge
-
-    return replace(graph, layers=tuple(map(layer, graph.layers)))
-
-
 def relative_error(graph: FloatGraph, model: nn.Module, shape: Shape) -> float:
     x = torch.randn(3, *shape, generator=generator(1), dtype=torch.float64)
     with torch.no_grad():
         expected = copy.deepcopy(model).double().eval()(x)
-        actual = in_double(graph).logits(x.reshape(3, *graph.model_shape))
+        actual = graph.precise().logits(x.reshape(3, *graph.model_shape))
     assert actual.shape == expected.shape
     assert float(expected.abs().max()) > 1e-3
     return float((actual - expected).abs().max() / expected.abs().max())
@@ -117,3 +108,39 @@ def through_onnx(model: nn.Module, shape: Shape, folder: Path, **options: Any) -
         patch.setattr(functional, "avg_pool2d", pool)
         torch.onnx.export(model.eval(), torch.randn(1, *shape), file, input_names=["x"], **ONNX_OPTIONS, **options)
     return onnx_file.load(file)
+
+
+class _Kept(Regions):
+    """Keeps what the model returns as the affine value that it is."""
+
+    returned: Any = None
+
+    def read_out(self, value: object) -> None:
+        self.returned = value
+
+
+def mapped_error(model: nn.Module, shape: Shape) -> float:
+    """Follow a model without activations and compare the chains of maps, reduced, with torch: in float64 throughout."""
+    torch.set_default_dtype(torch.float64)  # also of the constants that a forward makes
+    try:
+        log = Log("Model")
+        regions, copied = _Kept(shape, log, DENSE_LIMIT), prepared(model, log)
+        assert copied is not None
+        with torch.no_grad():
+            traced = trace(copied, shape, log)
+            assert traced is not None, log.findings
+            Interpreter(traced, log, regions).run()
+            assert not log.findings, log.findings
+            value = regions.returned
+            x = torch.randn(3, *shape, generator=generator(2))
+            expected = copied(x)
+            actual = value.constant[:1].expand_as(expected)
+            for term in value.terms:
+                part = x.reshape(3, *image(shape))
+                for step in reduce(term.chain, DENSE_LIMIT):
+                    part = step(part)
+                actual = actual + part.reshape(expected.shape)
+            assert float(expected.abs().max()) > 1e-3
+            return float((actual - expected).abs().max() / expected.abs().max())
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -175,6 +175,46 @@ def in_place() -> nn.Module:
     return Forward(forward, first=nn.Conv2d(2, 4, 3), second=nn.Conv2d(4, 4, 3, padding="same"), head=nn.Linear(16, 3))
 
 
+class Products(nn.Module):
+    """Layers that are products with constant matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.shift, self.last = (
+            nn.Parameter(torch.randn(shape) / 3) for shape in ((12, 10), (10, 8), (8,), (8, 4))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(x @ self.first)
+        x = functional.relu(torch.addmm(self.shift, x, self.second))
+        return torch.matmul(x, self.last)
+
+
+def resampled() -> nn.Module:
+    """Scaled up in three ways, and padded with other values than zeros."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.Upsample(scale_factor=2)),
+        *(nn.Conv2d(4, 6, 3, stride=2), nn.ReLU(), nn.ConvTranspose2d(6, 8, 2, 2), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.PixelShuffle(2), nn.ReplicationPad2d(1), nn.Conv2d(2, 4, 3, stride=2), nn.ReLU()),
+        *(nn.Upsample(size=(9, 5), mode="bilinear", align_corners=True), nn.ConstantPad2d(1, 0.5), nn.Conv2d(4, 4, 3)),
+        *(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)),
+    )
+
+
+def rearranged() -> nn.Module:
+    """Repeated, turned, summed up and picked from between its layers."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = functional.relu(self.first(x))
+        x = torch.cat([x.flip(2), x.repeat(1, 3, 1, 1)], dim=1)
+        x = functional.relu(self.second(x.narrow(1, 2, 8)))
+        x = torch.stack([x.cumsum(3), x - 1], dim=1).flatten(1, 2)
+        return self.last(functional.relu(self.third(x)).index_select(1, torch.tensor([2, 0])).flatten(1))
+
+    first, second, third = nn.Conv2d(2, 4, 3), nn.Conv2d(8, 3, 1), nn.Conv2d(6, 3, 3)
+    return Forward(forward, first=first, second=second, third=third, last=nn.Linear(2 * 16, 3))
+
+
 def trained(build: Callable[[], nn.Module], shape: Shape) -> nn.Module:
     """Build with drawn weights and shifts, and with batch statistics as measured on noise."""
     torch.manual_seed(0)

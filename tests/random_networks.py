@@ -12,11 +12,14 @@ from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Netw
 
 
 @st.composite
-def networks(draw: st.DrawFn, sequential: bool = False, max_layers: int = 4) -> tuple[Network, np.ndarray]:
+def networks(
+    draw: st.DrawFn, sequential: bool = False, max_layers: int = 4, extreme: bool = False
+) -> tuple[Network, np.ndarray]:
     """Draw a network and payloads for it.
 
     Covers dense and convolutional edges, strides, padding, dilation, groups, several edges into one layer and binary
-    exponents; ``sequential`` keeps to what a stock-loadable `.net` holds: one edge from the layer before, no exponents.
+    exponents; ``extreme`` has payloads of up to 24 bits and exponents from -7 to 7, and sums that leave 32 bits;
+    ``sequential`` keeps to what a stock-loadable `.net` holds: one edge from the layer before, no exponents.
     """
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     timesteps, holdoff = draw(st.integers(1, 16)), draw(st.integers(0, 3))
@@ -24,9 +27,10 @@ def networks(draw: st.DrawFn, sequential: bool = False, max_layers: int = 4) -> 
     shape: Shape = (draw(st.sampled_from([1, 2, 4])), draw(st.integers(2, 6)), draw(st.integers(2, 6)))
     source = Input(
         shape if spatial else (draw(st.integers(1, 8)),),
-        bits=draw(st.sampled_from([2, 4, 8])),
+        bits=draw(st.sampled_from([12, 16, 23, 24] if extreme else [2, 4, 8])),
         signed=draw(st.booleans()),
     )
+    exponents = [-7, -4, -2, 0, 0, 3, 7] if extreme else [0, 0, 1, -1]
     shapes: dict[str, Shape] = {INPUT: source.shape}
     layers: list[Layer] = []
     for index in range(draw(st.integers(1, max_layers))):
@@ -34,10 +38,17 @@ def networks(draw: st.DrawFn, sequential: bool = False, max_layers: int = 4) -> 
         main = list(shapes)[-1]
         synapse = draw(synapses(shapes[main], rng))
         size = synapse.output_shape(shapes[main])
-        edges = [Edge(main, synapse, 0 if sequential else draw(st.sampled_from([0, 0, 1, -1])))]
+        edges = [Edge(main, synapse, 0 if sequential else draw(st.sampled_from(exponents)))]
         if not sequential:
             others = draw(st.lists(st.sampled_from(list(shapes)), max_size=2))
-            edges += [Edge(other, weights(rng, (math.prod(size), math.prod(shapes[other])))) for other in others]
+            edges += [
+                Edge(
+                    other,
+                    weights(rng, (math.prod(size), math.prod(shapes[other]))),
+                    draw(st.sampled_from(exponents)) if extreme else 0,
+                )
+                for other in others
+            ]
         layers.append(_layer(draw, rng, name, size, tuple(edges), timesteps, "spiking", source))
         shapes[name] = size
     main = list(shapes)[-1]

@@ -34,7 +34,7 @@ def test_every_recipe_converts_the_kind_of_network_that_it_is_for() -> None:
         activation = QCFS(4, 1.0) if name in ("qcfs", "ftbc+qcfs", "nq") else TReLU(1.0) if "rts" in name else nn.ReLU()
         model = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 3))
         conversion = convert(model, x, 4, recipe=name)
-        assert conversion.recipe == replace(meant, timesteps=4)
+        assert conversion.recipe == replace(meant, timesteps=4, task="classes")
         assert conversion.network.holdoff == (1 if name in ("ann2loihi", "tuned") else 0)
         if meant.threshold == "given":
             with pytest.raises(Refused, match="0: its ReLU has no threshold of its own; choose another threshold rule"):
@@ -46,7 +46,7 @@ def test_a_recipe_can_be_named_given_and_changed(calibration: Tensor) -> None:
     assert named() == Recipe()
     model = load_model()
     given = Recipe(timesteps=2, weights="nearest")
-    assert convert(model, calibration, recipe=given, holdoff=0).recipe == replace(given, holdoff=0)
+    assert convert(model, calibration, recipe=given, holdoff=0).recipe == replace(given, holdoff=0, task="classes")
 
 
 def test_unknown_recipes_and_fields_are_refused_with_the_known_ones() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from exporters import netx
 from sim import chip, fast, reference
@@ -22,6 +23,7 @@ from toolchain.calibration.rules import RULES
 from toolchain.convert import Conversion, convert
 from toolchain.demo import data, load_model
 from toolchain.demo.data import Digits
+from toolchain.frontends import import_model
 from toolchain.graph.activations import QCFS, TReLU
 from toolchain.recipe import WeightRule
 
@@ -215,6 +217,28 @@ def test_how_many_potentials_are_computed_at_a_time_changes_nothing(
     monkeypatch.setattr(fit, "CHUNK", chunk)
     found = convert(model, x, 3, method=method)
     assert (found.network, found.peak) == (expected.network, expected.peak)
+
+
+def test_a_processor_that_adds_in_another_order_makes_the_same_network(
+    digits: Digits, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where float32 sums decided, a quarter of these weights came out different."""
+    graph, x = import_model(trained, (1, 8, 8)), digits.calibration_x[:128]
+    expected = convert(graph, x, 4).network
+    linear, conv2d = functional.linear, functional.conv2d
+
+    def in_halves(f: Any, x: torch.Tensor, weight: torch.Tensor, *options: Any) -> torch.Tensor:
+        half = weight.shape[1] // 2
+        return f(x[:, half:], weight[:, half:], *options) + f(x[:, :half], weight[:, :half], *options)
+
+    monkeypatch.setattr(functional, "linear", lambda *a: in_halves(linear, *a))
+    monkeypatch.setattr(functional, "conv2d", lambda *a: (in_halves if a[1].shape[1] > 1 else call)(conv2d, *a))
+    assert not torch.equal(graph.logits(x), graph.precise().logits(x))
+    assert convert(graph, x, 4).network == expected
+
+
+def call(f: Any, *arguments: Any) -> Any:
+    return f(*arguments)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 48])

@@ -1,4 +1,4 @@
-"""The house has three floors and its imports only point down; Lava is a guest that the rest does without."""
+"""The house has floors and its imports only point down; Lava is a guest that the rest does without."""
 
 from __future__ import annotations
 
@@ -12,6 +12,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {"sim": set(), "exporters": {"sim"}, "toolchain": {"sim", "exporters"}}
 FILES = [path for package in FLOORS for path in sorted((ROOT / package).rglob("*.py"))]
+#: The rooms of toolchain, from the ground up: a room knows what lies below it.
+ROOMS = (
+    {"graph", "recipe", "inputs"},
+    {"frontends", "surgery", "task"},
+    {"scales", "loading"},
+    {"calibration"},
+    {"convert"},
+    {"assessment"},
+    {"auto", "demo"},
+    {"app"},
+)
+RANK = {name: rank for rank, floor in enumerate(ROOMS) for name in floor}
+TOOLCHAIN = sorted((ROOT / "toolchain").rglob("*.py"))
 FRONT_ENDS = sorted((ROOT / "toolchain" / "frontends").rglob("*.py"))
 #: The only files that may import Lava at all; only process files in sim/lava may do so when they are imported.
 LAVA = {"sim/on_lava/graph.py", "sim/on_lava/runtime.py", "exporters/netx/loader.py"}
@@ -47,6 +60,25 @@ def test_imports_only_point_down(path: Path) -> None:
     own = path.relative_to(ROOT).parts[0]
     ours = {package(name) for name, _ in imports(path)} & FLOORS.keys()
     assert ours <= FLOORS[own] | {own}
+
+
+@pytest.mark.parametrize("path", TOOLCHAIN, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_inside_toolchain_imports_point_down_too(path: Path) -> None:
+    own = room(path.relative_to(ROOT).with_suffix("").parts)
+    below = {name for name, rank in RANK.items() if own and rank < RANK[own]}
+    used = {room(tuple(name.split("."))) for name, _ in imports(path) if package(name) == "toolchain"} - {own, ""}
+    assert used <= below
+
+
+def room(parts: tuple[str, ...]) -> str:
+    """The file or folder of toolchain that a dotted name leads into."""
+    return parts[1] if parts[1:] and parts[1] != "__init__" else ""
+
+
+def test_the_floors_of_toolchain_are_its_rooms() -> None:
+    found = {path.stem for path in (ROOT / "toolchain").iterdir() if path.suffix == ".py" and path.stem != "__init__"}
+    found |= {path.parent.name for path in (ROOT / "toolchain").glob("*/__init__.py")}
+    assert found == RANK.keys()
 
 
 @pytest.mark.parametrize("path", FRONT_ENDS, ids=lambda p: p.relative_to(ROOT).as_posix())

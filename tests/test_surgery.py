@@ -48,3 +48,18 @@ def test_maximum_pooling_that_is_no_average_pooling_is_refused() -> None:
         "0: has dilation 2, average pooling has none; use a convolution with a stride, and fine-tune",
         "1: returns indices, average pooling has none; use a convolution with a stride, and fine-tune",
     ]
+
+
+def test_every_kind_of_maximum_pooling_is_replaced_by_its_average() -> None:
+    sequences = nn.Sequential(
+        nn.Conv1d(2, 4, 3), nn.ReLU(), nn.MaxPool1d(2, 2, 1, ceil_mode=True), nn.AdaptiveMaxPool1d(3)
+    )
+    replaced: Any = replace_max_pooling(nn.Sequential(sequences, nn.Flatten(), nn.Linear(12, 3)))
+    assert [type(m) for m in replaced[0][2]] == [nn.AvgPool1d, nn.ReLU]
+    assert type(replaced[0][3]) is nn.AdaptiveAvgPool1d
+    agree(replaced, (2, 13))
+    images: Any = replace_max_pooling(nn.Sequential(conv(), nn.ReLU(), nn.AdaptiveMaxPool2d((2, None)), conv(4, 2, 1)))
+    assert images[2].output_size == (2, None)
+    agree(images, (2, 6, 6))
+    with pytest.raises(Refused, match="returns indices, average pooling has none"):
+        replace_max_pooling(nn.AdaptiveMaxPool2d(2, return_indices=True))

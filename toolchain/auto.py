@@ -1,6 +1,6 @@
 """Choosing T, K and the bias rule for the user, on a part of the calibration data that calibration has not seen.
 
-What is compared is the agreement with the ANN, so no labels are needed.
+What is compared is the agreement with the ANN, of decisions or as R² of a regression, so no labels are needed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from exporters.report import Search, Trial
 from sim.findings import Refused, refuse
 from sim.progress import counting, reporting
-from toolchain.assessment.score import standard_error
-from toolchain.convert import Conversion, convert, imported
+from toolchain.assessment.score import certainty
+from toolchain.convert import Conversion, convert, imported, resolved
 from toolchain.graph import FloatGraph
 from toolchain.recipe import Method, Recipe
 
@@ -49,6 +49,8 @@ def choose(
     base: Recipe | None = None,
     *,
     latency_budget: int | None = None,
+    labels: Any = None,
+    **importing: Any,
 ) -> Choice:
     """Try T, K and bias rules, and convert with what does best on held-out calibration inputs.
 
@@ -56,18 +58,20 @@ def choose(
     ``latency_budget``, in steps until the logits, the recipe of the highest agreement inside it is taken; without one
     the fastest whose agreement lies within one standard error of the best (Breiman et al.'s one-standard-error
     rule). Where ``base`` tunes weights, which takes minutes, they are fitted in the trials, and what is chosen is
-    tuned, with the bias rule of ``base``. Raises :class:`Refused` where nothing fits the budget or the chip, and for
-    fewer than ``FEWEST`` inputs.
+    tuned, with the bias rule of ``base``. ``labels`` only tell what the outputs mean, as for
+    :func:`toolchain.convert.convert`; ``importing`` are the options of :func:`toolchain.frontends.import_model`. Raises
+    :class:`Refused` where nothing fits the budget or the chip, and for fewer than ``FEWEST`` inputs.
     """
     asked = base or Recipe()
     tunes = asked.weights == "tuned"
     base = replace(asked, weights="fitted") if tunes else asked
-    graph, x = imported(model, calibration)
+    graph, x = imported(model, calibration, **importing)
     if len(x) < FEWEST:
         raise refuse("calibration", f"{len(x)} inputs", f"give at least {FEWEST} to choose on, or choose T yourself")
     # Every fourth, not the last quarter: data may be sorted.
     held = torch.arange(len(x)) % HELD_OUT == HELD_OUT - 1
-    wanted = graph.logits(x[held]).flatten(1).argmax(1)
+    base = replace(base, task=resolved(graph, x, base, labels)[0])
+    wanted = graph.logits(x[held])
 
     def steps(recipe: Recipe) -> int:
         return graph.steps(recipe.timesteps, recipe.holdoff)
@@ -109,25 +113,33 @@ def choose(
     if tunes:
         recipe = replace(recipe, weights=asked.weights, method=asked.method)
         reason += f" Its weights were then tuned, with {asked.method}."
-    return Choice(convert(model, calibration, recipe=recipe), tuple(t for t, _ in trials), reason)
+    recipe = replace(recipe, task=asked.task)  # told again, with what had to be assumed
+    conversion = convert(model, calibration, recipe=recipe, labels=labels, **importing)
+    return Choice(conversion, tuple(t for t, _ in trials), reason)
 
 
 def _trial(graph: FloatGraph, x: Tensor, held: Tensor, wanted: Tensor, recipe: Recipe, steps: int) -> Trial:
     tried = partial(Trial, timesteps=recipe.timesteps, holdoff=recipe.holdoff, method=recipe.method, steps=steps)
     try:
-        agreed = (torch.from_numpy(convert(graph, x, recipe=recipe).predict(held)) == wanted).double().mean().item()
-    except (Refused, ArithmeticError) as error:  # or a potential of the held-out inputs leaves the registers
-        return tried(agreement=0.0, error=0.0, refused=str(error).splitlines()[0])
-    return tried(agreement=100 * agreed, error=standard_error(agreed, len(wanted)), refused=None)
+        made = convert(graph, x, recipe=recipe)
+        agreement, error = certainty(made.predict(held), made.task.decide(wanted), made.task)
+    except (Refused, ArithmeticError) as problem:  # or a potential of the held-out inputs leaves the registers
+        return tried(agreement=0.0, error=0.0, refused=str(problem).splitlines()[0])
+    return tried(agreement=agreement, error=error, refused=None)
 
 
 def _best(trials: Iterable[tuple[Trial, Recipe]]) -> tuple[Trial, Recipe]:
-    return max(trials, key=lambda entry: (entry[0].agreement, -entry[0].steps))
+    # R² may be negative, and is no reason to prefer what could not be converted.
+    return max(trials, key=lambda entry: (entry[0].refused is None, entry[0].agreement, -entry[0].steps))
 
 
 def _decide(trials: list[tuple[Trial, Recipe]], budget: int | None) -> tuple[Recipe, str]:
     best, recipe = _best(trials)
-    found = f"T = {best.timesteps}, K = {best.holdoff}, {best.method} agrees best with the ANN, {best.agreement:.1f} %"
+    measure = "R² " if recipe.task == "regression" else ""
+    found = (
+        f"T = {best.timesteps}, K = {best.holdoff}, {best.method} agrees best with the ANN, "
+        f"{measure}{best.agreement:.1f} %"
+    )
     if budget is not None:
         return recipe, f"{found}, of what takes at most {budget} steps; it takes {best.steps}."
     enough = best.agreement - best.error

@@ -5,8 +5,9 @@ import -> choose scales (-> tune -> choose scales) -> build integers -> calibrat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from exporters import bundle, engines
-from exporters.report import Rates, Report
+from exporters.report import Rates, Report, TaskName
 from sim import chip as chips
 from sim import fast
 from sim.findings import Refused
@@ -24,13 +25,25 @@ from sim.network import Network
 from sim.trace import Trace
 from toolchain.calibration.run import calibrate
 from toolchain.calibration.tune import tune
-from toolchain.frontends import import_model
+from toolchain.frontends import DENSE_LIMIT, import_model
 from toolchain.graph import FloatGraph
+from toolchain.graph.channels import spread
 from toolchain.inputs import as_inputs
+from toolchain.loading import unwrapped
 from toolchain.recipe import Recipe, named
 from toolchain.scales.integers import build
 from toolchain.scales.payload import carried
-from toolchain.scales.plan import Scales, choose_scales
+from toolchain.scales.plan import Plan, Scales, choose_scales
+from toolchain.task import Task, resolve
+
+#: Environment variables that make torch, oneDNN and MKL compute as on a processor that can do less.
+SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+
+
+def processor() -> dict[str, str | int]:
+    """Say what decides the order in which torch sums floats here, beside its version."""
+    found = {name: os.environ[name] for name in SETTINGS if name in os.environ}
+    return {"capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(), **found}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,21 +51,44 @@ class Conversion:
     """The result: the deployable network, and the float graph and scales that it came from."""
 
     network: Network
-    graph: FloatGraph  #: equals the torch model
+    graph: FloatGraph  #: equals the torch model, up to its ``import_error``
     source: FloatGraph  #: what was quantised: the same graph, as far as a payload carries its input, or a tuned copy
     recipe: Recipe
     scales: Scales  #: by layer: THETA and the activation that one spike per step stands for
     peak: dict[str, int]  #: by layer: largest register magnitude on the calibration inputs, su
     origin: dict[str, str]  #: SHA-256 of the trained ``weights`` and of the ``calibration`` inputs
+    assumed: str | None = None  #: what was taken for granted about the outputs' meaning, for want of labels
+    processor: dict[str, str | int] = field(default_factory=processor)  #: what decided the order of float sums
+
+    @property
+    def task(self) -> Task:
+        """What the outputs mean."""
+        return resolve(self.recipe.task, self.network.readout.shape)[0]
+
+    @property
+    def plans(self) -> Mapping[str, Plan]:
+        """The integer scale of every layer, by name."""
+        return self.scales.plans
 
     def run(self, x: Any, *, record: bool = True, overflow: Policy = "strict") -> Trace:
         """Simulate model inputs ``(B, *model_shape)`` (see :func:`toolchain.inputs.as_inputs`) on the fast engine."""
         payload = self.network.input.encode(as_inputs(x, self.network.input.model_shape))
         return fast.run(self.network, payload, chip=self.recipe.limits, overflow=overflow, record=record)
 
+    def decode(self, potentials: Trace | Any) -> np.ndarray:
+        """Return the model's outputs in its own unit, float64 (B, *shape), for a trace, or the readout's potentials.
+
+        Potentials of every window step (B, T, *shape), as ``Trace.logits`` has them, give the outputs at every step.
+        """
+        return self.network.decode(potentials.logits[:, -1] if isinstance(potentials, Trace) else potentials)
+
     def predict(self, x: Any) -> np.ndarray:
-        """Classes after the whole window, int64 (B,)."""
-        return self.run(x, record=False).logits[:, -1].reshape(len(x), -1).argmax(1)
+        """Return what the network says after the whole window, as its task has it (see :meth:`Task.decide`).
+
+        Classes int64 (B,), 0 or 1 of one logit (B,) or of every label (B, N), classes of pixels (B, H, W), or the
+        outputs of a regression, float64 (B, *shape).
+        """
+        return self.task.decide(self.decode(self.run(x, record=False)))
 
     def verify(self, x: Any, names: Sequence[str] | None = None) -> engines.Verification:
         """Compare the engines of these names, or all that can run the network, on model inputs, spike for spike.
@@ -73,7 +109,7 @@ class Conversion:
             directory,
             self.network,
             config=self.recipe.as_dict(),
-            provenance=bundle.provenance(seed=None, sha256=self.origin),
+            provenance=bundle.provenance(seed=None, sha256=self.origin, processor=self.processor),
             report=report,
             rates=rates,
         )
@@ -86,18 +122,27 @@ def convert(
     timesteps: int | None = None,
     *,
     recipe: str | Recipe = "ann2loihi",
+    labels: Any = None,
+    dense_limit: int = DENSE_LIMIT,
+    leave_off_last: bool = False,
     **options: Any,
 ) -> Conversion:
     """Convert a trained model, which is left as it is, with a few hundred calibration inputs.
 
     ``calibration`` is ``(N, C, H, W)``, ``(N, C, L)``, ``(N, features)`` or what else the model takes, as numbers (see
-    :func:`toolchain.inputs.as_inputs`); labels are never needed. ``recipe`` is one of ``toolchain.recipe.RECIPES`` by
-    name, or a :class:`Recipe`; ``timesteps`` and ``options``, its fields, override it. Deterministic: the same
-    arguments give an equal network. Raises :class:`Refused` with every finding at once when something cannot be
-    converted or does not fit the chip.
+    :func:`toolchain.inputs.as_inputs`). ``recipe`` is one of ``toolchain.recipe.RECIPES`` by name, or a
+    :class:`Recipe`; ``timesteps`` and ``options``, its fields, override it. ``labels``, one for every calibration
+    input, are never needed and never learnt from: they tell what the outputs mean where ``task`` is "auto" (see
+    :mod:`toolchain.task`). ``dense_limit`` and ``leave_off_last`` are those of
+    :func:`toolchain.frontends.import_model`. Deterministic: the same arguments give an equal network on the same
+    machine, and elsewhere one as good (docs/semantics.md, "Same result where?"). Raises :class:`Refused` with every
+    finding at once when something cannot be converted or does not fit the chip, and for labels that no output stands
+    for.
     """
     recipe = named(recipe, **options if timesteps is None else options | {"timesteps": timesteps})
-    graph, x = imported(model, calibration)
+    graph, x = imported(model, calibration, dense_limit=dense_limit, leave_off_last=leave_off_last)
+    task, assumed = resolved(graph, x, recipe, labels)
+    recipe = replace(recipe, task=task)
     source = carried(graph, x, recipe)
     scales = choose_scales(source, x, recipe)
     if recipe.weights == "tuned":
@@ -110,13 +155,28 @@ def convert(
         "weights": bundle.digest(_arrays(model)),
         "calibration": bundle.digest({"calibration": as_inputs(calibration)}),
     }
-    return Conversion(network, graph, source, recipe, scales, peak, origin)
+    return Conversion(network, graph, source, recipe, scales, peak, origin, assumed)
 
 
-def imported(model: nn.Module | FloatGraph, x: Any) -> tuple[FloatGraph, Tensor]:
-    """Return the model's float graph and its inputs as the graph takes them, float32 (B, *model_shape)."""
+def resolved(graph: FloatGraph, x: Tensor, recipe: Recipe, labels: Any = None) -> tuple[TaskName, str | None]:
+    """Find what the outputs of a graph mean, with labels of ``x`` (B, *model_shape) or without; what was assumed."""
+    readout = graph.layers[-1]
+    task, assumed = resolve(recipe.task, readout.shape, labels, lambda: graph.logits(x[spread(len(x))]))
+    if labels is not None:
+        task.labels(labels, len(x))
+    return task.name, assumed
+
+
+def imported(model: nn.Module | FloatGraph, x: Any, **importing: Any) -> tuple[FloatGraph, Tensor]:
+    """Return the model's float graph and its inputs as the graph takes them, float32 (B, *model_shape).
+
+    The graph is proven on a few of them. ``importing`` are the other options of
+    :func:`toolchain.frontends.import_model`.
+    """
     inputs = as_inputs(x)
-    graph = model if isinstance(model, FloatGraph) else import_model(model, tuple(inputs.shape[1:]))
+    if isinstance(model, FloatGraph):
+        return model, as_inputs(inputs, model.model_shape)
+    graph = import_model(unwrapped(model), tuple(inputs.shape[1:]), samples=inputs, **importing)
     return graph, as_inputs(inputs, graph.model_shape)
 
 

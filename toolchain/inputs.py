@@ -87,9 +87,10 @@ def existing(path: Path) -> Path:
 
 
 def load_arrays(path: Path, shape: Shape | None = None, labels: bool = True) -> tuple[Tensor, Tensor | None]:
-    """Read model inputs ``x`` (see :func:`as_inputs`) and labels ``y`` (N,) from an ``.npz``.
+    """Read model inputs ``x`` (see :func:`as_inputs`) and labels ``y`` (N, ...) from an ``.npz``.
 
-    ``y`` may be missing where ``labels`` is False. Sizes are checked before anything is allocated. Raises
+    Labels become int64 or float64; which of them fit is the task's to say (:mod:`toolchain.task`). They may be missing
+    where ``labels`` is False. Sizes are checked before anything is allocated. Raises
     :class:`Refused`.
     """
     try:
@@ -113,9 +114,9 @@ def load_arrays(path: Path, shape: Shape | None = None, labels: bool = True) -> 
         if labels:
             raise refuse(str(path), "has no array 'y'", "add the labels: numpy.savez(path, x=..., y=...)")
         return x, None
-    if y.shape != (len(x),) or y.dtype.kind not in "iu" or (len(y) and y.min() < 0):
-        raise refuse(f"{path}: y", f"{y.dtype} of shape {y.shape}", f"it needs {len(x)} class numbers from 0")
-    return x, torch.from_numpy(y.astype(np.int64))
+    if y.shape[:1] != (len(x),) or y.dtype.kind not in "iubf":
+        raise refuse(f"{path}: y", f"{y.dtype} of shape {y.shape}", f"it needs numbers for {len(x)} samples")
+    return x, torch.from_numpy(y.astype(np.float64 if y.dtype.kind == "f" else np.int64))
 
 
 def _read(path: Path, arrays: np.lib.npyio.NpzFile, key: str) -> np.ndarray:

@@ -10,6 +10,7 @@ import operator
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
+from exporters.report import TaskName
 from sim import chip as chips
 from sim.findings import Finding, Refused, refuse
 
@@ -18,6 +19,7 @@ WeightRule = Literal["nearest", "fitted", "tuned"]
 ThresholdRule = Literal["given", "max", "percentile", "mse"]
 Initial = Literal["auto", "zero", "half", "shift"]
 ChipName = Literal["loihi2", "wide"]
+TaskChoice = Literal["auto", TaskName]
 
 
 def _about(text: str, *, limits: tuple[int, int] | None = None, option: str | None = "") -> dict[str, Any]:
@@ -52,6 +54,9 @@ class Recipe:
     )
     initial: Initial = field(
         default="auto", metadata=_about("Initial potential; auto is what the activation was trained for, else half.")
+    )
+    task: TaskChoice = field(
+        default="auto", metadata=_about("What the outputs mean; auto tells by their shape and the labels.")
     )
     chip: ChipName = field(default="loihi2", metadata=_about("Registers to respect.", option=None))
     input_bits: int = field(default=8, metadata=_about("Bits of the graded input's signed payload.", limits=(2, 24)))

@@ -2,7 +2,8 @@
 
 from exporters.netx.checks import check, inexact
 from exporters.netx.content import NETX, OURS
-from exporters.netx.file import loaded_by, read, save, write, write_graph
+from exporters.netx.file import dump, loaded_by, read, save, write, write_graph
+from exporters.netx.hdf5 import is_ours
 from exporters.netx.loader import LoadedNetwork, load
 
 __all__ = [
@@ -10,7 +11,9 @@ __all__ = [
     "OURS",
     "LoadedNetwork",
     "check",
+    "dump",
     "inexact",
+    "is_ours",
     "load",
     "loaded_by",
     "read",

@@ -6,17 +6,21 @@ describes both forms.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from uuid import uuid4
 
+from exporters.files import replace_file
 from exporters.netx import hdf5
 from exporters.netx.checks import check, check_storable
 from exporters.netx.content import NETX, OURS, Content, differences, graph_content, network_of, netx_content
 from sim.findings import Finding, Refused, refuse
 from sim.network import Network
+
+#: By who can load it, what stands in the way of a form, and its content.
+FORMS: dict[str, tuple[Callable[[Network], list[Finding]], Callable[[Network], Content]]] = {
+    NETX: (check, netx_content),
+    OURS: (check_storable, graph_content),
+}
 
 
 def write(network: Network, path: str | Path) -> None:
@@ -24,7 +28,7 @@ def write(network: Network, path: str | Path) -> None:
 
     Raises :class:`Refused` with all findings of :func:`check`, or if the file cannot be written.
     """
-    _write(network, Path(path), check, netx_content)
+    replace_file(Path(path), _dump(network, NETX))
 
 
 def loaded_by(network: Network) -> str:
@@ -34,12 +38,17 @@ def loaded_by(network: Network) -> str:
 
 def save(network: Network, path: str | Path) -> None:
     """Write any deployable network: for stock netx where it can build it, else in the form of :func:`write_graph`."""
-    (write if loaded_by(network) == NETX else write_graph)(network, path)
+    replace_file(Path(path), dump(network))
+
+
+def dump(network: Network) -> bytes:
+    """Return what :func:`save` writes; equal networks give equal bytes."""
+    return _dump(network, loaded_by(network))
 
 
 def write_graph(network: Network, path: str | Path) -> None:
     """Write any deployable network, in the form that only :func:`read` understands; otherwise as :func:`write`."""
-    _write(network, Path(path), check_storable, graph_content)
+    replace_file(Path(path), _dump(network, OURS))
 
 
 def read(path: str | Path) -> Network:
@@ -52,13 +61,7 @@ def read(path: str | Path) -> Network:
     if not path.is_file():
         raise refuse(str(path), "there is no such file", "give the path of a network file")
     try:
-        content = hdf5.load(path)
-        network = network_of(content)
-        graph = "graph/input/shape" in content
-        findings = differences(content, graph_content(network) if graph else netx_content(network))
-        findings += check_storable(network) if graph else check(network)
-        if findings:
-            raise Refused(findings)
+        return _load(path)
     except Refused as error:
         raise Refused(Finding(f"{path}: {f.where}", f.problem, f.remedy) for f in error.findings) from None
     except Exception as error:  # damage raises almost any built-in one
@@ -66,36 +69,25 @@ def read(path: str | Path) -> Network:
         raise refuse(
             str(path), f"it cannot be read as HDF5 ({type(error).__name__}: {reason})", "give an undamaged network file"
         ) from error
+
+
+def _load(source: Path | bytes) -> Network:
+    content = hdf5.load(source)
+    network = network_of(content)
+    checks, form = FORMS[OURS if "graph/input/shape" in content else NETX]
+    if findings := differences(content, form(network)) + checks(network):
+        raise Refused(findings)
     return network
 
 
-def _write(
-    network: Network, path: Path, checks: Callable[[Network], list[Finding]], form: Callable[[Network], Content]
-) -> None:
+def _dump(network: Network, loader: str) -> bytes:
+    checks, form = FORMS[loader]
     if findings := checks(network):
         raise Refused(findings)
     try:
-        content = form(network)
+        data = hdf5.dump(form(network))
     except OverflowError:
-        raise refuse(str(path), "the network holds a number beyond 64 bit", "check strides and paddings") from None
-    try:
-        with _replacing(path) as beside:
-            hdf5.save(content, beside)
-            if read(beside) != network:
-                raise refuse(str(path), "the network does not survive the file", "use integers in every integer field")
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise refuse(str(path), f"it cannot be written ({reason})", "choose another place") from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a new file beside ``path`` that takes its place when the block ends well, and vanishes when it does not."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise refuse(str(path), "it is a directory or lies in none", "give a file name in an existing directory")
-    beside = path.with_name(f".{uuid4().hex}.partial")
-    try:
-        yield beside
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+        raise refuse("network", "it holds a number beyond 64 bit", "check strides and paddings") from None
+    if _load(data) != network:
+        raise refuse("network", "it does not survive the file", "report it with the network")
+    return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
@@ -12,22 +13,38 @@ from exporters.netx.content import FORMATS, TOOL, Content
 from sim.findings import refuse
 
 
-def save(content: Content, path: Path) -> None:
-    """Write a new file at ``path``."""
-    with h5py.File(path, "w") as file:
+def dump(content: Content) -> bytes:
+    """Lay out a file in memory, where HDF5 cannot run out of disk: it would end the process.
+
+    Equal contents, in the same order, give equal bytes.
+    """
+    with h5py.File("network.net", "w", driver="core", backing_store=False) as file:
         for name, value in content.items():
             _store(file, name, value)
+        file.flush()
+        image: bytes = file.id.get_file_image()
+    return image
 
 
-def load(path: Path) -> Content:
-    """Read a file that :func:`save` may have written: nothing from outside it, and no more than its own size.
+def load(source: Path | bytes) -> Content:
+    """Read a file that :func:`dump` may have laid out: nothing from outside it, and no more than its own size.
 
-    Raises :class:`Refused` for other tools' files, later versions and whatever ``save`` does not write, and for damage
+    Raises :class:`Refused` for other tools' files, later versions and whatever ``dump`` does not write, and for damage
     almost any built-in exception.
     """
-    with h5py.File(path, "r") as file:
+    within, size = (io.BytesIO(source), len(source)) if isinstance(source, bytes) else (source, source.stat().st_size)
+    with h5py.File(within, "r") as file:
         _check_origin(file)
-        return _load(file, path.stat().st_size)
+        return _load(file, size)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether the file at ``path`` says that this tool wrote it, in whatever version; False for damaged ones."""
+    try:
+        with h5py.File(path, "r") as file:
+            return _names_this_tool(file)
+    except Exception:  # damage raises almost any built-in one
+        return False
 
 
 def _store(file: h5py.File, path: str, value: np.ndarray) -> None:
@@ -44,14 +61,9 @@ def _store(file: h5py.File, path: str, value: np.ndarray) -> None:
 
 def _check_origin(file: h5py.File) -> None:
     """Tell files of other tools and of later versions from damaged ones before anything else is looked at."""
-    budget = _Budget(64)
-    if (
-        "tool" not in file.attrs
-        or file.attrs.get_id("tool").dtype != f"S{len(TOOL)}"
-        or _attribute(file, "tool", budget).tobytes() != TOOL.encode()
-    ):
+    if not _names_this_tool(file):
         raise refuse("@tool", "the file was written by another tool", f"give a file written by {TOOL}")
-    version = _attribute(file, "format_version", budget) if "format_version" in file.attrs else np.array("")
+    version = _attribute(file, "format_version", _Budget(64)) if "format_version" in file.attrs else np.array("")
     if version.dtype.kind != "i" or version.ndim:
         raise refuse("@format_version", "it is missing or no integer", "write the file again")
     if int(version) not in FORMATS:
@@ -60,6 +72,14 @@ def _check_origin(file: h5py.File) -> None:
             f"the file has format {version}, this {TOOL} reads formats {FORMATS[0]} and {FORMATS[-1]}",
             f"use a newer {TOOL}" if version > FORMATS[-1] else "write the file again",
         )
+
+
+def _names_this_tool(file: h5py.File) -> bool:
+    return (
+        "tool" in file.attrs
+        and file.attrs.get_id("tool").dtype == f"S{len(TOOL)}"
+        and _attribute(file, "tool", _Budget(64)).tobytes() == TOOL.encode()
+    )
 
 
 class _Budget:

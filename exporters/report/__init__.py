@@ -2,6 +2,7 @@
 
 from exporters.report.schema import (
     CAUSES,
+    MEASURES,
     PARTS,
     RUNGS,
     Accuracy,
@@ -10,6 +11,7 @@ from exporters.report.schema import (
     EdgeRow,
     EngineRow,
     LayerRow,
+    OutputError,
     Rates,
     Report,
     Rung,
@@ -17,12 +19,14 @@ from exporters.report.schema import (
     Search,
     Share,
     StepAccuracy,
+    TaskName,
     Trial,
     Verification,
 )
 
 __all__ = [
     "CAUSES",
+    "MEASURES",
     "PARTS",
     "RUNGS",
     "Accuracy",
@@ -31,6 +35,7 @@ __all__ = [
     "EdgeRow",
     "EngineRow",
     "LayerRow",
+    "OutputError",
     "Rates",
     "Report",
     "Rung",
@@ -38,6 +43,7 @@ __all__ = [
     "Search",
     "Share",
     "StepAccuracy",
+    "TaskName",
     "Trial",
     "Verification",
 ]

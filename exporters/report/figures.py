@@ -13,7 +13,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from exporters.report.schema import PARTS, Rates, Report, Share
+from exporters.report.schema import MEASURES, PARTS, Rates, Report, Share
 from sim.network import Layer, Network
 
 #: Okabe and Ito's colours, told apart by readers with any common colour vision deficiency.
@@ -40,7 +40,7 @@ def drawn(report: Report, rates: Rates, network: Network) -> dict[str, Figure]:
 
 
 def accuracy_figure(report: Report) -> Figure:
-    """Draw accuracy in per cent against T, with 95 % intervals: read at each step, converted for each T, the ANN."""
+    """Draw accuracy (R² of a regression) in per cent against T: read at each step, converted for each T, the ANN."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     ann = report.accuracy.get("ann")
@@ -79,11 +79,13 @@ def accuracy_figure(report: Report) -> Figure:
             capsize=3,
             label="converted for T",
         )
-    axes.set_title(f"{report.model}: accuracy with 95 % intervals, n = {report.samples}", loc="left", fontsize=11)
+    measure = MEASURES[report.task]
+    axes.set_title(f"{report.model}: {measure} with 95 % intervals, n = {report.samples}", loc="left", fontsize=11)
     axes.set_xlabel("time steps")
-    axes.set_ylabel("accuracy (%)")
+    axes.set_ylabel(f"{measure} (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(top=100.5)
+    # R² has no lower end, and early steps may be far below 0.
+    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]) if report.task == "regression" else None, top=100.5)
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from exporters.report.schema import PARTS, RUNGS, Attribution, LayerRow, Report, Score, Search, Verification
+from exporters.report.schema import (
+    MEASURES,
+    PARTS,
+    RUNGS,
+    Attribution,
+    LayerRow,
+    OutputError,
+    Report,
+    Score,
+    Search,
+    TaskName,
+    Verification,
+)
 
 MISSING = "not measured"
+AGREEMENT = "Agreement is how often a network decides like the trained one"
+AGREEMENTS: dict[TaskName, str] = {"regression": "Agreement is R² against the outputs of the trained network"}
+WORST = 12  #: outputs whose errors are listed
 PICTURES = {
     "accuracy.png": "Accuracy against T",
     "attribution.png": "What each layer's error consists of",
@@ -21,10 +36,11 @@ def render(report: Report, pictures: Sequence[str] = ()) -> str:
         f"# {report.model} as a spiking network",
         f"T = {report.timesteps} steps per firing window, hold-off K = {report.holdoff}, bias rule `{report.method}`, "
         f"weights `{report.weights}`, {report.samples} samples" + (f" ({report.data})." if report.data else "."),
+        *([] if report.import_error is None else [_imported(report.import_error)]),
         *(["## How T and K were chosen", _choice(report.choice)] if report.choice else []),
-        "## Accuracy",
+        f"## {_headed(MEASURES[report.task])}",
         _accuracy(report),
-        "## Why the accuracy is what it is",
+        f"## Why the {MEASURES[report.task]} is what it is",
         _attribution(report.attribution),
         "## Layers",
         _layers(report.layers),
@@ -36,6 +52,10 @@ def render(report: Report, pictures: Sequence[str] = ()) -> str:
     if pictures:
         sections += ["## Pictures", *(f"![{PICTURES[name]}]({name})" for name in pictures)]
     return "\n\n".join(sections) + "\n"
+
+
+def _imported(error: float) -> str:
+    return f"The imported network equals the trained one: largest difference {error:.0e} of the largest logit."
 
 
 def _choice(choice: Search) -> str:
@@ -54,7 +74,7 @@ def _choice(choice: Search) -> str:
 
 
 def _accuracy(report: Report) -> str:
-    header = ("accuracy in %", "95 % interval", "n")
+    header = (f"{MEASURES[report.task]} in %", "95 % interval", "n")
     ladder = []
     for rung, label in RUNGS.items():
         value, interval, n = _score(report.accuracy.get(rung))
@@ -63,10 +83,12 @@ def _accuracy(report: Report) -> str:
         ladder.append((label, value, interval, *agrees[:2], n or agrees[2]))
     parts = [
         _table(("network", *header[:2], "agreement in %", *header[1:]), ladder),
-        "Agreement is how often a network decides like the trained one; it needs no labels. In T steps are the float "
+        f"{AGREEMENTS.get(report.task, AGREEMENT)}; it needs no labels. In T steps are the float "
         "network's activations, cut off at θ and rounded to what T spikes can draw: what is left if spikes arrive "
         "evenly and integers cost nothing. Fitted weights and bias schedules can win some of it back.",
     ]
+    if report.errors:
+        parts.append(_errors(report.errors))
     if report.accuracy_by_step:
         parts += [
             f"Read after each step of the network converted for T = {report.timesteps}:",
@@ -76,6 +98,24 @@ def _accuracy(report: Report) -> str:
         rows = [(t, *_score(by_timesteps[t])) for t in sorted(by_timesteps)]
         parts += ["Converted anew for each T:", _table(("T", *header), rows)]
     return "\n\n".join(parts)
+
+
+def _headed(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _errors(errors: Sequence[OutputError]) -> str:
+    rows = sorted(enumerate(errors), key=lambda entry: -(entry[1].relative or 0))[:WORST]
+    cells = [
+        (output, f"{row.mean:.4g}", f"{row.largest:.4g}", "" if row.relative is None else f"{100 * row.relative:.2f} %")
+        for output, row in rows
+    ]
+    most = f" of the {WORST} outputs with the largest" if len(errors) > WORST else ""
+    return (
+        f"Differences from the trained network's outputs{most}, in the model's unit, and their root mean square "
+        "relative to the standard deviation of the output:\n\n"
+        + _table(("output", "mean magnitude", "largest", "relative"), cells)
+    )
 
 
 def _score(score: Score | None) -> tuple[str, str, str]:

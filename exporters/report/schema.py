@@ -15,6 +15,16 @@ from exporters.report.record import Record
 
 Rates = Mapping[str, tuple[np.ndarray, np.ndarray]]  #: by spiking layer: wanted and measured rates, float32 (n,) both
 
+TaskName = Literal["classes", "binary", "labels", "pixels", "regression"]
+#: What the outputs may mean, and what tells how good they are.
+MEASURES: dict[TaskName, str] = {
+    "classes": "accuracy",
+    "binary": "accuracy",
+    "labels": "accuracy of labels",
+    "pixels": "accuracy of pixels",
+    "regression": "R²",
+}
+
 Rung = Literal["ann", "folded", "thresholds", "wide", "int8", "lava"]
 #: The ladder from the trained network to the chip, and what its rungs are called.
 RUNGS: dict[Rung, str] = {
@@ -32,7 +42,7 @@ PARTS = ("inherited", *CAUSES)  #: of which its whole error does (see :mod:`tool
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Record):
-    """A share of samples with its 95 % Wilson interval, in per cent."""
+    """A share of decisions with its 95 % Wilson interval, or R² of a regression with its 95 % interval, in per cent."""
 
     value: float
     n: int  #: samples
@@ -42,7 +52,7 @@ class Score(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(Score):
-    """How often a network is right."""
+    """How often a network is right, or how much of the variance of the labels its outputs explain."""
 
     KEYS: ClassVar[Mapping[str, str]] = {"value": "accuracy"}
 
@@ -60,9 +70,18 @@ class StepAccuracy(Accuracy):
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement(Score):
-    """How often a network decides like the trained one, which needs no labels."""
+    """How often a network decides like the trained one, or R² against its outputs, which needs no labels."""
 
     KEYS: ClassVar[Mapping[str, str]] = {"value": "agreement"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputError(Record):
+    """How far an output of the spiking network is from the trained one's, in the model's unit."""
+
+    mean: float  #: of the magnitude
+    largest: float
+    relative: float | None  #: root mean square relative to the output's standard deviation; None where it has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +92,7 @@ class Trial(Record):
     holdoff: int  #: K
     method: str  #: bias rule
     steps: int  #: until the logits are there: what an inference takes
-    agreement: float  #: with the ANN, in per cent
+    agreement: float  #: with the ANN, in per cent: of decisions, or R²
     error: float  #: standard error of the agreement, in per cent
     refused: str | None  #: why it could not be converted; its agreement is 0 then
 
@@ -182,7 +201,10 @@ class Report(Record):
     holdoff: int  #: K
     method: str  #: bias rule
     weights: str  #: weight rule
+    task: TaskName = "classes"  #: what the outputs mean
     samples: int
+    #: Largest difference of a logit of the imported float graph from the trained network's, relative to the largest.
+    import_error: float | None = None
     layers: tuple[LayerRow, ...]
     agreement: Mapping[Rung, Agreement] = field(default_factory=dict)
     attribution: Attribution | None = None
@@ -190,6 +212,7 @@ class Report(Record):
     accuracy: Mapping[Rung, Accuracy] = field(default_factory=dict)
     accuracy_by_step: tuple[StepAccuracy, ...] = ()
     accuracy_by_timesteps: Mapping[int, Accuracy] = field(default_factory=dict)  #: of networks converted for each T
+    errors: tuple[OutputError, ...] = ()  #: of a regression, by output (or channel)
     verification: Verification | None = None
 
     def __getitem__(self, key: str) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from exporters.engines import available_engines
+from toolchain import convert as converting
 from toolchain.app import cli
 from toolchain.demo import data, load_model
 
@@ -193,12 +196,36 @@ def test_inspect_shows_the_same_for_directory_and_file(place: Workplace) -> None
     documents = [
         json.loads(run("inspect", path, "--json").stdout) for path in (place.bundle, place.bundle / "network.net")
     ]
+    provenance = documents[0].pop("provenance")
+    assert provenance == json.loads((place.bundle / "provenance.json").read_text())
+    assert documents[1].pop("provenance") is None
     assert documents[0] == documents[1]
     assert documents[0]["timesteps"] == 8
     assert [layer["name"] for layer in documents[0]["layers"]] == ["conv1", "conv2", "conv3", "fc"]
     table = run("inspect", place.bundle).stdout
     for word in ("conv1", "16x8x8", "theta", "phase", "bias", "neurons", "1024"):
         assert word in table
+    assert f"created: {provenance['created']}" in table
+    assert f"torch {torch.__version__.partition('+')[0]}" in table
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    assert f"processor: capability {capability}, threads {threads}" in table
+    assert "processor" not in run("inspect", place.bundle / "network.net").stdout
+
+
+@pytest.mark.parametrize("set_here", [{}, {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}])
+def test_settings_that_make_a_processor_do_less_are_kept(
+    set_here: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in converting.SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in set_here.items():
+        monkeypatch.setenv(name, value)
+    found = converting.processor()
+    assert (found.pop("capability"), found.pop("threads")) == (
+        torch.backends.cpu.get_cpu_capability(),
+        torch.get_num_threads(),
+    )
+    assert found == set_here
 
 
 def test_check_lists_layers_and_ends_with_1_when_something_is_refused(place: Workplace) -> None:
@@ -219,6 +246,22 @@ def test_check_lists_layers_and_ends_with_1_when_something_is_refused(place: Wor
     assert fates["MaxPool2d"].startswith("refused")
 
 
+def test_check_compares_with_the_model_itself_on_the_calibration_inputs_too(place: Workplace) -> None:
+    late = place.folder / "late.py"
+    late.write_text(
+        "import torch\nfrom torch import nn\nclass Late(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.fc = nn.Linear(4, 3)\n"
+        "    def forward(self, x):\n"
+        "        return self.fc(2 * x if type(x) is torch.Tensor and x.max() > 100 else x)\n"
+    )
+    asked = ("check", "--model", f"{late}:Late", "--input-shape", "4", "--json")
+    assert run(*asked).exit_code == 0
+    np.savez(place.folder / "large.npz", x=np.full((8, 4), 1000, np.float32))
+    result = run(*asked, "--calibration", place.folder / "large.npz")
+    assert result.exit_code == 1
+    assert "refused: it computes something else than the importer sees" in result.stdout
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("ending", ["pt2", "onnx"])
 def test_a_file_that_holds_the_model_converts_like_the_model(place: Workplace, ending: str) -> None:
@@ -233,7 +276,10 @@ def test_a_file_that_holds_the_model_converts_like_the_model(place: Workplace, e
         "convert", "--model", path, "--calibration", place.calibration, "-o", place.folder / ending, "--json"
     )
     accuracy, expected = (json.loads(result.stdout)["accuracy"] for result in (converted, place.converted))
-    assert accuracy == expected
+    assert accuracy.keys() == expected.keys()
+    for rung, score in expected.items():  # a file may hold the same weights folded in another order
+        assert accuracy[rung]["n"] == score["n"]
+        assert score["low"] <= accuracy[rung]["accuracy"] <= score["high"]
 
 
 def test_an_unsupported_model_is_refused_with_every_finding(place: Workplace) -> None:
@@ -292,10 +338,38 @@ def test_an_output_directory_with_other_files_is_left_alone(place: Workplace) ->
     taken = place.folder / "taken"
     taken.mkdir()
     (taken / "thesis.tex").write_text("years of work")
-    assert "is no bundle: replacing it would destroy other files" in refused(
-        run("convert", *place.arguments(), "-o", taken)
-    )
+    missing = place.folder / "missing.npz"
+    for command in (["convert", *place.arguments(calibration=missing)], ["demo"]):  # looked at before anything is read
+        assert refused(run(*command, "-o", taken)) == (
+            f"error: {taken}: it holds what is not of a conversion and would be lost: 'thesis.tex'; give a new or "
+            "empty directory, or move that away"
+        )
     assert (taken / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_directory(place: Workplace) -> None:
+    out = place.folder / "full"
+    shutil.copytree(place.bundle, out)
+    before, (soft, hard) = {p.name: p.read_bytes() for p in out.iterdir()}, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        result = run("convert", *place.arguments(), "--timesteps", 2, "-o", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert refused(result) == (
+        f"error: {out}: it cannot be written (File too large); make room, or choose another place"
+    )
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert not [p.name for p in place.folder.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("samples", [-1, 0, 999])
+def test_the_demo_refuses_samples_that_there_are_not_before_it_converts(
+    samples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolchain.demo.run.convert", None)
+    message = f"error: samples: {samples} asked for; the data holds 1 to 541"
+    assert refused(run("demo", "--samples", samples, "-o", tmp_path / "demo")) == message
 
 
 @pytest.mark.parametrize(
@@ -368,3 +442,72 @@ def test_the_demo_meets_its_promises(tmp_path: Path) -> None:
     assert report["attribution"]["verdict"] in result.stdout
     pictures = {"accuracy.png", "attribution.png", "rates.png", "bias_schedule.png"}
     assert {"network.net", "report.json", "report.md", *pictures} <= {p.name for p in out.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convert", "--timesteps", "many"], r"error: Invalid value for '--timesteps': .*integer.* \(see --help\)"),
+        (["inspect"], r"error: Missing argument 'DIR\|FILE.net'.* \(see --help\)"),
+        (["fly"], r"error: No such command 'fly'.* \(see --help\)"),
+        (["inspect", "--fast", "x"], r"error: No such option: --fast.* \(see --help\)"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_gets_one_line(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ann2loihi", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(message + "\n", said.err), said.err
+
+
+def test_what_a_command_refuses_keeps_its_exit_code_through_the_entry_point(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ann2loihi", "inspect", "nowhere.net"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+
+
+NETWORKS = """
+from torch import nn
+
+def wide():
+    pool = nn.AvgPool2d(3, 2, ceil_mode=True), nn.Conv2d(4, 2, 2)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), *pool, nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+
+def scored():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3), nn.Softmax(dim=1))
+"""
+
+
+def test_the_limit_of_a_matrix_and_what_is_left_off_are_options_of_check_and_convert(tmp_path: Path) -> None:
+    (tmp_path / "networks.py").write_text(NETWORKS)
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).random((64, 1, 8, 8), np.float32))
+    cases = (
+        (
+            "wide",
+            ["--dense-limit", 100],
+            [],
+            "dense matrix of 8 x 144 = 1,152 weights, more than 100; raise dense_limit",
+        ),
+        ("scored", [], ["--leave-off-last"], "it normalises over all classes; leave it off: pass leave_off_last=True"),
+    )
+    for name, refusing, accepting, message in cases:
+        model = f"{tmp_path / 'networks.py'}:{name}"
+        checking = ["check", "--model", model, "--input-shape", "1,8,8", "--json"]
+        result = run(*checking, *refusing)
+        assert (result.exit_code, message in result.stdout) == (1, True)
+        assert run(*checking, *accepting).exit_code == 0
+        converting = ["convert", "--model", model, "--calibration", tmp_path / "x.npz", "-o", tmp_path / "out"]
+        assert message in refused(run(*converting, *refusing))
+        assert run(*converting, *accepting, "--timesteps", 2).exit_code == 0
+    assert run(*converting, *accepting, "--auto", "--latency-budget", 4).exit_code == 0
+    assert "dense_limit: 0 is no number of weights; give a positive integer" in refused(
+        run(*checking, "--dense-limit", 0)
+    )

@@ -74,7 +74,12 @@ def test_the_checkpoint_is_the_one_that_its_provenance_describes(digits: Digits)
     assert len(checkpoint) < 300_000
     assert (provenance["seed"], provenance["epochs"]) == (train.SEED, train.EPOCHS)
     right = train.correct(load_model(), digits.test_x, digits.test_y)
-    assert provenance["test"] == {"accuracy": round(100 * right / 541, 2), "correct": right, "n": 541}
+    stored = provenance["test"]
+    assert stored == {"accuracy": round(100 * stored["correct"] / 541, 2), "correct": stored["correct"], "n": 541}
+    with torch.no_grad():
+        first, second = load_model()(digits.test_x).topk(2).values.T
+    # Logits are sums of floats, which another order changes in the last digits: only a draw may be decided otherwise.
+    assert abs(stored["correct"] - right) <= int((first - second < 1e-4).sum()) < 5
     assert right / 541 >= 0.985
 
 

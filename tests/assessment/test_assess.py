@@ -117,7 +117,7 @@ def test_a_conversion_saves_itself_with_and_without_a_report(
     ]  # fmt: skip
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    with pytest.raises(Refused, match="it exists and is no bundle"):
+    with pytest.raises(Refused, match="would be lost: 'thesis\\.tex'"):
         converted.save(tmp_path / "mine")
 
 

@@ -55,6 +55,16 @@ def test_the_trained_network_runs_in_eval_mode_and_every_module_gets_its_own_mod
     assert torch.equal(logits, frozen(model[0](x)).detach())  # nothing is dropped
 
 
+def test_a_model_that_changes_its_input_in_place_leaves_the_users_data() -> None:
+    class Shifting(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sub_(1)
+
+    x = torch.ones(3, 2)
+    assert not assessment.model_logits(Shifting(), x).any()
+    assert torch.equal(x, torch.ones(3, 2))
+
+
 def test_every_module_gets_its_mode_back_when_the_model_fails() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(3))
     model[1].eval()

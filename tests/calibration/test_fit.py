@@ -322,6 +322,47 @@ def test_how_many_sources_are_unfolded_at_a_time_changes_nothing(chunk: int, mon
     assert given.fitted() == expected
 
 
+@pytest.mark.parametrize("exponent", [0, -3])
+def test_on_the_grid_sums_are_exact_in_any_order(exponent: int) -> None:
+    rng = np.random.default_rng(0)
+    counts = torch.from_numpy(rng.integers(-1016, 1017, 5000) * 2.0**exponent)
+    missing = torch.from_numpy(rng.normal(0, 3000, (5000, 1)))
+    step = fit.grid(counts, exponent, missing)
+    rounded = (missing[:, 0] / step).round() * step
+    assert math.log2(step).is_integer()
+    assert 0 < float((rounded - missing[:, 0]).abs().max()) <= step / 2 < 1e-5
+
+    def sums(z: Tensor) -> set[float]:
+        orders = [torch.from_numpy(rng.permutation(5000)) for _ in range(20)]
+        return {float(counts[order] @ z[order]) for order in orders}
+
+    assert sums(rounded) == {math.fsum((counts * rounded).tolist())}
+    assert len(sums(missing[:, 0])) > 1
+
+
+@pytest.mark.parametrize("name", SYNAPSES)
+def test_what_is_rounded_is_the_same_to_the_last_bit_in_any_order_of_the_samples(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, right, samples = SYNAPSES[name]
+    given = problem(source, right, 3, samples=samples)
+    given.wanted += torch.randn(given.wanted.shape, generator=torch.Generator().manual_seed(0)) * 9
+    fitted: list[Tensor] = []
+    original = fit._round
+
+    def watched(weights: Tensor, inverse: Tensor, limit: int) -> Tensor:
+        fitted.append(weights)
+        return original(weights, inverse, limit)
+
+    monkeypatch.setattr(fit, "_round", watched)
+    first = given.fitted()
+    order = torch.from_numpy(np.random.default_rng(1).permutation(samples))
+    given.wanted = given.wanted[order]
+    given.outputs["source"] = given.outputs["source"][:, order]
+    assert given.fitted() == first
+    assert torch.equal(*fitted)
+
+
 def test_few_of_many_places_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Conv2d(integers(4, 3, 3, 3), Geometry(padding=(1, 1)))
     given = problem((3, 6, 7), right, 0, samples=300, wrong=2.0)

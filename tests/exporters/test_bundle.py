@@ -1,4 +1,4 @@
-"""The artefact directory: complete or absent, and never in the place of somebody's other files."""
+"""The artefact directory: what is in it, and what is said where it is not as it should be."""
 
 from __future__ import annotations
 
@@ -12,37 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
+from bundles import CONFIG, PROVENANCE, RATES, contents, network, save
 from reports import REPORT
 
 from exporters import bundle
 from exporters.report.markdown import render
 from sim.findings import Refused
-from sim.network import INPUT, Dense, Edge, Input, Layer, Network
-
-CONFIG = {"timesteps": 2, "method": "exact", "chip": "loihi2"}
-PROVENANCE = {"seed": 1, "packages": {"numpy": "1.26"}, "created": "2026-01-01T00:00:00+00:00"}
-RATES = {"hidden": (np.array([0.0, 0.5, 1.0], np.float32), np.array([0.0, 0.5, 0.5], np.float32))}
-
-
-def network(skip: bool = False, weight: int = 5) -> Network:
-    """Input 2 -> 3 -> readout 2; with ``skip`` the input also feeds the readout, which netx cannot build."""
-
-    def layer(name: str, size: int, kind: Any, *edges: Edge) -> Layer:
-        return Layer(name, (size,), edges, 64 * (kind == "spiking"), np.zeros(size, int), np.ones((2, size), int), kind)
-
-    hidden = layer("hidden", 3, "spiking", Edge(INPUT, Dense(np.full((3, 2), weight))))
-    skipped = (Edge(INPUT, Dense(np.full((2, 2), 7))),) if skip else ()
-    readout = layer("readout", 2, "readout", Edge("hidden", Dense(np.full((2, 3), 4))), *skipped)
-    return Network(Input((2,)), (hidden, readout), 2)
-
-
-def save(directory: Path, **changed: Any) -> None:
-    bundle.save(**{"directory": directory, "network": network(), "config": CONFIG, "provenance": PROVENANCE} | changed)
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+from sim.network import INPUT, Dense, Edge, Input, Network
 
 
 @pytest.fixture
@@ -112,73 +88,6 @@ def test_an_empty_directory_is_filled(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     save(tmp_path / "out")
     assert bundle.load(tmp_path / "out").network == network()
-
-
-@pytest.mark.parametrize(
-    "names", [["thesis.tex"], ["config.json"], ["network.net"], ["provenance.json", "network.net"]]
-)
-def test_other_directories_are_never_replaced(names: list[str], tmp_path: Path) -> None:
-    for name in names:
-        (tmp_path / name).write_text("mine")
-    with pytest.raises(Refused, match=r"it exists and is no bundle: .*; give a new or empty directory"):
-        save(tmp_path)
-    assert contents(tmp_path) == dict.fromkeys(names, b"mine")
-
-
-def test_a_file_in_the_place_of_the_directory_is_never_replaced(tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("mine")
-    with pytest.raises(Refused, match="it exists and is no bundle"):
-        save(tmp_path / "out")
-    with pytest.raises(Refused, match="it cannot be written"):
-        save(tmp_path / "out" / "below")
-    assert contents(tmp_path) == {"out": b"mine"}
-
-
-@pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])
-def test_a_failure_leaves_the_old_bundle_and_nothing_else(
-    failure: type[BaseException], saved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written = []
-
-    def fail(figure: Figure, path: Path, **options: Any) -> None:
-        path.write_bytes(b"half")
-        written.append(sorted(beside.name for beside in path.parent.iterdir()))
-        raise failure
-
-    monkeypatch.setattr(Figure, "savefig", fail)
-    before = contents(saved.parent)
-    with pytest.raises(failure):
-        save(saved, config={"timesteps": 9}, report=REPORT)
-    assert contents(saved.parent) == before
-    with pytest.raises(failure):
-        save(saved.parent / "new", report=REPORT)
-    assert (
-        written == [["accuracy.png", "config.json", "network.net", "provenance.json", "report.json", "report.md"]] * 2
-    )  # all that is missing are the other pictures
-    assert [path.name for path in saved.parent.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("moved", [True, False], ids=["after the first rename", "instead of the second"])
-def test_an_interrupt_while_the_directories_change_places_brings_the_old_bundle_back(
-    moved: bool, saved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rename, calls = Path.rename, []
-
-    def interrupt(source: Path, target: Path) -> Path:
-        calls.append(source)
-        if len(calls) == 2 and not moved:
-            raise KeyboardInterrupt
-        target = rename(source, target)
-        if len(calls) == 1 and moved:
-            raise KeyboardInterrupt
-        return target
-
-    before = contents(saved.parent)
-    monkeypatch.setattr(Path, "rename", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        save(saved, config={"timesteps": 9})
-    assert contents(saved.parent) == before
-    assert [path.name for path in saved.parent.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +161,8 @@ def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
 def test_provenance_names_versions_and_digests_but_neither_user_nor_host(tmp_path: Path) -> None:
     weights = torch.nn.Linear(2, 3).state_dict()
     digests = {"weights": bundle.digest(weights), "calibration": bundle.digest({"x": np.zeros((4, 2), np.float32)})}
-    found = bundle.provenance(seed=7, sha256=digests)
+    found = bundle.provenance(seed=7, sha256=digests, processor={"threads": 2})
+    assert found["processor"] == {"threads": 2}
     assert found["seed"] == 7
     assert found["python"] == platform.python_version()
     assert found["packages"]["torch"] == torch.__version__.split("+")[0]
@@ -261,7 +171,7 @@ def test_provenance_names_versions_and_digests_but_neither_user_nor_host(tmp_pat
     assert found["sha256"] == digests
     assert all(len(digest) == 64 for digest in digests.values())
     assert found["platform"] == f"{platform.system()} {platform.machine()}"
-    assert found.keys() == {"created", "python", "platform", "packages", "seed", "sha256"}
+    assert found.keys() == {"created", "python", "platform", "packages", "processor", "seed", "sha256"}
     save(tmp_path / "out", provenance=found)
     assert bundle.load(tmp_path / "out").provenance == found
 

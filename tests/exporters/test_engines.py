@@ -7,21 +7,24 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import strategies as st
 from random_networks import networks
 
 from exporters import engines, netx
 from sim import chip, fast, on_lava, reference
-from sim.network import Network
+from sim.findings import Refused
+from sim.fixedpoint import Policy, largest_sums, worst_case
+from sim.network import INPUT, Dense, Edge, Input, Layer, Network
 from sim.stock import inexact
 from sim.trace import first_difference
 
 CASES = settings(
-    max_examples=250, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=400, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
 @CASES
-@given(networks())
+@given(st.one_of(networks(), networks(extreme=True)))
 def test_fast_equals_the_reference_on_random_networks(
     compared: Callable[[str], None], case: tuple[Network, np.ndarray]
 ) -> None:
@@ -33,11 +36,47 @@ def test_fast_equals_the_reference_on_random_networks(
     compared("reference = fast")
 
 
-@settings(CASES, max_examples=60)
-@given(networks())
-def test_potentials_never_exceed_the_worst_case(case: tuple[Network, np.ndarray]) -> None:
-    from sim.fixedpoint import worst_case
+def test_random_networks_have_sums_beyond_32_bits_before_a_shift_to_the_right() -> None:
+    @settings(CASES, max_examples=60, phases=[Phase.generate])
+    @given(networks(extreme=True))
+    def count(case: tuple[Network, np.ndarray]) -> None:
+        network, _ = case
+        for layer in network.layers:
+            bounds = zip(largest_sums(network, layer), layer.edges, strict=True)
+            found.append(any(bound >= 1 << 31 and edge.exponent < 0 for bound, edge in bounds))
 
+    found: list[bool] = []
+    count()
+    assert sum(found) > 20
+
+
+@pytest.mark.parametrize("overflow", ["strict", "count"])
+def test_a_sum_that_leaves_32_bits_comes_back_inside_by_a_shift_to_the_right(overflow: Policy) -> None:
+    # 5 * 127 * (2**23 - 1) = 5326765445 > 2**32; shifted right by 7: 41615355.04.
+    edge = Edge(INPUT, Dense(np.full((1, 5), 127)), -7)
+    network = Network(Input((5,), 24), (Layer("out", (1,), (edge,), 0, [0], np.zeros((1, 1), int), "readout"),), 1)
+    chips = chip.WIDE if overflow == "strict" else chip.LOIHI2
+    for engine in (reference, fast):
+        trace = engine.run(network, np.full((1, 5), (1 << 23) - 1), chip=chips, overflow=overflow)
+        assert trace.logits.tolist() == [[[41615355]]]
+        assert trace.overflows == (2 if overflow == "count" else 0)
+
+
+def test_what_64_bits_cannot_hold_is_refused_by_both() -> None:
+    edges = (Edge(INPUT, Dense(np.full((1, 5), 127)), 31),) * 2
+    layer = Layer("out", (1,), edges, 0, [0], np.zeros((9, 1), int), "readout")
+    network = Network(Input((5,), 24), (layer,), 9)
+    for engine in (reference, fast):
+        with pytest.raises(
+            Refused, match=r"out: potentials of up to \d+ leave 64 bits; use smaller weights or exponents"
+        ):
+            engine.run(network, np.full((1, 5), 1), chip=chip.WIDE)
+    assert worst_case(network, layer) == 9 * 2 * 5 * 127 * ((1 << 23) - 1) << 31
+
+
+@settings(CASES, max_examples=60)
+@given(st.one_of(networks(), networks(extreme=True)))
+def test_potentials_never_exceed_the_worst_case(case: tuple[Network, np.ndarray]) -> None:
     network, payload = case
     trace = fast.run(network, payload, overflow="count")
     assert all(trace.peak[layer.name] <= worst_case(network, layer) for layer in network.layers)

@@ -264,10 +264,12 @@ def test_a_subclass_of_a_synapse_is_refused_because_it_may_mean_something_else(t
             write(network, tmp_path / "network.net")
 
 
-def test_a_number_that_is_no_integer_does_not_slip_through(tmp_path: Path) -> None:
-    first, *others = network().layers
-    with pytest.raises(Refused, match="the network does not survive the file; use integers in every integer field"):
-        netx.write(network(layers=(replace(first, threshold=64.5), *others)), tmp_path / "network.net")
+def test_a_file_that_reads_back_as_another_network_is_never_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporters.netx.file._load", lambda data: network(timesteps=T, holdoff=0))
+    with pytest.raises(Refused, match="network: it does not survive the file"):
+        netx.write(network(), tmp_path / "network.net")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -303,14 +305,34 @@ def test_a_full_disk_is_reported_in_one_line(path: Path, monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(netx.hdf5, "_store", full)
-    assert "it cannot be written ([Errno 28] No space left on device)" in refusal(lambda: netx.write(network(), path))
+    monkeypatch.setattr(os, "fsync", full)
+    assert refusal(lambda: netx.write(network(holdoff=3), path)) == (
+        f"{path}: it cannot be written (No space left on device); make room, or choose another place"
+    )
+    assert netx.read(path) == network()
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_place_that_takes_no_file_is_refused(tmp_path: Path) -> None:
-    for place in (tmp_path, tmp_path / "nowhere" / "network.net"):
-        assert "it is a directory or lies in none" in refusal(lambda place=place: netx.write(network(), place))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place, text in (
+        (tmp_path, "it exists and is no file"),
+        (pipe, "it exists and is no file"),
+        (tmp_path / "nowhere" / "network.net", "it lies in no directory"),
+    ):
+        assert text in refusal(lambda place=place: netx.write(network(), place))
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_link_keeps_leading_to_the_file_that_is_written(path: Path) -> None:
+    link = path.with_name("link.net")
+    link.symlink_to(path)
+    path.chmod(0o640)
+    netx.write(network(holdoff=3), link)
+    assert link.is_symlink()
+    assert netx.read(path) == network(holdoff=3)
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 # Files that are not what they should be ------------------------------------------------------------------------------
@@ -508,7 +530,7 @@ TAMPERED = {
         rewrite("layer/0/shape", np.array([2, HUGE, HUGE])),
         "features.0 <- input: the synapse gives shape",
     ),
-    "too many steps": (rewrite("@holdoff", HUGE), "steps until the answer, above 65536"),
+    "too many steps": (rewrite("@holdoff", np.int64(60000)), "steps until the answer, above 65536"),
     "no timesteps": (rewrite("@timesteps", np.int64(0)), "timesteps: T = 0"),
     "input of no shape": (rewrite("layer/0/shape", np.zeros(0, np.int64)), r"input: 6 bits, shape \(\)"),
 }
@@ -646,7 +668,7 @@ def test_stock_netx_really_corrupts_or_rejects_what_is_refused(tmp_path: Path) -
     paths = [tmp_path / f"{index}.net" for index in range(len(refused))]
     for network, path in zip(refused, paths, strict=True):
         assert netx.check(network)
-        netx.hdf5.save(netx.content.netx_content(network), path)
+        path.write_bytes(netx.hdf5.dump(netx.content.netx_content(network)))
     outcomes = stock(tmp_path, 8, *paths)
     for network, blocks in zip(refused[: len(matrices)], outcomes, strict=False):
         assert not np.array_equal(

@@ -153,6 +153,12 @@ def test_the_verification_says_who_was_compared_and_what_differed() -> None:
     assert "- not run: lava: missing" in render(agreed)
 
 
+def test_the_error_of_the_import_is_printed_where_there_was_one() -> None:
+    line = "The imported network equals the trained one: largest difference 3e-07 of the largest logit."
+    assert line in render(replace(REPORT, import_error=3.2e-7))
+    assert "imported network" not in render(replace(REPORT, import_error=None))
+
+
 def test_findings_and_the_name_of_the_data_are_printed() -> None:
     assert "- conv1: something stands out; look at it" in render(REPORT)
     assert "## Findings" not in render(replace(REPORT, findings=()))

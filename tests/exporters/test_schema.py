@@ -36,8 +36,13 @@ def test_a_stored_report_comes_back_to_the_byte_and_renders_as_it_did(path: Path
     assert render(report, pictures) == text
 
 
-def test_together_the_stored_reports_hold_everything_that_a_report_may_hold() -> None:
-    assert {key for path in GOLDENS for key in json.loads(path.read_text())} == {field.name for field in fields(Report)}
+#: Fields that reports have got since the stored ones were written: all of them may be absent.
+SINCE = {"task", "errors"}
+
+
+def test_together_the_stored_reports_hold_everything_that_a_report_could_hold_then() -> None:
+    stored = {key for path in GOLDENS for key in json.loads(path.read_text())}
+    assert stored == {field.name for field in fields(Report)} - SINCE
 
 
 def test_a_report_survives_json() -> None:

@@ -116,7 +116,7 @@ def written(path: Path, content: dict[str, Any], weights: dict[str, Tensor], old
         config = {}
         for i, (name, tensor) in enumerate(weights.items()):
             meta = {
-                "dtype": {torch.float32: 7, torch.float64: 8}[tensor.dtype],
+                "dtype": {torch.float32: 7, torch.float64: 8, torch.int64: 5}[tensor.dtype],
                 "sizes": [{"as_int": n} for n in tensor.shape],
                 "strides": [{"as_int": n} for n in tensor.stride()],
                 "storage_offset": {"as_int": tensor.storage_offset()},
@@ -163,13 +163,13 @@ NORM = {"weight": "a", "bias": "b", "running_mean": "m", "running_var": "v"}
     [
         (
             {"target": "batch_norm.default", "input": "x", **NORM, "training": False, "momentum": 0.1, "eps": 0.5},
-            lambda x, a, b, m, v, w: (x - m.view(4, 1, 1)) / (v.view(4, 1, 1) + 0.5).sqrt() * a.view(4, 1, 1)
+            lambda x, a, b, m, v, w, *_: (x - m.view(4, 1, 1)) / (v.view(4, 1, 1) + 0.5).sqrt() * a.view(4, 1, 1)
             + b.view(4, 1, 1),
         ),
         (
             {"target": "convolution.default", "input": "x", "weight": "w", "bias": "b", "stride": [2, 1],
              "padding": [1, 0], "dilation": [1, 2], "transposed": False, "output_padding": [0, 0], "groups": 2},
-            lambda x, a, b, m, v, w: functional.conv2d(x, w, b, (2, 1), (1, 0), (1, 2), 2),
+            lambda x, a, b, m, v, w, *_: functional.conv2d(x, w, b, (2, 1), (1, 0), (1, 2), 2),
         ),
         ({"target": "slice.Tensor", "self": "x", "dim": 3, "start": 1, "end": 9223372036854775807, "step": 2},
          lambda x, *_: x[:, :, :, 1::2]),
@@ -188,12 +188,33 @@ NORM = {"weight": "a", "bias": "b", "running_mean": "m", "running_var": "v"}
         ({"target": "avg_pool2d.default", "self": "x", "kernel_size": [3, 3], "stride": [2, 2], "padding": [1, 1],
           "ceil_mode": True, "count_include_pad": False},
          lambda x, *_: functional.avg_pool2d(x, 3, 2, 1, True, False)),
+        (
+            {"target": "convolution.default", "input": "x", "weight": "t", "bias": None, "stride": [2, 1],
+             "padding": [1, 0], "dilation": [1, 2], "transposed": True, "output_padding": [1, 0], "groups": 2},
+            lambda x, a, b, m, v, w, t, *_: functional.conv_transpose2d(x, t, None, (2, 1), (1, 0), (1, 0), 2, (1, 2)),
+        ),
+        ({"target": "repeat.default", "self": "x", "repeats": [1, 2, 1, 1]}, lambda x, *_: x.repeat(1, 2, 1, 1)),
+        ({"target": "slice_scatter.default", "self": "x", "src": "x", "dim": 3}, lambda x, *_: x),
+        ({"target": "copy.default", "self": "x", "src": "x"}, lambda x, *_: x),
+        ({"target": "unfold.default", "self": "x", "dimension": 2, "size": 3, "step": 2},
+         lambda x, *_: x.unfold(2, 3, 2)),
+        ({"target": "upsample_bilinear2d.vec", "input": "x", "output_size": None, "align_corners": False,
+          "scale_factors": {"as_floats": [2.0, 1.5]}},
+         lambda x, *_: functional.interpolate(x, scale_factor=(2.0, 1.5), mode="bilinear")),
+        ({"target": "upsample_nearest2d.default", "self": "x", "output_size": [9, 4]},
+         lambda x, *_: functional.interpolate(x, (9, 4))),
+        ({"target": "reflection_pad2d.default", "self": "x", "padding": [1, 2, 0, 3]},
+         lambda x, *_: functional.pad(x, (1, 2, 0, 3), "reflect")),
+        ({"target": "rsub.Scalar", "self": "x", "other": 3, "alpha": 2}, lambda x, *_: 3 - 2 * x),
+        ({"target": "_unsafe_index.Tensor", "self": "x",
+          "indices": {"as_optional_tensors": [{"as_none": True}, {"as_tensor": "i"}]}}, lambda x, *_: x[:, [3, 0]]),
+        ({"target": "_to_copy.default", "self": "x", "dtype": {"as_scalar_type": 8}}, lambda x, *_: x),
         ({"target": "dropout.default", "input": "x", "p": 0.5, "train": False}, lambda x, *_: x),
         ({"target": "_to_copy.default", "self": "x", "dtype": {"as_scalar_type": 7}}, lambda x, *_: x),
     ],
 )  # fmt: skip
 def test_arguments_arrive_where_aten_has_them(call: dict[str, Any], function: Any, tmp_path: Path) -> None:
-    weights = drawn(a=(4,), b=(4,), m=(4,), v=(4,), w=(4, 2, 3, 2))
+    weights = drawn(a=(4,), b=(4,), m=(4,), v=(4,), w=(4, 2, 3, 2), t=(4, 3, 3, 2)) | {"i": torch.tensor([3, 0])}
     target = call.pop("target")
     program = by_hand(tmp_path, (4, 6, 6), [node(target, "y", **call)], weights)
     assert torch.allclose(program(X.clone()), function(X, *weights.values()), atol=1e-6)
@@ -247,7 +268,7 @@ def test_an_unknown_operation_is_refused_and_what_follows_is_still_examined(tmp_
 @pytest.mark.parametrize(
     "change",
     [
-        {"target": "conv_transpose2d.input"},
+        {"target": "conv_transpose3d.input"},
         {"target": "relu.out"},
         {"self": {"as_operator": "torch.hub.load"}},
         {"dtype": {"as_scalar_type": 6}},

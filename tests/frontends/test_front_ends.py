@@ -41,6 +41,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Shape, int]] = {
     "depthwise": (networks.depthwise, (2, 4, 4), 4),
     "residual over sequences": (networks.residual_sequence, (2, 64), 3),
     "zero channels": (networks.zero_channels, (2, 4, 4), 2),
+    "products with constants": (networks.Products, (12,), 3),
+    "resampled": (networks.resampled, (3, 8, 8), 6),
+    "rearranged": (networks.rearranged, (2, 8, 8), 4),
     "in place": (networks.in_place, (2, 4, 4), 3),
 }
 
@@ -49,13 +52,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Shape, int]] = {
 NOT_AS_ONNX = ("VGG-11", "zero channels")
 
 CASES = [
-    pytest.param(
-        front_end,
-        name,
-        marks=pytest.mark.xfail(reason="torch.fx takes y *= c for y = y * c: what else names y keeps its value")
-        if (front_end, name) == ("module", "in place")
-        else (),
-    )
+    (front_end, name)
     for front_end in FRONT_ENDS
     for name in NETWORKS
     if not (front_end.startswith("ONNX") and name in NOT_AS_ONNX)

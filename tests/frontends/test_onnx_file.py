@@ -14,6 +14,7 @@ from importing import through_onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
+from torch.nn import functional
 
 from sim.findings import Refused
 from toolchain.frontends import import_model, inspect_model, onnx_file
@@ -129,7 +130,85 @@ OPERATIONS: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], int]] =
          helper.make_node("Identity", ["z"], ["out"])],
         {}, 9,
     ),
-    "MatMul": ([*one("MatMul", "x", "w")], {"w": drawn(7, 5)}, 13),
+    "MatMul": (one("MatMul", "x", "w"), {"w": drawn(7, 5)}, 13),
+    "MatMul from the left": (one("MatMul", "w", "x"), {"w": drawn(4, 5, 6)}, 13),
+    "Einsum": (one("Einsum", "x", "w", equation="bchw,co->bohw"), {"w": drawn(4, 3)}, 13),
+    "Relu, version 1": (one("Relu", "x", consumed_inputs=[0]), {}, 1),
+    "AveragePool, SAME_UPPER": (
+        one("AveragePool", "x", kernel_shape=[2, 4], strides=[2, 3], auto_pad="SAME_UPPER"), {}, 13,
+    ),
+    "AveragePool, uneven padding that does not count": (
+        one("AveragePool", "x", kernel_shape=[3, 2], strides=[2, 1], pads=[0, 1, 1, 0]), {}, 13,
+    ),
+    "AveragePool, ceil_mode": (one("AveragePool", "x", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1), {}, 13),
+    "ConvTranspose": (
+        one("ConvTranspose", "x", "w", "b", strides=[2, 3], pads=[1, 0, 0, 2], output_padding=[1, 1]),
+        {"w": drawn(4, 3, 3, 3), "b": drawn(3)}, 11,
+    ),
+    "Max with zero": (one("Max", "x", "zero"), {"zero": np.float32(0)}, 13),
+    "Min of several": (one("Min", "x", "two", "b"), {**HALVED, "b": drawn(4, 1, 1)}, 13),
+    "HardSigmoid": (one("HardSigmoid", "x", alpha=0.25), {}, 6),
+    "LeakyRelu": (one("LeakyRelu", "x", alpha=0.25), {}, 6),
+    "Mean": (one("Mean", "x", "b", "x"), {"b": drawn(4, 1, 1)}, 13),
+    "CumSum": (one("CumSum", "x", "axis", reverse=1), {"axis": np.int64(2)}, 14),
+    "CumSum, exclusive": (one("CumSum", "x", "axis", exclusive=1), {"axis": np.int64(-1)}, 14),
+    "Where": (one("Where", "mask", "x", "two"), {"mask": drawn(4, 1, 1) > 1, **HALVED}, 13),
+    "Tile": (one("Tile", "x", "repeats"), {"repeats": integers(1, 2, 1, 3)}, 13),
+    "GatherElements": (
+        one("GatherElements", "x", "at", axis=3),
+        {"at": integers(*range(-7, 1)).repeat(6).reshape(2, 4, 6, 1)}, 13,
+    ),
+    "Pad, reflect along one axis": (
+        one("Pad", "x", "pads", mode="reflect"),
+        {"pads": integers(0, 0, 0, 2, 0, 0, 0, 1)}, 13,
+    ),
+    "Pad, wrap": (one("Pad", "x", "pads", mode="wrap"), {"pads": integers(0, 0, 1, 2, 0, 0, 2, 0)}, 19),
+    "Squeeze, input": (
+        [*one("Slice", "x", "zero", "one", "two"), helper.make_node("Squeeze", ["y", "two"], ["z"])],
+        {"zero": integers(0), "one": integers(1), "two": integers(2)}, 13,
+    ),
+    "ReduceSum, attributes": (one("ReduceSum", "x", axes=[1], keepdims=1), {}, 11),
+    "DepthToSpace": (one("DepthToSpace", "x", blocksize=2), {}, 13),
+    "DepthToSpace, columns first": (one("DepthToSpace", "x", blocksize=2, mode="CRD"), {}, 13),
+    "SpaceToDepth": (
+        [helper.make_node("Concat", ["x", "x"], ["two"], axis=3), *one("SpaceToDepth", "two", blocksize=2)], {}, 13,
+    ),
+    "Upsample": (one("Upsample", "x", "scales"), {"scales": np.float32([1, 1, 2, 3])}, 9),
+    **{
+        f"Resize, {mode}, {coordinates}, {further}": (
+            one("Resize", "x", "", "", "sizes", mode=mode, coordinate_transformation_mode=coordinates, **further),
+            {"sizes": integers(2, 4, 9, 5)}, 19,
+        )
+        for coordinates in ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "half_pixel_symmetric")
+        for mode, further in (
+            ("nearest", {}), ("nearest", {"nearest_mode": "floor"}), ("nearest", {"nearest_mode": "ceil"}),
+            ("nearest", {"nearest_mode": "round_prefer_ceil"}), ("linear", {}), ("cubic", {}),
+            ("cubic", {"cubic_coeff_a": -0.5, "exclude_outside": 1}),
+        )
+    },
+    "Resize by scales": (one("Resize", "x", "", "scales", mode="linear"), {"scales": np.float32([1, 1, 1.3, 0.6])}, 13),
+    "Resize of some axes": (
+        one("Resize", "x", "", "", "sizes", mode="linear", axes=[3]), {"sizes": integers(9)}, 18,
+    ),
+    "weights behind Cast, Transpose, Reshape and Unsqueeze": (
+        [
+            helper.make_node("Cast", ["w"], ["w1"], to=TensorProto.FLOAT),
+            helper.make_node("Transpose", ["w1"], ["w2"], perm=[1, 0]),
+            helper.make_node("Unsqueeze", ["w2", "axes"], ["w3"]),
+            helper.make_node("Identity", ["w3"], ["w4"]),
+            helper.make_node("Conv", ["x", "w4"], ["h"]),
+            helper.make_node("Reshape", ["b", "shape"], ["b1"]),
+            *one("Add", "h", "b1"),
+        ],
+        {"w": drawn(4, 3).astype(np.float64), "axes": integers(2, 3), "b": drawn(3), "shape": integers(1, 3, 1, 1)}, 13,
+    ),
+    "weights behind DequantizeLinear": (
+        [helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["d"], axis=0), *one("Conv", "x", "d")],
+        {
+            "w": RANDOM.integers(-9, 9, (3, 4, 2, 2)).astype(np.int8), "scale": drawn(3),
+            "zero": np.array([0, 1, -2], np.int8),
+        }, 19,
+    ),
 }  # fmt: skip
 
 
@@ -142,6 +221,130 @@ def test_an_operation_is_that_of_the_standard(name: str, tmp_path: Path) -> None
     (expected,) = ReferenceEvaluator(model).run([output], {"x": X})
     actual = onnx_file.load(tmp_path / "model.onnx")(torch.from_numpy(X.copy()))
     np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+WT = torch.from_numpy(drawn(4, 3, 3, 3))
+
+#: What ONNX's reference does not run, against torch: the nodes, their constants, the opset, and the same in torch.
+IN_TORCH: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], int, Any]] = {
+    "ConvTranspose, groups": (
+        one("ConvTranspose", "x", "w", group=2, dilations=[2, 1]), {"w": WT.numpy()}, 11,
+        lambda x: functional.conv_transpose2d(x, WT, groups=2, dilation=(2, 1)),
+    ),
+    "ConvTranspose, shape of the output": (  # 13 x 15 in full, of which the last row goes first
+        one("ConvTranspose", "x", "w", strides=[2, 2], output_shape=[12, 14], auto_pad="SAME_UPPER"),
+        {"w": WT.numpy()}, 11, lambda x: functional.conv_transpose2d(x, WT, stride=2)[:, :, :-1, :-1],
+    ),
+    "ConvTranspose, SAME_LOWER": (
+        one("ConvTranspose", "x", "w", strides=[2, 2], auto_pad="SAME_LOWER"), {"w": WT.numpy()}, 11,
+        lambda x: functional.conv_transpose2d(x, WT, stride=2)[:, :, 1:, 1:],
+    ),
+    "ConvTranspose over sequences": (
+        [helper.make_node("Flatten", ["x"], ["f"], axis=1), helper.make_node("Reshape", ["f", "s"], ["r"]),
+         *one("ConvTranspose", "r", "w", strides=[3])],
+        {"w": WT.numpy()[:, :, 0], "s": integers(0, 4, 42)}, 11,
+        lambda x: functional.conv_transpose1d(x.flatten(2), WT[:, :, 0], stride=3),
+    ),
+    "BatchNormalization, version 7": (
+        one("BatchNormalization", "x", *NORM, spatial=1, momentum=0.5), NORM, 7,
+        lambda x: functional.batch_norm(x, *(torch.from_numpy(NORM[k]) for k in ("mean", "var", "scale", "bias"))),
+    ),
+    "BatchNormalization, version 6": (
+        one("BatchNormalization", "x", *NORM, is_test=1), NORM, 6,
+        lambda x: functional.batch_norm(x, *(torch.from_numpy(NORM[k]) for k in ("mean", "var", "scale", "bias"))),
+    ),
+    "Dropout, version 6": (one("Dropout", "x", ratio=0.25, is_test=1), {}, 6, lambda x: x),
+    "Add, version 6": (
+        one("Add", "x", "b", broadcast=1, axis=1), {"b": drawn(4, 6)}, 6, None,
+    ),
+    "Mul, version 6": (one("Mul", "x", "b", broadcast=1), {"b": drawn(7)}, 6, None),
+    "Upsample, version 7": (
+        one("Upsample", "x", scales=[1.0, 1.0, 2.0, 3.0], mode="nearest"), {}, 7,
+        lambda x: functional.interpolate(x, scale_factor=(2, 3)),
+    ),
+    "Resize, version 10": (
+        one("Resize", "x", "scales"), {"scales": np.float32([1, 1, 2, 0.5])}, 10,
+        lambda x: x.repeat_interleave(2, 2)[..., [0, 2, 4]],
+    ),
+    "Unsqueeze and Squeeze, version 1": (
+        [helper.make_node("Unsqueeze", ["x"], ["u"], axes=[2]), *one("Squeeze", "u", axes=[2])], {}, 1, lambda x: x,
+    ),
+    "Concat, version 1": (one("Concat", "x", "x"), {}, 1, lambda x: torch.cat((x, x), 1)),
+    "Cast, version 1": (one("Cast", "x", to="FLOAT"), {}, 1, lambda x: x),
+    "Reshape, version 1": (one("Reshape", "x", shape=[2, -1], consumed_inputs=[0]), {}, 1, lambda x: x.flatten(1)),
+    "Pad, version 1": (
+        one("Pad", "x", paddings=[0, 0, 0, 1, 0, 0, 2, 0], mode="edge"), {}, 1,
+        lambda x: functional.pad(x, (1, 0, 0, 2), "replicate"),
+    ),
+    "Slice, version 1": (one("Slice", "x", starts=[0, 1], ends=[2**31 - 1, 3]), {}, 1, lambda x: x[:, 1:3]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_TORCH)
+def test_what_older_versions_write_is_what_torch_computes(name: str, tmp_path: Path) -> None:
+    nodes, constants, opset, function = IN_TORCH[name]
+    onnx.save(model_of(nodes, constants, opset), tmp_path / "model.onnx")
+    program, x = onnx_file.load(tmp_path / "model.onnx"), torch.from_numpy(X.copy())
+    if function is None:
+        b = constants["b"].reshape(4, 6, 1) if constants["b"].ndim == 2 else constants["b"]
+        expected = x + torch.from_numpy(b) if "Add" in name else x * torch.from_numpy(b)
+    else:
+        expected = function(x)
+    torch.testing.assert_close(program(x), expected)
+    rows = inspect_model(program, (4, 6, 7))
+    assert not any(row.fate.startswith("refused") for row in rows if row.kind != "output")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants", "opset", "finding"),
+    [
+        (one("BatchNormalization", "x", *NORM, spatial=0), NORM, 7, "BatchNormalization with statistics for every"),
+        (one("BatchNormalization", "x", *NORM, is_test=0), NORM, 6, "batch_norm in BatchNormalization_0: normalis"),
+        (one("Dropout", "x", is_test=0), {}, 6, "dropout in Dropout_0: is active in eval mode too"),
+        (one("Pad", "x", pads=[0] * 8, mode="mirror"), {}, 2, "pad in Pad_0: torch refuses it: "),
+        (one("AveragePool", "x", kernel_shape=[2, 2], dilations=[2, 2]), {}, 19, "AveragePool with dilation in"),
+        (
+            one("Resize", "x", "", "scales", antialias=1, mode="linear"), {"scales": np.float32([1, 1, 0.5, 0.5])}, 18,
+            "Resize with antialias, of a part, with its aspect ratio kept, or of the batch in Resize_0: it is not",
+        ),
+        (one("Where", "m", "x", "b"), {"m": drawn(2, 1, 1, 1) > 1, "b": drawn(1)}, 13, "where in Where_0: mixes the"),
+        (one("MatMul", "x", "t"), {}, 13, "matmul in MatMul_0: it multiplies activations by each other"),
+        (one("MaxPool", "x", kernel_shape=[2, 2]), {}, 13, "MaxPool in MaxPool_0: a maximum over spike"),
+        (one("ReduceMax", "x", axes=[1]), {}, 13, "ReduceMax in ReduceMax_0: a maximum over spike trains is"),
+        (one("InstanceNormalization", "x", "s", "s"), {"s": B4}, 13, "InstanceNormalization in InstanceNormalization"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_converted_is_refused_for_what_it_is(
+    nodes: Any, constants: dict[str, np.ndarray], opset: int, finding: str, tmp_path: Path
+) -> None:
+    if "t" in nodes[0].input:
+        nodes = [helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2]), *nodes]
+        finding = finding.replace("_0", "_1")
+    model = model_of(nodes, constants, opset)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    found = [row for row in inspect_model(onnx_file.load(tmp_path / "model.onnx"), (4, 6, 7)) if "refused" in row.fate]
+    assert f"{found[0].kind} in {found[0].path}: {found[0].fate.removeprefix('refused: ')}".startswith(finding)
+
+
+def test_an_attribute_that_is_not_known_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = model_of(one("Gemm", "f", "w", tiles=4), {"w": drawn(168, 5)})
+    model.graph.node.insert(0, helper.make_node("Flatten", ["x"], ["f"]))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    assert "Unrecognized attribute: tiles for operator Gemm" in refusal(tmp_path / "model.onnx")
+    monkeypatch.setattr(onnx.checker, "check_model", lambda model: None)
+    with pytest.raises(Refused, match=r"^Gemm with tiles in Gemm_1: it is not known; "):
+        import_model(onnx_file.load(tmp_path / "model.onnx"), (4, 6, 7))
+
+
+def test_a_batch_of_one_that_is_flattened_away_is_any_batch(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Flatten", ["x"], ["f"], axis=0), *one("Gemm", "f", "w", "b", broadcast=1)]
+    constants = {"w": drawn(168, 5), "b": drawn(5)}
+    onnx.save(model_of(nodes, constants, 6, batch=1), tmp_path / "model.onnx")
+    (layer,) = import_model(onnx_file.load(tmp_path / "model.onnx"), (4, 6, 7)).layers
+    np.testing.assert_array_equal(layer.edges[0].map.weight.numpy(), constants["w"].T)
+    onnx.save(model_of(nodes[:1] + one("Identity", "f"), {}, 13, batch=2), tmp_path / "model.onnx")
+    with pytest.raises(Refused, match="mixes the samples of a batch"):
+        import_model(onnx_file.load(tmp_path / "model.onnx"), (4, 6, 7))
 
 
 @pytest.mark.parametrize(
@@ -158,6 +361,21 @@ def test_a_general_matrix_product_is_a_linear_layer(attributes: Any, bias: Any, 
     program = onnx_file.load(tmp_path / "model.onnx")
     np.testing.assert_allclose(program(torch.from_numpy(X)).numpy(), expected, rtol=1e-4)
     assert len(import_model(program, (4, 6, 7)).layers) == 1
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_a_general_matrix_product_of_two_constants_is_a_weight(transposed: int, tmp_path: Path) -> None:
+    a, b = (drawn(3, 168), drawn(5, 3)) if transposed else (drawn(168, 3), drawn(3, 5))
+    product = helper.make_node(
+        "Gemm", ["a", "b", "c"], ["w"], alpha=0.5, beta=2.0, transA=transposed, transB=transposed
+    )
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), product, *one("MatMul", "f", "w")]
+    model = model_of(nodes, {"a": a, "b": b, "c": drawn(1, 5)})
+    onnx.save(model, tmp_path / "model.onnx")
+    (expected,) = ReferenceEvaluator(model).run(["y"], {"x": X})
+    program = onnx_file.load(tmp_path / "model.onnx")
+    np.testing.assert_allclose(program(torch.from_numpy(X)).numpy(), expected, rtol=1e-4)
+    np.testing.assert_allclose(import_model(program, (4, 6, 7)).logits(torch.from_numpy(X)), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("batch", [1, 5, "batch"])

@@ -29,6 +29,19 @@ from toolchain.graph.activations import QCFS, TReLU
         (lambda x: torch.clamp(x, min=0, max=0.3), 0.3),
         (lambda x: x.clamp(0), None),
         (lambda x: x.clamp_(0.0, 0.7).relu(), 0.7),
+        (lambda x: torch.clip(x, 0, 0.3), 0.3),
+        (lambda x: x.clip_(min=0), None),
+        (lambda x: x.clamp_min(0), None),
+        (lambda x: torch.maximum(x, torch.zeros(4, 1, 1)), None),
+        (lambda x: torch.max(torch.tensor(0.0), x), None),
+        (lambda x: torch.clamp(x, torch.zeros(4, 1, 1), torch.full((4, 1, 1), 0.25)), 0.25),
+        (lambda x: functional.threshold(x, 0, 0), None),
+        (lambda x: functional.leaky_relu(x, 0.0), None),
+        (lambda x: functional.leaky_relu(x.relu().flatten(2), 0.1).view(-1, 4, 4, 4), None),
+        (lambda x: functional.hardsigmoid(x), 1.0),
+        (nn.Threshold(0, 0), None),
+        (nn.LeakyReLU(0.0), None),
+        (nn.Hardsigmoid(), 1.0),
         (lambda x: functional.relu6(functional.hardtanh(x, 0.0, 0.5)), 0.5),
     ],
 )
@@ -39,6 +52,20 @@ def test_a_bounded_activation_gives_its_bound_to_the_layer(activation: Any, uppe
     module = activation if isinstance(activation, nn.Module) else nn.Identity()
     graph = agree(Forward(forward, first=conv(), module=module, head=conv(4, 2)), (2, 6, 6))
     assert [layer.upper for layer in graph.layers] == [upper, None]
+
+
+@pytest.mark.parametrize(
+    "bounded",
+    [
+        lambda x: torch.clamp_min(x, torch.zeros(1)).clamp_max(0.5),
+        lambda x: torch.minimum(torch.fmax(x, x.new_zeros(1)), torch.tensor(0.5)),
+        lambda x: functional.hardtanh(x.relu(), -1.0, 0.5),
+        lambda x: x.relu().flatten(1).clamp(max=0.5).view(-1, 4, 4, 4),
+    ],
+)
+def test_what_a_relu_emits_needs_no_lower_bound_of_zero(bounded: Any) -> None:
+    graph = agree(Forward(lambda self, x: self.head(bounded(self.first(x))), first=conv(), head=conv(4, 2)), (2, 6, 6))
+    assert [layer.upper for layer in graph.layers] == [None, 0.5, None]
 
 
 def test_a_lower_bound_after_a_bounded_activation_is_a_layer_of_its_own() -> None:

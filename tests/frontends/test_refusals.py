@@ -35,7 +35,7 @@ class Branching(nn.Module):
 
 def test_all_findings_come_at_once_with_place_reason_and_way_out() -> None:
     model = nn.Sequential(
-        conv(padding_mode="reflect", padding=1),
+        nn.Sequential(conv(padding=1), nn.InstanceNorm2d(4)),
         nn.SiLU(),
         nn.MaxPool2d(2),
         Block(),
@@ -49,19 +49,20 @@ def test_all_findings_come_at_once_with_place_reason_and_way_out() -> None:
     rates = "integrate-and-fire neurons compute a ReLU and nothing else; replace it by nn.ReLU and fine-tune"
     assert found[:6] == [
         "6.bias: 1 of 3 values are NaN or infinite; train again from the last good checkpoint",
-        "0 (Conv2d): has padding_mode 'reflect'; pad with zeros and fine-tune",
+        "0.1 (InstanceNorm2d): it does not normalise by constants; use nn.BatchNorm2d or nn.BatchNorm1d and fine-tune",
         f"1 (SiLU): {rates}",
         "2 (MaxPool2d): a maximum over spike trains is not linear; use nn.AvgPool2d "
         "(ann2loihi.replace_max_pooling) and fine-tune, or a convolution with a stride",
-        f"3.activation (LeakyReLU): {rates}",
+        f"3.activation (LeakyReLU): {rates}, or write relu(x) - slope * relu(-x)",
         f"gelu in 3: {rates}",
     ]
     assert found[6].startswith(
         "4 (Branching): torch.fx cannot trace it: symbolically traced variables cannot be used as inputs to "
         "control flow (test_refusals.py, line "
     )
-    assert found[7].startswith(
-        "7 (Softmax): it normalises over all classes; at the output leave it out, the largest logit stays"
+    assert found[7] == (
+        "7 (Softmax): it normalises over all classes; leave it off: pass leave_off_last=True (--leave-off-last), the "
+        "largest logit stays the largest"
     )
     assert len(found) == 8
 
@@ -73,7 +74,6 @@ def test_all_findings_come_at_once_with_place_reason_and_way_out() -> None:
         (nn.AdaptiveMaxPool2d(2), "a maximum over spike trains"),
         (nn.SELU(), "integrate-and-fire neurons compute a ReLU and nothing else; replace it by nn.ReLU and fine-tune"),
         (nn.Hardtanh(), "its lower bound is -1.0, that of integrate-and-fire neurons is 0; clamp at 0, or use nn.ReLU"),
-        (nn.ConstantPad2d(1, 2.0), "it is not known; use one of"),
         (nn.PReLU(), "integrate-and-fire neurons"),
         (nn.Hardswish(), "integrate-and-fire neurons"),
         (nn.Tanh(), "integrate-and-fire neurons"),
@@ -82,11 +82,24 @@ def test_all_findings_come_at_once_with_place_reason_and_way_out() -> None:
         (nn.GroupNorm(2, 4), "it does not normalise by constants; use nn.BatchNorm2d"),
         (nn.InstanceNorm2d(4), "it does not normalise by constants"),
         (nn.BatchNorm2d(4, track_running_stats=False), "normalises by the statistics of the batch"),
-        (nn.ConvTranspose2d(4, 4, 2), "it is not known; use one of AdaptiveAvgPool1d, AdaptiveAvgPool2d, AvgPool1d"),
+        (nn.LPPool2d(2, 2), "it takes powers and roots; use average pooling in its place"),
+        (nn.MaxPool3d(2), "a maximum over spike trains is not linear; use average pooling in its place"),
+        (nn.Conv3d(1, 1, 1), "a network has at most two dimensions of space; use its form for two"),
+        (nn.Bilinear(4, 4, 3), "torch refuses it: "),
+        (nn.GLU(1), "it multiplies activations by each other; put nn.ReLU in its place, with half as many channels"),
+        (
+            nn.Threshold(0.5, 0),
+            "it replaces what is at most 0.5 by 0: integrate-and-fire neurons compute a ReLU; use nn",
+        ),
+        (nn.LeakyReLU(), "integrate-and-fire neurons compute a ReLU and nothing else; replace it by nn.ReLU and fine"),
+        (
+            nn.PairwiseDistance(),
+            "it is not known; write it in operations that are known, in its module's forward or by",
+        ),
     ],
 )
 def test_every_unsupported_module_is_named_with_its_way_out(module: nn.Module, finding: str) -> None:
-    (found,) = refusals(nn.Sequential(conv(), module, nn.ReLU(), conv(4, 2, 1)), (2, 6, 6))
+    found, *_ = refusals(nn.Sequential(conv(), module, nn.ReLU(), conv(4, 2, 1)), (2, 6, 6))
     assert found.startswith(f"1 ({type(module).__name__}): ")
     assert finding in found
 
@@ -107,12 +120,12 @@ def test_a_layer_without_weights_is_refused() -> None:
         (lambda x: x.clamp(-1, 1), "clamp in Forward: its lower bound is -1, that of integrate-and-fire neurons is 0;"),
         (lambda x: x.clamp(max=1), "clamp in Forward: its lower bound is None"),
         (lambda x: x.clamp(0, 0), "clamp in Forward: its upper bound 0 leaves no value but 0; give a positive one"),
-        (lambda x: torch.clamp(x, torch.zeros(4, 1, 1)), "clamp in Forward: its bounds are tensors; give numbers"),
+        (lambda x: torch.clamp(x, torch.arange(4.0).reshape(4, 1, 1)), "clamp in Forward: its bounds are tensors of s"),
         (lambda x: functional.hardtanh(x), "hardtanh in Forward: its lower bound is -1.0"),
-        (lambda x: x * x, "mul in Forward: it multiplies activations by each other; use layers that are linear"),
+        (lambda x: x * x, "mul in Forward: it multiplies activations by each other; leave the gate or the attent"),
         (lambda x: x * torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1), "mul in Forward: scales every sample by a fac"),
         (lambda x: x * torch.ones(1, 1, 1, 1, 1), "mul in Forward: mixes the samples of a batch"),
-        (lambda x: 1 / x, "truediv in Forward: it divides by an activation; use layers that are linear"),
+        (lambda x: 1 / x, "truediv in Forward: it divides by an activation; leave the division out, or divide by a"),
         (lambda x: torch.div(x, 2, rounding_mode="floor"), "div in Forward: rounds, with rounding_mode 'floor'"),
         (lambda x: x[:1], "getitem in Forward: mixes the samples of a batch"),
         (lambda x: x[[1, 0]], "getitem in Forward: mixes the samples of a batch; keep the batch as the first"),
@@ -122,7 +135,7 @@ def test_a_layer_without_weights_is_refused() -> None:
         (lambda x: functional.pad(x, (0, 0, 0, 0, 0, 0, 1, 0)), "pad in Forward: mixes the samples of a batch"),
         (lambda x: functional.pad(x, (-9, 0)), "pad in Forward: torch refuses it: "),
         (lambda x: x.chunk(2)[0], "chunk in Forward: mixes the samples of a batch"),
-        (lambda x: x.permute(1, 0, 2, 3), "permute in Forward: mixes the samples of a batch"),
+        (lambda x: x.permute(1, 0, 2, 3), "relu in Forward: mixes the samples of a batch"),
         (lambda x: x.sum(), "sum in Forward: averages over the batch; name the dimensions"),
         (
             lambda x: functional.avg_pool1d(x.flatten(1), 1).view(-1, 4, 4, 4),
@@ -133,6 +146,25 @@ def test_a_layer_without_weights_is_refused() -> None:
             lambda x: functional.batch_norm(x, None, None, training=True),
             "batch_norm in Forward: normalises by the statist",
         ),
+        (lambda x: torch.maximum(x, -x), "maximum in Forward: it compares activations with each other; compare with 0"),
+        (lambda x: torch.minimum(x, torch.ones(1)), "minimum in Forward: its lower bound is None, that of integrate-"),
+        (
+            lambda x: x.max(1, keepdim=True)[0].expand(-1, 4, -1, -1),
+            "max in Forward: a maximum over spike trains is not",
+        ),
+        (
+            lambda x: x.min(1, True)[0].expand(-1, 4, -1, -1),
+            "min in Forward: a minimum over spike trains is not linear",
+        ),
+        (
+            lambda x: x.abs(),
+            "abs in Forward: integrate-and-fire neurons compute a ReLU and nothing else; write it as relu",
+        ),
+        (
+            lambda x: functional.leaky_relu(x, 0.1),
+            "leaky_relu in Forward: integrate-and-fire neurons compute a ReLU and",
+        ),
+        (lambda x: torch.where(torch.arange(2).reshape(2, 1, 1, 1) > 0, x, 0.0), "where in Forward: mixes the samples"),
         (lambda x: x.mean(), "mean in Forward: averages over the batch; name the dimensions"),
         (
             lambda x: x.reshape(-1, 4, 1, 1),
@@ -210,6 +242,13 @@ def test_outputs_and_shapes_that_make_no_network(model: nn.Module, finding: str)
     found = refusals(model, (2, 6, 6))
     assert len(found) == 1
     assert found[0].startswith(finding)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2.5, "many"])
+def test_a_limit_that_is_no_number_of_weights_is_refused(limit: Any) -> None:
+    for function in (import_model, inspect_model):
+        with pytest.raises(Refused, match=r"^dense_limit: .* is no number of weights; give a positive integer$"):
+            function(nn.Linear(3, 3), (3,), dense_limit=limit)
 
 
 @pytest.mark.parametrize("shape", [(), (2, 0), (0,), (1, 2, 3, 4)])

@@ -27,7 +27,7 @@ def test_a_matrix_beyond_the_limit_is_refused_with_its_size_and_the_way_out() ->
     with pytest.raises(
         Refused,
         match=r"^3 \(Conv2d\): with what is folded into it, it takes a dense matrix of 27 x 196 = 5,292 "
-        r"weights, more than 5,000; raise dense_limit, let pooling windows divide",
+        r"weights, more than 5,000; raise dense_limit \(--dense-limit\), let pooling windows divide .* or put nn",
     ):
         import_model(model, (2, 7, 7), dense_limit=5000)
     assert len(import_model(model, (2, 7, 7), dense_limit=5292).layers) == 2
@@ -39,6 +39,15 @@ def test_the_limit_spares_the_models_own_matrices_and_counts_unpooled_ones() -> 
     pooled = nn.Sequential(conv(padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     with pytest.raises(Refused, match=r"^4 \(Linear\): .*2 x 64 = 128 weights, more than 100"):
         import_model(pooled, (2, 4, 4), dense_limit=100)
+
+
+def test_a_matrix_as_large_as_one_of_the_models_own_may_be_created() -> None:
+    model = nn.Sequential(conv(), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(36, 3))
+    agree(model, (2, 4, 4), dense_limit=1)  # four values in a channel, 3 x 16 weights
+    with pytest.raises(
+        Refused, match=r"^4 \(Linear\): .*3 x 256 = 768 weights, more than 1; raise .* and leave to conv"
+    ):
+        import_model(model, (2, 10, 10), dense_limit=1)
 
 
 def test_the_default_limit_is_the_documented_one() -> None:

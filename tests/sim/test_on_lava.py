@@ -329,6 +329,7 @@ def test_the_terminal_and_the_root_logger_stay_clean(capfd: pytest.CaptureFixtur
 @pytest.mark.parametrize("finished", [0, 1, 2])
 def test_samples_are_reported_and_an_exception_there_leaves_no_process_behind(finished: int) -> None:
     network, _ = worked_example(holdoff=0)
+    others = multiprocessing.active_children()  # whatever another test has left to work on (a compiler's workers)
     told: list[tuple[str, int, int]] = []
 
     def interrupt(*report: Any) -> None:
@@ -339,18 +340,19 @@ def test_samples_are_reported_and_an_exception_there_leaves_no_process_behind(fi
     with reporting(interrupt), pytest.raises(KeyboardInterrupt):
         on_lava.run(network, np.full((2, 1), 2))
     assert told == [("running on lava", done, 2) for done in range(finished + 1)]
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= set(others)
 
 
 def test_a_dead_lava_process_raises_instead_of_hanging() -> None:
     network, _ = worked_example(holdoff=0)
+    others = multiprocessing.active_children()
 
     def murder(what: str, done: int, total: int) -> None:
         next(child for child in multiprocessing.active_children() if type(child).__name__ == "SystemProcess").kill()
 
     with reporting(murder), pytest.raises(RuntimeError, match="a Lava process has died"):
         on_lava.run(network, np.full((3, 1), 2))
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= set(others)
 
 
 def in_a_new_python(prologue: str) -> subprocess.CompletedProcess[str]:

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
+from rich.markup import escape
 
 from sim.findings import refuse
-from toolchain.app.console import bars, guarded, out, print_json, say, table
-from toolchain.app.options import Bundle, Data, Json, Model, Output, Samples, Start, Weights, with_recipe
-from toolchain.app.show import STEPS, layers, show_report, show_verification
+from toolchain.app.console import bars, err, guarded, numbers, out, print_json, say, table
+from toolchain.app.options import (
+    Bundle,
+    Data,
+    DenseLimit,
+    Json,
+    LeaveOffLast,
+    Model,
+    Output,
+    Samples,
+    Start,
+    Weights,
+    importing,
+    with_recipe,
+)
+from toolchain.app.show import layers, score_columns, show_report, show_verification
+
+#: Of the click that typer depends on, or brings along: only typer's own names are stable.
+UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,13 +46,21 @@ def check(
     model: Model,
     input_shape: Annotated[str, typer.Option(metavar="C,H,W", help="Shape of one input, for example 3,32,32.")],
     weights: Weights = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Inputs x (N,C,H,W) to compare on, beside drawn ones.")
+    ] = None,
+    dense_limit: DenseLimit = None,
+    leave_off_last: LeaveOffLast = False,
     as_json: Json = False,
 ) -> None:
     """List every layer of a model and what becomes of it; exit code 1 if anything is refused.
 
+    What is not refused is compared with the model itself.
+
     Example: `ann2loihi check --model model.py:build --input-shape 1,8,8`
     """
     from toolchain.frontends import inspect_model
+    from toolchain.inputs import load_arrays
     from toolchain.loading import load_model
 
     try:
@@ -43,7 +69,12 @@ def check(
         shape = ()
     if len(shape) not in (1, 2, 3) or min(shape) < 1:
         raise refuse("--input-shape", repr(input_shape), "give C,H,W, or C,L, or one number of features")
-    rows = [asdict(row) for row in inspect_model(load_model(model, weights), shape)]
+    samples = None if calibration is None else load_arrays(calibration, shape, labels=False)[0]
+    with redirect_stdout(sys.stderr):  # what the model prints while it is traced
+        found = inspect_model(
+            load_model(model, weights), shape, samples=samples, **importing(dense_limit, leave_off_last)
+        )
+        rows = [asdict(row) for row in found]
     if as_json:
         print_json(rows)
     else:
@@ -58,7 +89,7 @@ def check(
 def convert(
     model: Model,
     calibration: Annotated[
-        Path, typer.Option(metavar="FILE.npz", help="A few hundred inputs x (N,C,H,W); y is only reported on.")
+        Path, typer.Option(metavar="FILE.npz", help="A few hundred inputs x (N,C,H,W); y is never learnt from.")
     ],
     output: Output,
     weights: Weights = None,
@@ -67,6 +98,8 @@ def convert(
     latency_budget: Annotated[
         int | None, typer.Option(metavar="STEPS", help="With --auto: steps until the logits, at most.")
     ] = None,
+    dense_limit: DenseLimit = None,
+    leave_off_last: LeaveOffLast = False,
     as_json: Json = False,
     *,
     options: dict[str, Any],
@@ -77,11 +110,12 @@ def convert(
 
     Example: `ann2loihi convert --model model.py:build --weights model.pt --calibration calibration.npz -o build/out`
     """
+    from exporters.bundle import check_place
     from toolchain import assessment
     from toolchain.auto import choose
     from toolchain.convert import convert as run
     from toolchain.inputs import load_arrays
-    from toolchain.loading import load_model
+    from toolchain.loading import as_float32, load_model
     from toolchain.recipe import named
 
     if latency_budget is not None and not auto:
@@ -89,14 +123,16 @@ def convert(
     if auto and (given := [f"--{name}" for name in ("timesteps", "holdoff", "method") if name in options]):
         raise refuse("--auto", f"{', '.join(given)} given too", "leave the choice to --auto, or leave --auto out")
     chosen = named(recipe, **options)
+    check_place(output)
     x, y = load_arrays(calibration, labels=False)
-    net = load_model(model, weights)
+    net, limits = load_model(model, weights), importing(dense_limit, leave_off_last)
     with bars():
         if auto:
-            choice = choose(net, x, chosen, latency_budget=latency_budget)
+            choice = choose(net, x, chosen, latency_budget=latency_budget, labels=y, **limits)
             conversion, search = choice.conversion, choice.search
         else:
-            conversion, search = run(net, x, recipe=chosen), None
+            conversion, search = run(net, x, recipe=chosen, labels=y, **limits), None
+        net = as_float32(net)
         rates = assessment.rates(conversion, x)
         name, data = model.rpartition("/")[2], f"calibration data, {calibration.name}"
         report = assessment.report(conversion, net, x, y, rates, name=name, data=data, choice=search)
@@ -117,7 +153,7 @@ def evaluate(
     samples: Samples = None,
     as_json: Json = False,
 ) -> None:
-    """Print the accuracy at every step 1..T on labelled data.
+    """Print the accuracy, or R² of a regression, at every step 1..T on labelled data.
 
     Example: `ann2loihi evaluate build/out --data test.npz`
     """
@@ -125,17 +161,24 @@ def evaluate(
     from exporters.engines import run
     from toolchain.assessment import by_step
     from toolchain.inputs import load_arrays, selected
+    from toolchain.task import resolve
 
-    network = bundles.load(bundle).network
+    loaded = bundles.load(bundle)
+    network = loaded.network
     x, y = selected(*load_arrays(data, network.input.model_shape), samples)
     assert y is not None  # load_arrays has refused data without labels
+    # Bundles of before tasks were known do not name theirs.
+    task, _ = resolve(loaded.config.get("task", "auto"), network.readout.shape, y)
+    task.labels(y, len(x))
+    if task.name == "regression" and network.output is None:
+        raise refuse(str(bundle), "does not say what its potentials stand for", "convert again")
     with bars():
         trace = run(engine, network, network.input.encode(x), record=False)
-    rows = [row.as_dict() for row in by_step(trace.logits, y)]
+    rows = [row.as_dict() for row in by_step(network.decode(trace.logits), y, task)]
     if as_json:
-        print_json({"engine": engine, "samples": len(x), "accuracy_by_step": rows})
+        print_json({"engine": engine, "task": task.name, "samples": len(x), "accuracy_by_step": rows})
     else:
-        out.print(table(f"{bundle} on {data}, engine {engine}", rows, STEPS))
+        out.print(table(f"{bundle} on {data}, engine {engine}", rows, {"step": "step"} | score_columns(task.name)))
 
 
 @app.command()
@@ -173,16 +216,19 @@ def inspect(
     path: Annotated[Path, typer.Argument(metavar="DIR|FILE.net", help="A converted directory or a single file.")],
     as_json: Json = False,
 ) -> None:
-    """Print a table of layers: shape, weights, theta, phase, bias range, neurons.
+    """Print a table of layers: shape, weights, theta, phase, bias range, neurons; and where a directory came from.
 
-    Example: `ann2loihi inspect build/out/network.net`
+    Example: `ann2loihi inspect build/out`
     """
+    import numpy as np
+
     from exporters import bundle as bundles
     from exporters import netx
     from toolchain.assessment import layer_table
 
-    network = bundles.load(path).network if path.is_dir() else netx.read(path)
-    rows, source = layer_table(network), network.input
+    bundle = bundles.load(path) if path.is_dir() else None
+    network = netx.read(path) if bundle is None else bundle.network
+    rows, output, source = layer_table(network), network.output, network.input
     scale = np.asarray(source.scale)
     if as_json:
         print_json(
@@ -197,20 +243,26 @@ def inspect(
                     "bits": source.bits,
                     "scale": scale.tolist(),
                 },
+                "output": None if output is None else {k: v.tolist() for k, v in vars(output).items()},
                 "layers": [row.as_dict() for row in rows],
+                "provenance": None if bundle is None else bundle.provenance,
             }
         )
         return
     out.print(layers(str(path), rows))
     given = "" if source.order is None else f", taken from {' x '.join(map(str, source.model_shape))}"
-    apart = f"..{scale.max():.6g} by channel" if scale.ndim else ""
     out.print(
         f"T = {network.timesteps}, K = {network.holdoff}: logits after {network.steps} steps; input "
-        f"{' x '.join(map(str, source.shape))}{given}, {source.bits} bits, payload = x * {scale.min():.6g}{apart}; "
-        f"loads with {netx.loaded_by(network)}",
+        f"{' x '.join(map(str, source.shape))}{given}, {source.bits} bits, payload = x * "
+        f"{numbers(scale)}; loads with {netx.loaded_by(network)}",
         soft_wrap=True,
         highlight=False,
     )
+    if output is not None:
+        say(f"output = potential / {numbers(output.scale)} + {numbers(output.offset)}, after the whole window")
+    for key, value in ({} if bundle is None else bundle.provenance).items():
+        listed = ", ".join(f"{name} {entry}" for name, entry in value.items()) if isinstance(value, dict) else value
+        say(f"{key}: {listed}")
 
 
 @app.command()
@@ -240,5 +292,16 @@ def demo(
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app()
+    """Entry point of the console script: a command line that cannot be read gets one line and exit code 2, too."""
+    try:
+        code = app(standalone_mode=False)
+    except UsageError as error:
+        message = error.format_message()
+        if "\n" in message:  # no command was given: its help
+            out.print(message, markup=False, highlight=False)
+        else:
+            err.print(f"[red]error:[/red] {escape(message)} (see --help)", soft_wrap=True, highlight=False)
+        code = 2
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130  # as shells count an interrupt
+    sys.exit(code if isinstance(code, int) else 0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from typing import Any, TypeVar
 
+import numpy as np
 import typer
 from rich import box
 from rich.console import Console
@@ -20,6 +22,8 @@ from sim.fixedpoint import RegisterOverflow
 from sim.progress import reporting
 
 out, err = Console(), Console(stderr=True)
+
+SHOWN = 8  #: numbers of a list
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,7 +45,10 @@ def guarded(function: F) -> F:
 
 @contextmanager
 def bars() -> Iterator[Progress]:
-    """Show a bar with an estimate for every kind of work that is reported inside the block."""
+    """Show a bar with an estimate for every kind of work that is reported inside the block; all of it on stderr.
+
+    So is what a model prints while it runs.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -61,7 +68,7 @@ def bars() -> Iterator[Progress]:
                 bar.reset(tasks[what], total=total)
             bar.update(tasks[what], completed=done)
 
-        with reporting(show):
+        with reporting(show), redirect_stdout(sys.stderr):
             yield bar
 
 
@@ -84,6 +91,13 @@ def table(title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, s
     for row in rows:
         result.add_row(*(escape(text(row[key])) if row.get(key) is not None else "-" for key in columns))
     return result
+
+
+def numbers(values: np.ndarray) -> str:
+    """Write one number, or the few that stand for as many channels."""
+    shown = [f"{value:.6g}" for value in values.ravel()[:SHOWN]]
+    more = ", ..." if values.size > SHOWN else ""
+    return f"({', '.join(shown)}{more})" if values.ndim else shown[0]
 
 
 def text(value: Any) -> str:

@@ -19,17 +19,35 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="FILE.py:FACTORY|FILE.pt2|FILE.onnx",
-        help="Function that builds the model, or a file that holds it.",
+        help="Function or class that builds the model, or the model itself; or a file that holds it.",
     ),
 ]
-Weights = Annotated[Path | None, typer.Option("--weights", metavar="FILE", help="Its state_dict, .pt or .safetensors.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights", metavar="FILE", help="Its state_dict or a checkpoint with it, by torch.save or .safetensors."
+    ),
+]
 Data = Annotated[
-    Path, typer.Option("--data", metavar="FILE.npz", help="Arrays x (N,C,H,W; bytes or numbers) and y (N).")
+    Path,
+    typer.Option("--data", metavar="FILE.npz", help="Arrays x (N,C,H,W; bytes or numbers) and labels y."),
 ]
 Samples = Annotated[int | None, typer.Option("--samples", metavar="N", help="Use the first N samples; all by default.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write.")]
 Bundle = Annotated[Path, typer.Argument(metavar="DIR", help="What `convert` has written.")]
+DenseLimit = Annotated[
+    int | None,
+    typer.Option("--dense-limit", metavar="N", help="Weights of the largest matrix that folding may create.  [2^25]"),
+]
+LeaveOffLast = Annotated[
+    bool, typer.Option("--leave-off-last", help="Leave off a softmax or sigmoid at the very end of the model.")
+]
 Start = Annotated[str, typer.Option("--recipe", help=f"Where to start from: {', '.join(RECIPES)}.")]
+
+
+def importing(dense_limit: int | None, leave_off_last: bool) -> dict[str, Any]:
+    """Return the options of ``import_model`` that are given."""
+    return {"leave_off_last": leave_off_last} | ({} if dense_limit is None else {"dense_limit": dense_limit})
 
 
 def with_recipe(function: Callable[..., Any]) -> Callable[..., Any]:

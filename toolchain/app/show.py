@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from exporters.report import RUNGS, LayerRow, Report, Verification
+from exporters.report import MEASURES, RUNGS, LayerRow, Report, TaskName, Verification
 from toolchain.app.console import out, say, table, text
 
 LAYERS = {
@@ -18,15 +18,18 @@ LAYERS = {
     "bias": "bias (su)",
     "neurons": "neurons",
 }
-SCORE = {"accuracy": "accuracy %", "low": "95 % low", "high": "high", "n": "samples"}
 ENGINES = {
     "engine": "engine",
     "differences": "differences",
     "neuron_steps": "neuron-steps compared",
     "seconds": "seconds",
 }
-STEPS = {"step": "step", **SCORE}
 TRIALS = {"T": "T", "K": "K", "method": "bias rule", "steps": "steps", "agreement": "agrees %", "refused": "refused"}
+
+
+def score_columns(task: TaskName) -> dict[str, str]:
+    """Head the columns of an accuracy with what it is of such a task."""
+    return {"accuracy": f"{MEASURES[task]} %", "low": "95 % low", "high": "high", "n": "samples"}
 
 
 def layers(title: str, rows: Sequence[LayerRow]) -> Table:
@@ -47,19 +50,21 @@ def show_report(report: Report) -> None:
     """Print a report's layers, accuracies, and what they come from."""
     recipe = f"T = {report.timesteps}, K = {report.holdoff}, {report.method}, {report.weights} weights"
     out.print(layers(f"{report.model}, {recipe}", report.layers))
+    score = score_columns(report.task)
     # The interval is that of the accuracy, where there are labels.
     ladder = []
     for rung, label in RUNGS.items():
         scores = [score for score in (report.agreement.get(rung), report.accuracy.get(rung)) if score is not None]
         if scores:
             ladder.append({"what": label} | {key: value for score in scores for key, value in score.as_dict().items()})
-    columns = {"what": "network", **(SCORE if report.accuracy else {}), "agreement": "agrees %"}
-    columns |= {key: heading for key, heading in SCORE.items() if not report.accuracy and key != "accuracy"}
-    what = f"{'accuracy and ' if report.accuracy else ''}agreement with the trained network"
+    columns = {"what": "network", **(score if report.accuracy else {}), "agreement": "agrees %"}
+    columns |= {key: heading for key, heading in score.items() if not report.accuracy and key != "accuracy"}
+    both = f"{MEASURES[report.task]} and " if report.accuracy else ""
+    what = f"{both}{'R² against' if report.task == 'regression' else 'agreement with'} the trained network"
     out.print(table(f"{what} on {report.data}" if report.data else what, ladder, columns))
     if report.accuracy_by_timesteps:
         rows = [{"T": t, **score.as_dict()} for t, score in report.accuracy_by_timesteps.items()]
-        out.print(table("converted for other T", rows, {"T": "T", **SCORE}))
+        out.print(table("converted for other T", rows, {"T": "T", **score}))
     if report.choice is not None:
         rows = [{"T": trial.timesteps, "K": trial.holdoff, **trial.as_dict()} for trial in report.choice.trials]
         out.print(table("tried on held-out calibration inputs", rows, TRIALS))

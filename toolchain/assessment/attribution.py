@@ -21,12 +21,13 @@ Each part's *share* is ``mean(part * (s - a)) / (rms(s - a) * rms(a))``. Shares 
 error ``rms(s - a) / rms(a)``. A negative one takes error away: fitted weights and bias rules are there to undo what
 was inherited or what timing will do, and are not to blame for moving currents. The first layer inherits the rounding of
 the payload. ``own`` is all but the inherited part; in channels that never fire although the ANN's activation exceeds
-theta / 2 somewhere it is counted as ``dead``. The readout has no spikes: its ``s`` is g, its ``a`` the logits.
+theta / 2 somewhere it is counted as ``dead``. The readout has no spikes: its ``s`` is g, its ``a`` the outputs. Where
+outputs have units of their own, each is measured by its root mean square, and a regression's by its standard deviation.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ from toolchain.graph.channels import spatial
 from toolchain.inputs import as_inputs
 from toolchain.recipe import Recipe
 from toolchain.scales.integers import initial_potential
+from toolchain.task import shares_scale
 
 STEPS = tuple(part for part in PARTS if part != "dead")  #: in the order of the module's docstring
 NEURON_STEPS = 1 << 26  #: whose trace is held at a time, at about five bytes each
@@ -55,6 +57,7 @@ class _Sums:
     error: Tensor  #: (C,): sum of (s - a) ** 2
     activation: Tensor  #: (C,): sum of a ** 2
     spikes: Tensor  #: (C,)
+    mean: Tensor  #: (C,): sum of a
     wanted: Tensor  #: (C,): how often a > theta / 2
     saturated: Tensor  #: (C,): how often a neuron fires at every step and a > theta
     uneven: Tensor  #: (C,): how often the spikes are not those that the charge is good for
@@ -79,17 +82,30 @@ def attribute(conversion: Conversion, x: Any) -> tuple[Share, ...]:
     for part in track("finding what costs accuracy", x.split(batch)):
         for name, more in _measure(conversion, part).items():
             sums[name] = sums[name] + more if name in sums else more
+    readout, task = network.readout.name, conversion.recipe.task
+    if not shares_scale(task):
+        sums[readout] = _in_own_units(sums[readout], centred=task == "regression")
     return tuple(_share(layer, sums[layer.name]) for layer in network.layers)
+
+
+def _in_own_units(sums: _Sums, centred: bool) -> _Sums:
+    """Measure each output by its root mean square, or by its standard deviation; one without counts nothing."""
+    energy = sums.activation - (sums.mean**2 / sums.neurons if centred else 0)
+    unit = torch.where(energy > 1e-9 * sums.activation, 1 / energy, torch.zeros_like(energy))
+    shares, error, activation = sums.shares * unit, sums.error * unit, energy * unit
+    return replace(sums, shares=shares, error=error, activation=activation)
 
 
 def _measure(conversion: Conversion, x: Tensor) -> dict[str, _Sums]:
     network, graph = conversion.network, conversion.graph
+    # What is constant in the input is a bias of the graph that was quantised, and rounded nowhere.
+    reached = graph if conversion.recipe.weights == "tuned" else conversion.source
     trace = conversion.run(x, overflow="count")
     scale = spatial(torch.tensor(network.input.scale), network.input.shape).float()
     decoded = {INPUT: torch.from_numpy(network.input.encode(x)) / scale}
     sums = {}
-    for layer, (floating, _, a) in zip(network.layers, graph.walk(x), strict=True):
-        f = graph.forward(floating, decoded)
+    for layer, same, (floating, _, a) in zip(network.layers, reached.layers, graph.walk(x), strict=True):
+        f = reached.forward(same, decoded)
         sums[layer.name], decoded[layer.name] = _layer(conversion, layer, floating, a.double(), f.double(), trace)
     return sums
 
@@ -103,11 +119,11 @@ def _layer(
     left = torch.from_numpy(trace.potentials[layer.name][:, -1]).double()
     fired = torch.from_numpy(trace.spikes[layer.name]).sum(1, dtype=torch.float64)
     charge = left + layer.threshold * fired
-    g = floating.activate((charge - _half(conversion.recipe, layer, floating)) / (su * timesteps))
     if layer.kind == "readout":
-        c = q = s = g
+        c = q = s = g = torch.from_numpy(conversion.decode(trace))
         good = fired
     else:
+        g = floating.activate((charge - _half(conversion.recipe, layer, floating)) / (su * timesteps))
         c = torch.minimum(g, theta)
         good = (charge / layer.threshold).floor().clamp(0, timesteps)
         q, s = good * theta / timesteps, fired * theta / timesteps
@@ -121,6 +137,7 @@ def _layer(
         by_channel(error**2),
         by_channel(a**2),
         by_channel(fired),
+        by_channel(a),
         by_channel(a > theta / 2),
         by_channel((fired == timesteps) & (a > theta)),
         by_channel(fired != good),

@@ -19,10 +19,10 @@ from toolchain.inputs import as_inputs
 
 @dataclass(frozen=True, eq=False)
 class Ladder:
-    """What the rungs decide."""
+    """What the rungs make of the inputs, in the model's unit."""
 
-    logits: dict[Rung, Any]  #: after the whole window, tensors or arrays (B, ...)
-    steps: np.ndarray  #: of the deployed network after every window step, int64 (B, T, ...)
+    outputs: dict[Rung, Any]  #: after the whole window, tensors or arrays (B, ...)
+    steps: np.ndarray  #: of the deployed network after every window step, float64 (B, T, ...)
     findings: tuple[str, ...]
 
 
@@ -32,9 +32,9 @@ def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion 
     findings: list[str] = []
 
     def spiking(which: Conversion) -> np.ndarray:
-        logits, found = spiking_logits(which, x)
+        outputs, found = spiking_outputs(which, x)
         findings.extend(found)
-        return logits
+        return outputs
 
     rungs: dict[Rung, Callable[[], Any]] = {
         "ann": lambda: model_logits(model, x),
@@ -43,13 +43,13 @@ def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion 
     }
     if wide is not None:
         rungs["wide"] = lambda: spiking(wide)[:, -1]
-    logits = {}
+    outputs = {}
     for rung, run in track("measuring accuracy", rungs.items()):
-        logits[rung] = run()
+        outputs[rung] = run()
     steps = spiking(conversion)
     findings.extend(clipped(conversion.network.input, inputs))
-    logits["int8"] = steps[:, -1]
-    return Ladder(logits, steps, tuple(findings))
+    outputs["int8"] = steps[:, -1]
+    return Ladder(outputs, steps, tuple(findings))
 
 
 @torch.no_grad()
@@ -61,7 +61,7 @@ def model_logits(model: nn.Module, x: Any, batch: int = 256) -> Tensor:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        return torch.cat([model(chunk).flatten(1) for chunk in as_inputs(x).split(batch)])
+        return torch.cat([model(chunk.clone()).reshape(len(chunk), -1) for chunk in as_inputs(x).split(batch)])
     finally:
         for module, training in modes.items():
             module.training = training
@@ -76,11 +76,11 @@ def staircase_logits(conversion: Conversion, x: Tensor, batch: int = 256) -> Ten
     return conversion.source.stairs(conversion.scales.thetas, conversion.recipe.timesteps).logits(x, batch)
 
 
-def spiking_logits(conversion: Conversion, x: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Logits after every window step, int64 (B, T, ...), and findings: potentials that left the registers."""
+def spiking_outputs(conversion: Conversion, x: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return outputs after every window step, float64 (B, T, ...), and findings: potentials that left the registers."""
     trace = conversion.run(x, record=False, overflow="count")
     found = f"T = {conversion.recipe.timesteps}: {trace.overflows} potentials left the registers"
-    return trace.logits, (found,) if trace.overflows else ()
+    return conversion.decode(trace.logits), (found,) if trace.overflows else ()
 
 
 def clipped(source: Input, x: Tensor) -> tuple[str, ...]:

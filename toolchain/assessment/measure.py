@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from exporters.report import Attribution, Rates, Report, Search
 from toolchain.assessment import layers
 from toolchain.assessment.attribution import attribute
-from toolchain.assessment.ladder import climb, spiking_logits
-from toolchain.assessment.score import accuracy, agreement, by_step, classes
+from toolchain.assessment.ladder import climb, spiking_outputs
+from toolchain.assessment.score import accuracy, agreement, by_step, errors
 from toolchain.assessment.verdict import verdict
 from toolchain.convert import Conversion
 from toolchain.graph.channels import spread
@@ -22,7 +22,7 @@ def report(
     conversion: Conversion,
     model: nn.Module,
     x: Any,
-    y: Tensor | None,
+    y: Any,
     rates: Rates,
     *,
     name: str | None = None,
@@ -31,25 +31,28 @@ def report(
     wide: Conversion | None = None,
     others: Mapping[int, Conversion] | None = None,
 ) -> Report:
-    """Measure a conversion on model inputs ``x`` and labels ``y`` (B,), where there are any.
+    """Measure a conversion on model inputs ``x`` and labels ``y``, where there are any, of its task.
 
     For ``x`` see :func:`toolchain.inputs.as_inputs`. ``rates`` comes from :func:`toolchain.assessment.layers.rates`.
     The report calls the model ``name``, or by its type, and the samples ``data``; ``choice`` is how the recipe was
     found. ``wide`` is the same conversion for wide registers, ``others`` the conversions for other T. Errors are
-    attributed on as many samples as :func:`toolchain.graph.channels.spread` takes.
+    attributed on as many samples as :func:`toolchain.graph.channels.spread` takes. Raises :class:`Refused` for labels
+    that are not of the task.
     """
-    recipe, x = conversion.recipe, as_inputs(x)
+    recipe, task, x = conversion.recipe, conversion.task, as_inputs(x)
+    labels = None if y is None else task.labels(y, len(x))
     ladder = climb(conversion, model, x, wide)
-    trained, spiking = classes(ladder.logits["ann"]), classes(ladder.logits["int8"])
+    ann = ladder.outputs["ann"]
+    trained, spiking = (task.decide(ladder.outputs[rung]) for rung in ("ann", "int8"))
     explained = x[spread(len(x))]
     shares = attribute(conversion, explained)
-    findings = ladder.findings
-    scores = {} if y is None else {rung: accuracy(logits, y) for rung, logits in ladder.logits.items()}
+    findings = ladder.findings if conversion.assumed is None else (conversion.assumed, *ladder.findings)
+    scores = {} if y is None else {rung: accuracy(outputs, y, task) for rung, outputs in ladder.outputs.items()}
     by_timesteps = {}
     if y is not None and others:
         for timesteps, other in others.items():
-            steps, found = spiking_logits(other, x)
-            by_timesteps[timesteps] = accuracy(steps[:, -1], y)
+            steps, found = spiking_outputs(other, x)
+            by_timesteps[timesteps] = accuracy(steps[:, -1], y, task)
             findings += found
         by_timesteps[recipe.timesteps] = scores["int8"]
     return Report(
@@ -60,16 +63,17 @@ def report(
         holdoff=recipe.holdoff,
         method=recipe.method,
         weights=recipe.weights,
+        task=task.name,
         samples=len(x),
+        import_error=conversion.graph.import_error,
         layers=layers.measured_layers(conversion, rates),
-        agreement={
-            rung: agreement(logits, ladder.logits["ann"]) for rung, logits in ladder.logits.items() if rung != "ann"
-        },
+        agreement={rung: agreement(outputs, ann, task) for rung, outputs in ladder.outputs.items() if rung != "ann"},
+        errors=errors(spiking, trained) if task.name == "regression" else (),
         attribution=Attribution(
-            samples=len(explained), layers=shares, verdict=verdict(shares, recipe, trained, spiking, y)
+            samples=len(explained), layers=shares, verdict=verdict(shares, recipe, trained, spiking, labels)
         ),
         findings=findings,
         accuracy=scores,
-        accuracy_by_step=() if y is None else by_step(ladder.steps, y),
+        accuracy_by_step=() if y is None else by_step(ladder.steps, y, task),
         accuracy_by_timesteps={t: by_timesteps[t] for t in sorted(by_timesteps)},
     )

@@ -1,4 +1,4 @@
-"""How often a network is right, or decides like another, with the certainty that so many samples give."""
+"""How good a network is, or how much like another, with the certainty that so many samples give."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from exporters.report import Accuracy, Agreement, Score, StepAccuracy
+from exporters.report import Accuracy, Agreement, OutputError, Score, StepAccuracy
 from sim.findings import refuse
+from toolchain.task import Task
 
 S = TypeVar("S", bound=Score)
+
+Z = 1.959964  #: standard errors each way that hold 95 %
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
@@ -34,28 +35,93 @@ def standard_error(share: float, n: int) -> float:
     return 100 * math.sqrt(centre * (1 - centre) / n)
 
 
-def classes(logits: Any) -> Tensor:
-    """Predicted classes, int64 (B,), of logits (B, ...)."""
-    return torch.from_numpy(np.asarray(logits).reshape(len(logits), -1).argmax(1))
+def accuracy(outputs: Any, y: Any, task: Task | None = None) -> Accuracy:
+    """How good outputs (B, ...) are about labels (B, ...): of classes, unless there is another ``task``.
+
+    The share of right decisions, or R² of a regression. Raises :class:`Refused` for labels that are not of the task.
+    """
+    task = task or Task("classes", tuple(outputs.shape[1:]))
+    return _score(Accuracy, task.decide(outputs), task.labels(y, len(outputs)), task)
 
 
-def accuracy(logits: Any, y: Tensor) -> Accuracy:
-    """How often logits (B, ...) are right about labels (B,)."""
-    return _score(Accuracy, classes(logits) == y)
+def agreement(outputs: Any, trained: Any, task: Task | None = None) -> Agreement:
+    """How often outputs (B, ...) decide like the trained network's (B, ...), or R² against them."""
+    task = task or Task("classes", tuple(outputs.shape[1:]))
+    return _score(Agreement, task.decide(outputs), task.decide(trained), task)
 
 
-def agreement(logits: Any, trained: Any) -> Agreement:
-    """How often logits (B, ...) decide like the trained network's (B, ...)."""
-    return _score(Agreement, classes(logits) == classes(trained))
+def by_step(outputs: Any, y: Any, task: Task | None = None) -> tuple[StepAccuracy, ...]:
+    """Accuracy of outputs (B, T, ...) read at every window step 1..T."""
+    steps = range(outputs.shape[1])
+    return tuple(StepAccuracy(step=step + 1, **vars(accuracy(outputs[:, step], y, task))) for step in steps)
 
 
-def by_step(logits: np.ndarray, y: Tensor) -> tuple[StepAccuracy, ...]:
-    """Accuracy of logits (B, T, ...) read at every window step 1..T."""
-    return tuple(StepAccuracy(step=step + 1, **vars(accuracy(logits[:, step], y))) for step in range(logits.shape[1]))
+def certainty(found: np.ndarray, wanted: np.ndarray, task: Task) -> tuple[float, float]:
+    """Agreement of decisions, or of a regression's outputs, (B, ...), and its standard error, in per cent."""
+    if task.name == "regression":
+        value, error = determination(found, wanted)
+        return 100 * value, 100 * error
+    hits = _hits(found, wanted)
+    return 100 * float(hits.mean()), standard_error(float(hits.mean()), independent(hits))
 
 
-def _score(kind: type[S], hits: Tensor) -> S:
-    """Score hits, bool (B,)."""
-    count, n = int(hits.sum()), len(hits)
-    low, high = wilson(count, n)
-    return kind(value=100 * count / n, n=n, low=low, high=high)
+def determination(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
+    """R² of outputs (B, C, ...), the mean over channels, and its standard error.
+
+    ``1 - sum (found - wanted)^2 / sum (wanted - mean)^2``. A channel that is always the same has no variance to
+    explain and does not count; where all are, R² is 1 for exact outputs, else 0. The error is that of a ratio of means
+    over samples, linearised.
+    """
+    n = len(wanted)
+    found, wanted = (values.reshape(n, wanted.shape[1], -1).astype(np.float64) for values in (found, wanted))
+    missed = ((found - wanted) ** 2).sum(2)
+    total = ((wanted - wanted.mean((0, 2), keepdims=True)) ** 2).sum(2)
+    counts = total.sum(0) > 0
+    if not counts.any():
+        return float(not missed.any()), 0.0
+    missed, total = missed[:, counts], total[:, counts]
+    ratio = missed.sum(0) / total.sum(0)
+    deviation = ((missed - ratio * total) / total.mean(0)).mean(1)
+    return 1 - float(ratio.mean()), float(deviation.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+
+
+def independent(hits: np.ndarray) -> int:
+    """How many independent decisions tell as much as hits (B, k), of which those of a sample hang together.
+
+    ``p (1 - p) / var(p)``, from how the samples' shares differ (Korn and Graubard, Survey Methodology, 1998): between
+    one and all k of each sample.
+    """
+    samples, each = hits.shape
+    share, variance = float(hits.mean()), float(hits.mean(1).var(ddof=1)) if samples > 1 else 0.0
+    alike = share * (1 - share) * samples / variance if variance else samples
+    return int(min(max(alike, samples), samples * each))
+
+
+def errors(found: np.ndarray, wanted: np.ndarray) -> tuple[OutputError, ...]:
+    """How far a regression's outputs (B, C, ...) are from what is wanted, by channel."""
+    rows = []
+    for channel in range(wanted.shape[1]):
+        miss, spread = np.abs(found[:, channel] - wanted[:, channel]), float(wanted[:, channel].std())
+        relative = float(np.sqrt((miss**2).mean())) / spread if spread else None
+        rows.append(OutputError(mean=float(miss.mean()), largest=float(miss.max()), relative=relative))
+    return tuple(rows)
+
+
+def _hits(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    return (found == wanted).reshape(len(found), -1)
+
+
+def _score(kind: type[S], found: np.ndarray, wanted: np.ndarray, task: Task) -> S:
+    if task.name == "regression":
+        value, error = determination(found, wanted)
+        low, high = value - Z * error, min(1.0, value + Z * error)
+        return kind(value=100 * value, n=len(found), low=100 * low, high=100 * high)
+    hits = _hits(found, wanted)
+    low, high = interval(hits)
+    return kind(value=100 * int(hits.sum()) / hits.size, n=len(found), low=low, high=high)
+
+
+def interval(hits: np.ndarray) -> tuple[float, float]:
+    """95 % Wilson interval of the share of hits (B, k), in per cent."""
+    n = independent(hits)
+    return wilson(round(float(hits.mean()) * n), n)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from exporters.report import CAUSES, Share
-from toolchain.assessment.score import wilson
-from toolchain.recipe import Recipe
+from toolchain.assessment.score import Z, determination, errors, interval
+from toolchain.recipe import Recipe, TaskChoice
 
 AVOIDABLE = tuple(cause for cause in CAUSES if cause != "staircase")  #: which T spikes alone do not explain
 
 #: A layer that adds less than this share of the worst layer's own error is not where things go wrong.
 WORTH_NAMING = 0.5
+CLOSE = 0.1  #: root mean square of a regression's errors in standard deviations that costs 0.01 of R²
 
 #: What to try, with the recipe's fields, and for which recipes.
 Advice = tuple[str, Callable[[Recipe], bool]]
@@ -70,33 +72,24 @@ ADVICE: dict[str, tuple[str, tuple[Advice, ...]]] = {
 }
 
 
-def verdict(shares: Sequence[Share], recipe: Recipe, trained: Tensor, spiking: Tensor, y: Tensor | None = None) -> str:
+def verdict(shares: Sequence[Share], recipe: Recipe, trained: Any, spiking: Any, y: Any = None) -> str:
     """Say in one or two sentences where a conversion goes wrong first, why, and what to try; or that it does not.
 
-    ``shares`` are every layer's; ``trained`` and ``spiking`` are the two networks' classes, int64 (B,), ``y``
-    the labels. Nothing is wrong where no fewer samples are right, or where the networks differ on fewer samples than
-    half the 95 % interval of the trained network's accuracy holds: as many samples, drawn again, would change more.
-    Without labels the interval is that of the agreement.
+    ``shares`` are every layer's; ``trained`` and ``spiking`` are the two networks' decisions, integers (B, ...), or the
+    outputs of a regression (B, C, ...), ``y`` labels of the same shape. Nothing is wrong where no fewer decisions are
+    right, or where the networks differ on fewer than half the 95 % interval of the trained network's accuracy holds:
+    as many samples, drawn again, would change more. Without labels the interval is that of the agreement. Of a
+    regression little is lost where R² against the labels falls by no more than half its interval, or without labels
+    where every output is within ``CLOSE`` of its standard deviation.
 
     A layer goes wrong where all that could be better costs more than the staircase, which any T spikes would draw;
     the first one is named whose own error is at least ``WORTH_NAMING`` of the largest. If there is none, T is at
     fault, and the layer with the largest own error is named.
     """
-    n, agreeing = len(trained), int((trained == spiking).sum())
-    certain, lost = agreeing, n - agreeing
-    decides = f"decides like the trained one on {agreeing} of {n} samples"
-    if y is not None:
-        certain = int((trained == y).sum())
-        lost = certain - int((spiking == y).sum())
-        difference = f"{abs(lost)} {'fewer' if lost > 0 else 'more'}" if lost else "as many"
-        decides += f" and gets {difference} right"
-    if lost <= 0:
-        return f"Nothing is lost: the spiking network {decides}."
-    low, high = wilson(certain, n)
-    if 100 * (n - agreeing) / n <= (high - low) / 2:
-        noise = f"another {n} samples might change more than that"
-        return f"Nothing measurable is lost: the spiking network {decides}; {noise}."
-
+    measured = _numbers if recipe.task == "regression" else _decisions
+    lost, said = measured(np.asarray(trained), np.asarray(spiking), None if y is None else np.asarray(y), recipe.task)
+    if not lost:
+        return said
     largest = max(share.own for share in shares)
     candidates = [share for share in shares if share.own >= min(WORTH_NAMING * largest, largest)]
     wrong = next((share for share in candidates if share.own > 2 * share.staircase), None)
@@ -107,7 +100,45 @@ def verdict(shares: Sequence[Share], recipe: Recipe, trained: Tensor, spiking: T
     what, advice = ADVICE[cause]
     *first, last = (text.format(**values) for text, helps in advice if helps(recipe))
     return (
-        f"The spiking network {decides}. {place}: {what.format(**values)} "
+        f"{said} {place}: {what.format(**values)} "
         f"({cause} is {named.of(cause):.2f} of its relative error of {named.error:.2f}). "
         f"Try {', '.join(first)}{' or ' if first else ''}{last}."
     )
+
+
+def _decisions(trained: np.ndarray, spiking: np.ndarray, y: np.ndarray | None, task: TaskChoice) -> tuple[bool, str]:
+    """Say whether measurable decisions are lost, and how many are the same."""
+    same = (trained == spiking).reshape(len(trained), -1)
+    n = same.size
+    what = f"{task} of {len(same)} samples" if task in ("labels", "pixels") else "samples"
+    certain, lost = same, n - int(same.sum())
+    decides = f"decides like the trained one on {n - lost} of {n} {what}"
+    if y is not None:
+        certain = (trained == y).reshape(same.shape)
+        lost = int(certain.sum()) - int((spiking == y).sum())
+        difference = f"{abs(lost)} {'fewer' if lost > 0 else 'more'}" if lost else "as many"
+        decides += f" and gets {difference} right"
+    if lost <= 0:
+        return False, f"Nothing is lost: the spiking network {decides}."
+    low, high = interval(certain)
+    if 100 * (n - int(same.sum())) / n <= (high - low) / 2:
+        noise = f"another {len(same)} samples might change more than that"
+        return False, f"Nothing measurable is lost: the spiking network {decides}; {noise}."
+    return True, f"The spiking network {decides}."
+
+
+def _numbers(trained: np.ndarray, spiking: np.ndarray, y: np.ndarray | None, task: TaskChoice) -> tuple[bool, str]:
+    """Say whether a regression has lost anything measurable, and how far its outputs are from the trained one's."""
+    found = {index: row.relative for index, row in enumerate(errors(spiking, trained)) if row.relative is not None}
+    if not found:
+        return bool((trained != spiking).any()), "The trained network's outputs are always the same."
+    worst = max(found, key=found.__getitem__)
+    differs = f"outputs differ from the trained one's by {100 * found[worst]:.2g} % of their standard deviation"
+    differs += f" (root mean square; the largest of {len(found)}, of output {worst})" if len(found) > 1 else ""
+    if y is None:
+        lost = found[worst] > CLOSE
+    else:
+        (before, error), (after, _) = determination(trained, y), determination(spiking, y)
+        differs += f"; R² against the labels is {after:.3f} instead of {before:.3f}"
+        lost = before - after > Z * error
+    return lost, f"{'The' if lost else 'Little is lost: the'} spiking network's {differs}."

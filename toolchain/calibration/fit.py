@@ -11,10 +11,14 @@ counts n of the calibration data, layer after layer, without labels or gradients
 lambda is what makes the trained weights win where there are fewer samples than weights. The integers are then rounded
 one synapse after the other, and what rounding adds to the current is taken up by the synapses that are still free
 (Frantar & Alistarh, Optimal Brain Compression, NeurIPS 2022; in the fixed order of GPTQ, ICLR 2023).
+
+The sums over samples are exact, so that no processor's order of adding changes them: counts are integers, and the
+current that is missing is rounded to a grid so coarse that sums of its products with counts fit float64 (:func:`grid`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,6 +36,7 @@ from toolchain.scales.integers import bias_schedule
 LARGEST = 4608  #: synapses a neuron beyond which the F x F normal equations are not worth their time: 512 maps of 3x3
 SAMPLES = 1 << 15  #: places at which currents are compared, at least; 32 a synapse if there are as many
 CHUNK = 1 << 22  #: values that synapses receive, at a time
+EXACT = 1 << 24  #: up to which float32 holds every integer
 BLOCK = 128  #: synapses that are rounded before the others hear of it
 
 
@@ -59,7 +64,7 @@ def fit(
     if not chosen:
         return layer
     counts = {
-        edge.source: outputs[edge.source].float() * timesteps * 2.0**edge.exponent
+        edge.source: outputs[edge.source].double() * timesteps * 2.0**edge.exponent
         if edge.source == INPUT
         else outputs[edge.source].sum(0, dtype=torch.uint8 if timesteps < 256 else torch.int32).float()
         for edge in edges
@@ -78,6 +83,8 @@ def fit(
         trained_weights = nominal[i] / 2.0 ** edges[i].exponent
         rows = trained_weights.reshape(groups, len(trained_weights) // groups, -1).mT  # (groups, F, outputs of a group)
         missing += _map(synapse, arrived).reshape(missing.shape)
+        step = grid(arrived, edges[i].exponent, missing)
+        missing.div_(step).round_().mul_(step)
         pairs = how.pairs(synapse, arrived, missing, max(SAMPLES, 32 * rows.shape[1]))
         integers, beta = _solve(rows, pairs, chip.weight_limit, keep)
         synapse = replace(synapse, weight=integers.mT.reshape(nominal[i].shape).to(torch.int32).numpy())
@@ -94,8 +101,8 @@ def fit(
 def _solve(rows: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], limit: int, keep: bool) -> tuple[Tensor, Tensor]:
     """Integer weights (groups, F, outputs) within +-limit and the bias (outputs of all groups,) that fit ``pairs``.
 
-    ``rows`` are the trained weights, which ``keep`` only rounds; the pairs are those of :class:`SynapseFit`. All
-    float64, the bias su a window.
+    ``rows`` are the trained weights, which ``keep`` only rounds; the pairs are those of :class:`SynapseFit`. All but
+    the counts are float64, the bias su a window.
     """
     groups, size, _ = rows.shape
     square, mean = rows.new_zeros(groups, size, size), rows.new_zeros(groups, size)
@@ -103,7 +110,7 @@ def _solve(rows: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], limit: int, kee
     n = 0
     for x, z in pairs:
         n += x.shape[2]
-        for total, part in ((square, x @ x.mT), (mean, x.sum(2)), (product, x @ z.mT), (target, z.sum(2))):
+        for total, part in ((square, x @ x.mT), (mean, x.sum(2)), (product, x.to(z) @ z.mT), (target, z.sum(2))):
             total += part
     for total in (square, mean, product, target):
         total /= n
@@ -122,9 +129,22 @@ def selects(weights: Tensor) -> bool:
     return bool((weights == 0).double().mean() > 0.5)
 
 
+def grid(counts: Tensor, exponent: int, missing: Tensor) -> float:
+    """Power of two: sums of ``counts`` times multiples of it as large as ``missing`` (B, C, ...) are exact in float64.
+
+    Counts are integers, or where ``exponent`` is negative multiples of ``2**exponent``. A sum has a product for every
+    sample and place at most, and float64 holds every integer up to 2**53.
+    """
+    largest = missing[:, 0].numel() * float(counts.abs().max()) / 2.0 ** min(exponent, 0) * float(missing.abs().max())
+    return 2.0 ** (math.ceil(math.log2(max(largest, 1.0))) - 52)
+
+
 def _map(synapse: Synapse, counts: Tensor) -> Tensor:
-    """Currents over the whole window that spike counts (B, *source) cause."""
-    return SYNAPSES[type(synapse)].map(synapse, torch.from_numpy(synapse.weight.copy()).float(), counts)
+    """Currents over the whole window that spike counts (B, *source) cause, exact."""
+    weight = torch.from_numpy(synapse.weight.copy())
+    largest = int(weight.flatten(1).abs().sum(1).max()) * float(counts.abs().max())
+    exact = torch.float64 if largest >= EXACT else counts.dtype
+    return SYNAPSES[type(synapse)].map(synapse, weight.to(exact), counts.to(exact))
 
 
 def _dense_pairs(synapse: Dense, counts: Tensor, missing: Tensor, most: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -132,6 +152,7 @@ def _dense_pairs(synapse: Dense, counts: Tensor, missing: Tensor, most: int) -> 
 
 
 def _conv2d_pairs(synapse: Conv2d, counts: Tensor, missing: Tensor, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pair in parts: counts in float32, which multiply fastest, are so few that sums of their squares are exact."""
     samples, places = positions(missing.shape, most)
     stride, (top, left), dilation, groups = synapse.geometry
     kernel, width = synapse.weight.shape[2:], missing.shape[3]
@@ -140,10 +161,13 @@ def _conv2d_pairs(synapse: Conv2d, counts: Tensor, missing: Tensor, most: int) -
     corner = places // width * stride[0] * row + places % width * stride[1]
     tap = torch.arange(kernel[0])[:, None] * dilation[0] * row + torch.arange(kernel[1]) * dilation[1]
     sources, lacking = padded.flatten(2), missing.flatten(2)
-    for part in torch.arange(len(places)).split(max(1, CHUNK // (counts.shape[1] * tap.numel()))):
+    size = CHUNK // (counts.shape[1] * tap.numel())
+    if counts.dtype == torch.float32:
+        size = min(size, int(EXACT / max(float(counts.max()) ** 2, 1.0)))
+    for part in torch.arange(len(places)).split(max(1, size)):
         at = samples[part]
         x = sources[at[:, None], :, corner[part, None] + tap.flatten()]  # (n, taps, C_in)
-        z = lacking[at, :, places[part]]
+        z = lacking[at, :, places[part]].double()
         yield x.mT.reshape(len(at), groups, -1).permute(1, 2, 0), z.T.reshape(groups, -1, len(at))
 
 

@@ -178,15 +178,24 @@ def cheapest_bias(v: Tensor, cost: Tensor, theta: int) -> Tensor:
 def readout(batch: Batch) -> tuple[Layer, Tensor]:
     """Make the readout's mean potential after each window step the mean logit times the number of steps.
 
-    The readout has no threshold, so the bias that Proposition 1 asks for is the mean missing current itself.
+    The readout has no threshold, so the bias that Proposition 1 asks for is the mean missing current itself. A bias
+    that differs over space keeps its differences.
     """
-    schedule, mean = Schedule(batch.layer, batch.limit), batch.mean(batch.target)
+    schedule, mean, bias = Schedule(batch.layer, batch.limit), batch.mean(batch.target), batch.layer.bias
+    own = torch.from_numpy(bias.astype(np.int64)) if bias.ndim > 2 else [0] * len(bias)
 
     def correct(tau: int, v: Tensor) -> Tensor:
-        return schedule.add(((tau + 1) * mean - batch.mean(v)).round(), v)
+        missing = (tau + 1) * mean - batch.mean(v + own[tau])
+        return schedule.add(batch.row(missing.round()) + own[tau], v)
 
     spikes = batch.fire(batch.layer, correct)
     return replace(batch.layer, bias=schedule.array()), spikes
+
+
+def arrived(batch: Batch) -> Tensor:
+    """Mean potential of a readout after the whole window, per channel: float64 (C,), su."""
+    _, potentials = fast.fire(batch.network, batch.layer, batch.currents(), record=False)
+    return batch.mean(potentials[0])
 
 
 RULES: dict[Method, Rule] = {

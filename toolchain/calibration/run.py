@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sim.findings import refuse
 from sim.fixedpoint import RegisterOverflow, Registers
-from sim.network import INPUT, Network
+from sim.network import INPUT, Network, Output
 from sim.progress import track
 from toolchain.calibration import fit
 from toolchain.calibration.batch import Batch
-from toolchain.calibration.rules import RULES, readout
+from toolchain.calibration.rules import RULES, arrived, readout
 from toolchain.graph import FloatGraph
 from toolchain.graph.channels import spatial
-from toolchain.recipe import Recipe
-from toolchain.scales.integers import su_weights
-from toolchain.scales.plan import Scales
+from toolchain.recipe import Method, Recipe
+from toolchain.scales.integers import bias_schedule, su_weights
+from toolchain.scales.plan import MARGIN, Scales
 
 
 def calibrate(
@@ -38,9 +39,9 @@ def calibrate(
     outputs = {INPUT: torch.from_numpy(network.payload(network.input.encode(x.numpy())))}
     units = {name: plan.theta for name, plan in scales.plans.items()}
     units[INPUT] = torch.as_tensor(1 / network.input.scale, dtype=torch.float32)
-    layers = []
-    walked = zip(network.layers, graph.walk(x), strict=True)
-    for layer, (floating, values, activation) in track("calibrating", walked, len(network.layers)):
+    layers, output = [], network.output
+    walked = zip(network.layers, graph.precise().currents(x), strict=True)
+    for layer, (floating, _, current, activation) in track("calibrating", walked, len(network.layers)):
         plan = scales[layer.name]
         if recipe.weights != "nearest":
             nominal = [
@@ -48,8 +49,7 @@ def calibrate(
                 for edge in floating.edges
             ]
             # Its bias is in the schedule already, and with it the shift that an initial potential may ask for.
-            unbiased = replace(floating, bias=torch.zeros_like(floating.bias))
-            wanted = graph.current(unbiased, values) * spatial(plan.su, layer.shape).float()
+            wanted = (current - floating.spread) * spatial(plan.su, layer.shape).float()
             layer = fit.fit(network, layer, nominal, outputs, wanted, chip, keep=recipe.weights == "tuned")
             del wanted
         target = activation * (spatial(plan.su, layer.shape) / (plan.threshold or 1)).float()
@@ -58,6 +58,8 @@ def calibrate(
             layer = replace(layer, bias=layer.per_neuron(layer.bias))
         rule = readout if layer.kind == "readout" and recipe.method != "none" else RULES[recipe.method]
         batch = Batch(network, layer, outputs, target, chip.bias_limit, apart, registers)
+        if layer.kind == "readout" and recipe.task == "regression":
+            batch, output = _without_constant(batch, recipe.method)
         try:
             layer, outputs[layer.name] = rule(batch)
         except RegisterOverflow as error:
@@ -66,4 +68,26 @@ def calibrate(
         for edge in layer.edges:
             if network.last_reader[edge.source] == layer.name:
                 outputs.pop(edge.source, None)
-    return replace(network, layers=tuple(layers)), registers.peak
+    return replace(network, layers=tuple(layers), output=output), registers.peak
+
+
+def _without_constant(batch: Batch, method: Method) -> tuple[Batch, Output]:
+    """Leave to the host what is constant in a regression's outputs, where the bias register cannot hold it.
+
+    It would else take scale from what the weights add, and the more the longer the window. What is constant is the
+    bias that makes the mean right, or without calibration the trained one with what fitted weights ask for.
+    """
+    network, layer, timesteps = batch.network, batch.layer, batch.network.timesteps
+    assert network.output is not None
+    scale, offset = (torch.from_numpy(values.copy()) for values in (network.output.scale, network.output.offset))
+    total = torch.from_numpy(layer.bias.sum(0, dtype=np.int64)).double()
+    by_channel = total.reshape(len(scale), -1)
+    fitted = by_channel.mean(1)
+    own = (by_channel - fitted[:, None]).reshape(total.shape)  # differences over space
+    batch = replace(batch, layer=replace(layer, bias=bias_schedule(own / timesteps, timesteps)))
+    lacking = offset * scale + fitted if method == "none" else timesteps * batch.mean(batch.target) - arrived(batch)
+    left = lacking.where(lacking.abs() > batch.limit / MARGIN, torch.zeros_like(lacking))
+    bias = (own.reshape(by_channel.shape) + (lacking - left)[:, None]).reshape(total.shape)
+    layer = replace(layer, bias=bias_schedule(bias / timesteps, timesteps))
+    target = batch.target - (spatial(left, layer.shape) / timesteps).float()
+    return replace(batch, layer=layer, target=target), Output(network.output.scale, (left / scale).numpy())

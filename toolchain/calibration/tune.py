@@ -31,8 +31,9 @@ from torch import Tensor
 from sim.progress import track
 from toolchain.calibration.fit import selects
 from toolchain.graph import FloatGraph, FloatLayer
-from toolchain.graph.channels import spread
+from toolchain.graph.channels import by_channel, spread
 from toolchain.recipe import Recipe
+from toolchain.task import shares_scale
 
 BATCH = 16  #: inputs an update
 #: How far an update moves a parameter at first: a share of the weights' rms, of the activations' standard deviation
@@ -46,8 +47,12 @@ def tune(graph: FloatGraph, x: Tensor, thetas: Mapping[str, Tensor], recipe: Rec
 
     ``x`` (B, *model_shape) are model inputs, ``thetas`` the thresholds to start from by spiking layer, (C,), as
     :class:`toolchain.scales.plan.Scales` has them. Edges that mostly select, as a shortcut into more channels, keep
-    their weights. Deterministic.
+    their weights. Outputs that are not compared with each other count alike, whatever their unit. Deterministic.
     """
+    if not shares_scale(recipe.task):
+        outputs = by_channel(graph.logits(x[spread(len(x))])).std(1)
+        unit = outputs.where(outputs > 0, torch.ones_like(outputs))
+        return _in_units(tune(_in_units(graph, 1 / unit), x, thetas, replace(recipe, task="classes")), unit)
     std = {
         layer.name: (a.var(0, correction=0).mean() if layer.kind == "readout" else a.var(correction=0)).sqrt().item()
         for layer, _, a in graph.walk(x[spread(len(x))])
@@ -79,6 +84,17 @@ def tune(graph: FloatGraph, x: Tensor, thetas: Mapping[str, Tensor], recipe: Rec
         for parameter in group["params"]:
             parameter.requires_grad_(False)
     return student()
+
+
+def _in_units(graph: FloatGraph, factor: Tensor) -> FloatGraph:
+    """Multiply the outputs of a graph by a factor for each channel, (C,)."""
+    readout = graph.layers[-1]
+
+    def times(values: Tensor) -> Tensor:
+        return (values.reshape(len(factor), -1) * factor[:, None]).reshape(values.shape)
+
+    edges = tuple(replace(edge, map=replace(edge.map, weight=times(edge.map.weight))) for edge in readout.edges)
+    return replace(graph, layers=(*graph.layers[:-1], replace(readout, edges=edges, bias=times(readout.bias))))
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,7 +18,13 @@ from toolchain.graph import FloatLayer
 
 BATCH = 2  #: samples in every constant: enough to notice an operation that mixes samples
 
-NEVER_MIX = "keep the batch as the first dimension and treat every sample alike"
+MIXES = "mixes the samples of a batch", "keep the batch as the first dimension and treat every sample alike"
+
+#: A product of two values, and the way out.
+PRODUCT = (
+    "it multiplies activations by each other",
+    "leave the gate or the attention out, or add instead of multiplying, and fine-tune",
+)
 
 
 class Unsupported(Exception):  # noqa: N818 - it becomes a finding as soon as the place is known
@@ -70,9 +78,32 @@ class Affine:
 
         return self.then(OtherMap(on_images, source, shape), constant)
 
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Affine:
+        """Append a torch function, linear but for a constant, that may do anything within a sample.
+
+        Raises :class:`Unsupported` where it does not treat all samples alike and apart.
+        """
+        constant = function(self.constant)
+        keep_samples(constant)
+        drawn = torch.randn(self.constant.shape, generator=_drawn(), dtype=torch.float64)
+        together, *alone = function(drawn), *(function(drawn[[i, i]]) for i in range(BATCH))
+        tolerance = 1e-9 * float(together.abs().max()) if together.numel() else 0.0
+        for i, one in enumerate(alone):
+            if not torch.allclose(one, together[i].expand_as(one), rtol=0, atol=tolerance):
+                raise Unsupported(*MIXES)
+        offset = function(torch.zeros_like(drawn))
+
+        def linear(x: Tensor) -> Tensor:
+            # A forward may have written the number of samples into what it passes, so there are always as many.
+            pairs = (torch.cat([x, x[:1]]) if len(x) % BATCH else x).split(BATCH)
+            return torch.cat([function(pair) - offset for pair in pairs])[: len(x)]
+
+        return self.then_other(linear, constant)
+
     def reshaped(self, constant: Tensor) -> Affine:
         """Keep the values in their order, under the shape of ``constant``."""
-        keep_samples(constant)
+        if len(constant) != BATCH:
+            return self.selected(self.positions().reshape(constant.shape), constant)
         return self.then(Reshape(image(self.shape), image(tuple(constant.shape[1:]))), constant)
 
     def positions(self) -> Tensor:
@@ -81,11 +112,62 @@ class Affine:
 
     def selected(self, positions: Tensor, constant: Tensor) -> Affine:
         """Select the values that a rearrangement of :meth:`positions` names, 0 for a zero."""
-        keep_samples(constant)
-        index, second = positions.long() - 1  # of the two samples of a batch
-        if not torch.equal(torch.where(index < 0, index, index + self.constant[0].numel()), second):
-            raise Unsupported("mixes the samples of a batch", NEVER_MIX)
-        return self.then(Selection(index.reshape(image(tuple(index.shape))), image(self.shape)), constant)
+        for axis, samples in enumerate(positions.shape):
+            if samples != BATCH:
+                continue
+            index, second = positions.movedim(axis, 0).long() - 1
+            if torch.equal(torch.where(index < 0, index, index + self.constant[0].numel()), second):
+                selection = Selection(index.reshape(image(tuple(index.shape))), image(self.shape))
+                return turned(self.then(selection, constant), axis)
+        raise Unsupported(*MIXES)
+
+
+@dataclass(frozen=True, eq=False)
+class Turned(Affine):
+    """A value whose samples lie along another dimension than the first, until a linear operation turns it back."""
+
+    axis: int = 0  #: of the constant, along which the samples lie
+
+    @property
+    def shape(self) -> Shape:
+        """Shape without the batch dimension."""
+        return tuple(self.constant.movedim(self.axis, 0).shape[1:])
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Affine:
+        """Append a torch function of the turned value, and find out where the samples lie after it."""
+        first = Affine(self.constant.movedim(self.axis, 0), self.terms, self.rows)
+        a, b, zero = (torch.randn(self.constant.shape, generator=_drawn(), dtype=torch.float64) * k for k in (1, 2, 0))
+        b = b.flip(tuple(range(b.dim())))
+        parts = [function(x) for x in (a + b, a, b, zero)]
+        if not all(isinstance(part, Tensor) for part in parts):
+            raise Unsupported(*MIXES)
+        whole, one, two, offset = parts
+        if torch.allclose(whole - offset, one + two - 2 * offset, rtol=1e-9, atol=1e-9):  # linear
+            for axis, samples in enumerate(whole.shape):
+                if samples == BATCH:
+                    with contextlib.suppress(Unsupported):
+                        value = first.mapped(partial(self._turning, function, axis))
+                        return turned(replace(value, constant=function(self.constant)), axis)
+        raise Unsupported(*MIXES)
+
+    def _turning(self, function: Callable[[Tensor], Tensor], axis: int, x: Tensor) -> Tensor:
+        """Compute with the samples along the first dimension; the result has them along ``axis``."""
+        return function(x.movedim(0, self.axis)).movedim(axis, 0)
+
+
+def turned(value: Affine, axis: int) -> Affine:
+    """Note along which dimension of the constant the samples lie."""
+    return value if axis == 0 else Turned(value.constant, value.terms, value.rows, axis)
+
+
+def _drawn() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def assembled(constant: Tensor, *parts: tuple[Affine, Tensor]) -> Affine:
+    """Put parts together: of every value those of its positions that are named where its part belongs, 0 elsewhere."""
+    terms = [value.selected(positions, constant).terms for value, positions in parts if positions.any()]
+    return Affine(constant, tuple(term for part in terms for term in part))
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,5 +192,5 @@ def image(shape: Shape) -> Shape:
 
 def keep_samples(constant: Tensor) -> None:
     """Raise :class:`Unsupported` for a result that is not (BATCH, ...)."""
-    if constant.dim() < 2 or len(constant) != BATCH:
-        raise Unsupported("mixes the samples of a batch", NEVER_MIX)
+    if constant.dim() < 1 or len(constant) != BATCH:
+        raise Unsupported(*MIXES)

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sim.findings import Refused, refuse
 from sim.network import Shape
-from toolchain.frontends.program import SAMPLES, Operation, Program, Ref, Unknown, filled, refs
+from toolchain.frontends.aten import ATEN, CASTING, CREATING
+from toolchain.frontends.program import SAMPLES, Operation, Program, Ref, Unknown, refs
 
 LIMIT = 16 << 30  #: bytes that an archive may take uncompressed
 SCHEMAS = range(5, 9)  #: major versions of torch's export schema: 5 is that of torch 2.3, 8 that of torch 2.15
@@ -149,9 +149,6 @@ class _Reader:
         name = node["target"].removeprefix("torch.ops.aten.")
         given = {entry["name"]: next(iter(entry["arg"].items())) for entry in node["inputs"]}
         values = {key: _ARGUMENTS[kind](value) for key, (kind, value) in given.items() if kind in _ARGUMENTS}
-        known = name in ATEN and len(values) == len(given)
-        if name not in _CREATING and values.get("dtype") not in (None, torch.float32):
-            known = False
         outputs: list[str] = []
         for output in node["outputs"]:
             ((kind, value),) = output.items()
@@ -160,15 +157,19 @@ class _Reader:
         several = len(node["outputs"]) > 1 or any("as_tensors" in output for output in node["outputs"])
         if depends := bool(refs(values) & self.from_input):
             self.from_input.update(outputs)
+        known = name in ATEN and len(values) == len(given)
+        if (dtype := values.get("dtype")) not in (None, torch.float32):
+            known &= name in CREATING or (name in CASTING and (dtype.is_floating_point or not depends))
         if not known:
             tensors = tuple(value for value in values.values() if isinstance(value, Ref))
             function: Callable[..., Any] = Unknown(name.partition(".")[0], [self._shape(output) for output in outputs])
             return Operation(_module(node["metadata"]), function, tuple(outputs), several, tensors)
         for key in ("size", "shape"):
-            size = values.get(key)
-            if size and size[0] == self.samples and (depends or name in _CREATING):
+            size, sized = values.get(key), depends or name in (*CREATING, "expand.default")
+            if sized and isinstance(size, list) and size and size[0] == self.samples:
                 values[key] = [SAMPLES, *size[1:]]
-        first, *others = ((key, value) for key, value in values.items() if key not in _IGNORED)
+        ignored = [key for key in _IGNORED if key != "dtype" or name not in (*CREATING, *CASTING)]
+        first, *others = ((key, value) for key, value in values.items() if key not in ignored)
         return Operation(_module(node["metadata"]), ATEN[name], tuple(outputs), several, (first[1],), dict(others))
 
     def _sizes(self, name: str) -> list[Mapping[str, Any]]:
@@ -202,6 +203,12 @@ def _refs(values: list[Mapping[str, Any]]) -> list[Any]:
     return list(map(_ref, values))
 
 
+def _optional_refs(values: list[Mapping[str, Any]]) -> list[Any]:
+    """Read names and nothings; torch 2.3 writes the name of a tensor here without more."""
+    found = [value.get("as_tensor") for value in values]
+    return [name if name is None else Ref(name["name"] if isinstance(name, dict) else name) for name in found]
+
+
 def _as_it_is(value: Any) -> Any:
     return value
 
@@ -221,11 +228,13 @@ _ARGUMENTS: dict[str, Callable[[Any], Any]] = {
     "as_bool": _as_it_is,
     "as_string": _as_it_is,
     "as_float": float,
+    "as_floats": _as_it_is,
     "as_none": _nothing,
     "as_scalar_type": DTYPES.get,
     "as_memory_format": _nothing,
     "as_layout": _nothing,
     "as_device": _nothing,
+    "as_optional_tensors": _optional_refs,
 }
 
 _ASSERTION = re.compile(r"torch\.ops\.aten\.(_assert|sym_constrain)")
@@ -234,155 +243,3 @@ _ASSERTION = re.compile(r"torch\.ops\.aten\.(_assert|sym_constrain)")
 _IGNORED = (
     "dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "copy", "implicit", "cudnn_enabled",
 )  # fmt: skip
-
-
-# Functions that stand for those of aten, and have the names of their arguments, but for the first.
-
-
-def _convolution(
-    input: Any,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-) -> Any:
-    if transposed:
-        return Unknown("conv_transpose")(input)
-    convolve = functional.conv1d if weight.dim() == 3 else functional.conv2d
-    return convolve(input, weight, bias, stride, padding, dilation, groups)
-
-
-def _addmm(input: Any, mat1: Any, mat2: Any, beta: float = 1, alpha: float = 1) -> Any:
-    return _matmul(mat1, mat2 if alpha == 1 else mat2 * alpha) + input * beta
-
-
-def _matmul(input: Any, other: Any) -> Any:
-    if isinstance(other, Tensor) and other.dim() == 2:
-        return functional.linear(input, other.t())
-    return torch.matmul(input, other)
-
-
-def _batch_norm(
-    input: Any,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> Any:
-    return functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-
-
-def _batch_norm_of_several(input: Any, *, training: bool = False, **others: Any) -> tuple[Any, ...]:
-    return _batch_norm(input, training=training, **others), None, None, None, None
-
-
-def _slice(input: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Any:
-    return input[(slice(None),) * (dim % input.dim()) + (slice(start, end, step),)]
-
-
-def _select(input: Any, dim: int, index: int) -> Any:
-    return input[(slice(None),) * (dim % input.dim()) + (index,)]
-
-
-def _method(name: str) -> Callable[..., Any]:
-    def call(input: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(input, name)(*args, **kwargs)
-
-    return call
-
-
-def _reshape(input: Any, size: Any) -> Any:
-    return torch.reshape(input, tuple(size))
-
-
-_ARITHMETIC: dict[str, Callable[..., Any]] = {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div}
-
-#: By their names in ``torch.ops.aten``, overload included. They get the first argument by position, the others by name.
-ATEN: dict[str, Callable[..., Any]] = {
-    "conv1d.default": functional.conv1d,
-    "conv1d.padding": functional.conv1d,
-    "conv2d.default": functional.conv2d,
-    "conv2d.padding": functional.conv2d,
-    "convolution.default": _convolution,
-    "linear.default": functional.linear,
-    "addmm.default": _addmm,
-    "mm.default": lambda input, mat2: _matmul(input, mat2),
-    "matmul.default": _matmul,
-    "t.default": torch.t,
-    "batch_norm.default": _batch_norm,
-    "_native_batch_norm_legit_no_training.default": _batch_norm_of_several,
-    "_native_batch_norm_legit.default": _batch_norm_of_several,
-    "_native_batch_norm_legit_functional.default": _batch_norm_of_several,
-    "relu.default": torch.relu,
-    "relu_.default": torch.relu_,
-    "relu6.default": functional.relu6,
-    "hardtanh.default": functional.hardtanh,
-    "hardtanh_.default": functional.hardtanh_,
-    "clamp.default": torch.clamp,
-    "clamp_.default": torch.clamp_,
-    "clamp_min.default": torch.clamp,
-    "avg_pool1d.default": functional.avg_pool1d,
-    "avg_pool2d.default": functional.avg_pool2d,
-    "adaptive_avg_pool1d.default": functional.adaptive_avg_pool1d,
-    "adaptive_avg_pool2d.default": functional.adaptive_avg_pool2d,
-    "_adaptive_avg_pool2d.default": functional.adaptive_avg_pool2d,
-    "mean.default": torch.mean,
-    "mean.dim": torch.mean,
-    "sum.default": torch.sum,
-    "sum.dim_IntList": torch.sum,
-    "flatten.using_ints": torch.flatten,
-    "view.default": _reshape,
-    "_unsafe_view.default": _reshape,
-    "reshape.default": lambda input, shape: _reshape(input, shape),
-    "squeeze.default": torch.squeeze,
-    "squeeze.dim": torch.squeeze,
-    "squeeze.dims": lambda input, dim: torch.squeeze(input, tuple(dim)),
-    "unsqueeze.default": torch.unsqueeze,
-    "permute.default": torch.permute,
-    "transpose.int": torch.transpose,
-    "expand.default": _method("expand"),
-    "slice.Tensor": _slice,
-    "select.int": _select,
-    "chunk.default": torch.chunk,
-    "split.Tensor": lambda input, split_size, dim=0: torch.split(input, split_size, dim),
-    "split_with_sizes.default": lambda input, split_sizes, dim=0: torch.split(input, split_sizes, dim),
-    "unbind.int": torch.unbind,
-    "cat.default": torch.cat,
-    "concat.default": torch.cat,
-    "constant_pad_nd.default": functional.pad,
-    "pad.default": functional.pad,
-    "dropout.default": lambda input, p, train: functional.dropout(input, p, train),
-    "feature_dropout.default": lambda input, p, train: functional.dropout2d(input, p, train),
-    **{f"{name}.{kind}": function for name, function in _ARITHMETIC.items() for kind in ("Tensor", "Scalar")},
-    **{f"{name}_.{kind}": _method(f"{name}_") for name in _ARITHMETIC for kind in ("Tensor", "Scalar")},
-    "div.Tensor_mode": torch.div,
-    "neg.default": torch.neg,
-    "clone.default": _method("clone"),
-    "contiguous.default": _method("contiguous"),
-    "_to_copy.default": _method("float"),
-    "to.dtype": _method("float"),
-    "detach.default": _as_it_is,
-    "detach_.default": _as_it_is,
-    "alias.default": _as_it_is,
-    "lift_fresh_copy.default": _as_it_is,
-    "full.default": lambda size, fill_value: filled(size, fill_value),
-    "zeros.default": lambda size: filled(size, 0.0),
-    "ones.default": lambda size: filled(size, 1.0),
-    "new_zeros.default": lambda input, size: filled(size, 0.0),
-    "new_ones.default": lambda input, size: filled(size, 1.0),
-    "zeros_like.default": lambda input: filled(input.shape, 0.0),
-    "sym_size.int": _method("size"),
-    "_operator.add": lambda a, b: a + b,
-    "_operator.sub": lambda a, b: a - b,
-    "_operator.mul": lambda a, b: a * b,
-    "_operator.floordiv": lambda a, b: a // b,
-}
-
-_CREATING = ("full.default", "zeros.default", "ones.default", "new_zeros.default", "new_ones.default", "expand.default")

@@ -427,7 +427,8 @@ def _as_map(chain: Chain, source: Shape, shape: Shape, limit: int) -> FloatMap:
     if only and (only.source, only.shape) == (source, shape):
         return only.symmetric()
     n_out, n_in = math.prod(shape), math.prod(source)
-    if n_out * n_in > max(limit, only.weight.numel() if only else 0):
+    own = max((step.weight.numel() for step in chain if type(step) is Convolution), default=0)
+    if n_out * n_in > max(limit, own):
         raise ValueError(f"a dense matrix of {n_out:,} x {n_in:,} = {n_out * n_in:,} weights, more than {limit:,}")
     if only and only.shape[1:] == (1, 1):
         return only.dense()

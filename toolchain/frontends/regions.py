@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,23 +11,21 @@ import torch
 from torch import Tensor
 
 from sim.network import INPUT, Shape
-from toolchain.frontends.affine import BATCH, Affine, Current, Term, Unreached, image
+from toolchain.frontends.affine import BATCH, MIXES, Affine, Current, Term, Turned, Unreached, image
 from toolchain.frontends.linear import Chain, Convolution, Reshape, Selection, as_maps, rearrangements, reduce
 from toolchain.frontends.log import Log, Row
-from toolchain.graph import FloatEdge, FloatLayer
+from toolchain.graph import FloatEdge, FloatGraph, FloatLayer
 from toolchain.graph.channels import reduced
 
-_CONVOLVE = (
-    "raise dense_limit, let pooling windows divide their input, without padding and ceil_mode, or put nn.ReLU behind "
-    "the pooling, which makes it a layer of its own"
-)
+_RAISE = "raise dense_limit (--dense-limit), let pooling windows divide their input, without padding and ceil_mode, "
+_RECTIFY = f"{_RAISE}or put nn.ReLU behind the pooling, which makes it a layer of its own"
+_CONVOLVE = f"{_RAISE}and leave to convolutions what turns, scales or pads images otherwise than with zeros"
 
 
 @dataclass(frozen=True, eq=False)
 class _Read:
     """What a layer reads of the input."""
 
-    layer: str
     chains: tuple[Chain, ...]  #: as the model has them, to be added up
     row: Row
 
@@ -39,11 +37,20 @@ class Regions:
         self.log = log
         self.limit = dense_limit
         self.layers: list[FloatLayer] = []
-        self.reads: list[_Read] = []
+        self.reads: dict[str, _Read] = {}  #: by layer; edges once all that is read of the input is known
         self.arrangement: Selection | None = None  #: of the input, before any layer reads it
+        #: What the model makes of the logits at its very end, where that is left off; None where nothing is
+        self.left_off: Callable[[Tensor], Tensor] | None = None
         #: Of every source, in topological order.
         self.shapes = {INPUT: image(input_shape) if len(input_shape) == 2 else input_shape}
         self.input = Affine(torch.zeros(BATCH, *input_shape, dtype=torch.float64), (Term(INPUT),))
+
+    def graph(self) -> FloatGraph:
+        """Return the layers found, their weights and biases in float64."""
+        graph = FloatGraph(self.shapes[INPUT], tuple(self.layers))
+        if self.arrangement is None:
+            return graph
+        return replace(graph, order=self.arrangement.index, given=tuple(self.input.shape))
 
     def pretend(self, name: str, shape: Shape) -> Affine:
         """Return a source that no layer emits, (*shape), in the place of a refused operation's result."""
@@ -82,6 +89,8 @@ class Regions:
                     f"it is a {type(value).__name__} and not one tensor computed from the input",
                     "return the logits and nothing else",
                 )
+        elif isinstance(value, Turned):
+            self.log.refuse(row, *MIXES)
         elif emitter := self._emitter(value):
             self.log.refuse(
                 row,
@@ -95,7 +104,7 @@ class Regions:
             readout = self._close(value, chains, value.shape, "readout", row)
         if readout is not None and not self.log.findings:
             used = self._used(readout)
-            self.reads = [read for read in self.reads if read.layer in used]
+            self.reads = {name: read for name, read in self.reads.items() if name in used}
         self._read_input()
         if readout is not None and not self.log.findings:
             self._drop_unused(readout)
@@ -134,10 +143,10 @@ class Regions:
         for source in sorted({term.source for term in value.terms}, key=order.index):
             parallel = [i for i, term in enumerate(value.terms) if term.source == source]
             if source == INPUT:  # how it is arranged is not known before all layers are
-                self.reads.append(_Read(name, tuple(value.terms[i].chain for i in parallel), row))
+                self.reads[name] = _Read(tuple(value.terms[i].chain for i in parallel), row)
             else:
                 edges += self._edges(source, [chains[i] for i in parallel], shape, row)
-        bias = reduced(value.constant[0].reshape(shape)).float()
+        bias = reduced(value.constant[0].reshape(shape))
         layer = FloatLayer(name, shape, tuple(edges), bias, kind)
         if isinstance(value, Current):
             layer = replace(layer, upper=value.upper, levels=value.levels, initial=value.initial)
@@ -152,15 +161,17 @@ class Regions:
         try:
             maps = as_maps(chains, self.shapes[source], shape, self.limit)
         except ValueError as error:
-            self.log.refuse(row, f"with what is folded into it, it takes {error}", _CONVOLVE)
+            rectifiable = all(type(step) is Convolution for chain in chains for step in chain)
+            remedy = _RECTIFY if rectifiable else _CONVOLVE
+            self.log.refuse(row, f"with what is folded into it, it takes {error}", remedy)
             return []
-        edges = [FloatEdge(source, replace(m, weight=m.weight.float())) for m in maps]
+        edges = [FloatEdge(source, m) for m in maps]
         self._check_finite([edge.map.weight for edge in edges], row)
         return edges
 
     def _read_input(self) -> None:
         """Make edges of all that is read of the input, arranged so that as much as possible of it is convolutions."""
-        chains = [chain for read in self.reads for chain in read.chains]
+        chains = [chain for read in self.reads.values() for chain in read.chains]
         ways = [rearrangements(chain) for chain in chains]
         arranged = [arrangement for way in ways for arrangement, _ in way]
         most, rests = self._convolutions(chains) if arranged else 0, chains
@@ -172,12 +183,11 @@ class Regions:
         if self.arrangement is not None:
             self.shapes[INPUT] = self.arrangement.shape
         left = iter(rests)
-        for read in self.reads:
-            parallel = [reduce(next(left), self.limit) for _ in read.chains]
-            at = next(i for i, layer in enumerate(self.layers) if layer.name == read.layer)
-            layer = self.layers[at]
-            edges = self._edges(INPUT, parallel, layer.shape, read.row)
-            self.layers[at] = replace(layer, edges=(*edges, *layer.edges))
+        for i, layer in enumerate(self.layers):
+            if read := self.reads.get(layer.name):
+                parallel = [reduce(next(left), self.limit) for _ in read.chains]
+                edges = self._edges(INPUT, parallel, layer.shape, read.row)
+                self.layers[i] = replace(layer, edges=(*edges, *layer.edges))
 
     def _convolutions(self, chains: Sequence[Chain]) -> int:
         """Count the chains that are a single convolution, over all of the input for a linear layer, or nothing."""
@@ -194,7 +204,7 @@ class Regions:
         self._check_finite([layer.bias], row)
 
     def _check_finite(self, values: Sequence[Tensor], row: Row) -> None:
-        if not all(bool(t.isfinite().all()) for t in values):
+        if not all(bool(t.float().isfinite().all()) for t in values):
             self.log.refuse(
                 row,
                 "its weights or bias leave float32 once batch normalisation is folded in",

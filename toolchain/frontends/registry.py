@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from sim.findings import refuse
 
@@ -23,15 +24,40 @@ class Handler:
     names: bool  #: whether a layer is named after it
 
 
-#: By exact type, since a subclass may compute anything: the handler, and the arguments that the module holds.
+#: By type (see :func:`known_class`): the handler, and the arguments that the module holds.
 MODULES: dict[type[nn.Module], tuple[Handler, Callable[[Any], tuple[Any, ...]]]] = {}
 
 FUNCTIONS: dict[Any, Handler] = {}
 
 METHODS: dict[str, Handler] = {}  #: of ``torch.Tensor``
 
-#: By exact type: a function of the module and of what its ``forward`` gets, traced in the place of ``forward``.
+#: By exact type, since a subclass may compute anything: a function of the module and of what its ``forward`` gets,
+#: traced in the place of ``forward``.
 TAUGHT: dict[type[nn.Module], Function] = {}
+
+
+#: What a subclass may define anew without computing anything else.
+_HARMLESS = {"__init__", "__repr__", "extra_repr", "reset_parameters", "_check_input_dim", "__setstate__"}
+
+
+def known_class(module: nn.Module) -> type[nn.Module] | None:
+    """Return the class in ``MODULES`` that says what a module computes.
+
+    That is its own, or the one that it is derived from without defining anew what that one defines: only then it
+    computes the same.
+    """
+    kind, *bases = type(module).__mro__
+    if kind in MODULES:
+        return kind
+    if parametrize.is_parametrized(module):
+        return None
+    own = set(vars(module)) | set(vars(kind))
+    for base in bases:
+        if base in MODULES:
+            inherited = {name for part in base.__mro__[:-1] for name, v in vars(part).items() if callable(v)}
+            return None if own & inherited - _HARMLESS else base
+        own |= set(vars(base))
+    return None
 
 
 def handles(
@@ -68,7 +94,7 @@ def operation(module: type[nn.Module], *, replace: bool = False) -> Callable[[F]
     The function gets the module and the arguments of its ``forward``, and is traced in the place of it. It may apply
     to ``x`` whatever the importer knows, any number of torch functions and the module's own children. ``x`` knows its
     size but no values; the module's parameters and buffers are tensors, float64. The function runs on tensors too, so
-    that a test can hold it to ``forward``: nothing else does.
+    that a test can hold it to ``forward``, as every import does.
 
     It holds for this class and not for those derived from it. Raises :class:`sim.findings.Refused` for what is no class
     of modules, and for a class that is known already where ``replace`` is False.

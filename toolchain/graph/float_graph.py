@@ -21,25 +21,25 @@ from toolchain.graph.activations import staircase
 
 @dataclass(frozen=True, eq=False)
 class FloatDense:
-    """``weight @ flatten(x)``."""
+    """``weight @ flatten(x)``, computed in the weight's type and returned in that of x."""
 
     weight: Tensor  #: float32 (N_out, N_in), N_in in C, H, W order
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (B, *source shape) to (B, N_out)."""
-        return functional.linear(x.flatten(1), self.weight)
+        return functional.linear(x.flatten(1).to(self.weight.dtype), self.weight).to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class FloatConv2d:
-    """``torch.nn.functional.conv2d`` with zero padding and without a bias."""
+    """``torch.nn.functional.conv2d`` with zero padding and without a bias, in the types of :class:`FloatDense`."""
 
     weight: Tensor  #: float32 (C_out, C_in / groups, kH, kW)
     geometry: Geometry = field(default_factory=Geometry)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, H', W')."""
-        return functional.conv2d(x, self.weight, None, *self.geometry)
+        return functional.conv2d(x.to(self.weight.dtype), self.weight, None, *self.geometry).to(x.dtype)
 
 
 FloatMap = FloatDense | FloatConv2d
@@ -73,6 +73,11 @@ class FloatLayer:
     #: at every step; None leaves it to the recipe.
     initial: Literal["half", "shift"] | None = None
 
+    @property
+    def spread(self) -> Tensor:
+        """The bias in a shape that adds to (B, *shape)."""
+        return self.bias if self.bias.shape == self.shape else self.bias.reshape(-1, *(1,) * (len(self.shape) - 1))
+
     def activate(self, current: Tensor) -> Tensor:
         """Apply the activation to (B, *shape)."""
         if self.kind == "readout":
@@ -95,6 +100,9 @@ class FloatGraph:
     order: Tensor | None = None
     given: Shape | None = None  #: shape of the model's input, without the batch; None where it is ``input_shape``
     limit: Tensor | None = None  #: magnitude by channel, float32 (C,), beyond which inputs are cut off; None: nowhere
+    #: Largest difference of a logit from the imported model's, relative to the largest, before weights were rounded to
+    #: float32; None where no model was imported.
+    import_error: float | None = None
 
     @property
     def model_shape(self) -> Shape:
@@ -133,6 +141,23 @@ class FloatGraph:
             phase[layer.name] = max(phase[edge.source] + 1 for edge in layer.edges) + later
         return max(phase.values()) + timesteps
 
+    def precise(self) -> FloatGraph:
+        """Return the same graph with maps that sum in float64 and round once.
+
+        Sums of float32 differ in their last digits from processor to processor, and a network of rounded weights has
+        no small differences: rounded from float64 to float32 they hardly ever do.
+        """
+        layers = [
+            replace(
+                layer,
+                edges=tuple(
+                    replace(edge, map=replace(edge.map, weight=edge.map.weight.double())) for edge in layer.edges
+                ),
+            )
+            for layer in self.layers
+        ]
+        return replace(self, layers=tuple(layers))
+
     def run(self, x: Tensor) -> dict[str, Tensor]:
         """Activations of every layer (the readout's are the logits) for model inputs float32 (B, *model_shape)."""
         return {layer.name: activation for layer, _, activation in self.walk(x)}
@@ -142,12 +167,18 @@ class FloatGraph:
 
         ``x`` are model inputs (B, *model_shape). A value is forgotten after the last layer that reads it.
         """
+        for layer, sources, _, activation in self.currents(x):
+            yield layer, sources, activation
+
+    def currents(self, x: Tensor) -> Iterator[tuple[FloatLayer, dict[str, Tensor], Tensor, Tensor]]:
+        """Go through the layers as :meth:`walk` does, with the current that the activation is applied to before it."""
         last_reader = {edge.source: layer.name for layer in self.layers for edge in layer.edges}
         values = {INPUT: self.arrange(x)}
         for layer in self.layers:
             sources = {edge.source: values[edge.source] for edge in layer.edges}
-            values[layer.name] = self.forward(layer, sources)
-            yield layer, sources, values[layer.name]
+            current = self.current(layer, sources)
+            values[layer.name] = layer.activate(current)
+            yield layer, sources, current, values[layer.name]
             for source in sources:
                 if last_reader[source] == layer.name:
                     del values[source]
@@ -158,8 +189,9 @@ class FloatGraph:
 
     def current(self, layer: FloatLayer, values: Mapping[str, Tensor]) -> Tensor:
         """Compute what one layer's activation is applied to from its sources' (B, *shape)."""
-        bias = layer.bias if layer.bias.shape == layer.shape else layer.bias.reshape(-1, *(1,) * (len(layer.shape) - 1))
-        return sum((edge.map(values[edge.source]).reshape(-1, *layer.shape) for edge in layer.edges), start=bias[None])
+        return sum(
+            (edge.map(values[edge.source]).reshape(-1, *layer.shape) for edge in layer.edges), start=layer.spread[None]
+        )
 
     def logits(self, x: Tensor, batch: int = 512) -> Tensor:
         """Logits of the readout, float32 (B, N), computed in batches."""

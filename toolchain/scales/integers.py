@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from sim.chip import Chip
-from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network, Shape
+from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network, Output, Shape
 from toolchain.graph import FloatConv2d, FloatEdge, FloatGraph, FloatLayer
 from toolchain.graph.channels import spatial
 from toolchain.recipe import Initial, Recipe
-from toolchain.scales.plan import Scales, scaled
+from toolchain.scales.plan import Scales, constant, scaled
+from toolchain.task import shares_scale
 
 #: Initial potentials: what v0 is, and what is added over the window's T steps, in thresholds. Half a threshold rounds
 #: rates instead of flooring them (OPI, Bu et al., AAAI 2022; QCFS, ICLR 2022), all at once or, as the shift of
@@ -49,7 +50,10 @@ def bias_schedule(beta: Tensor, timesteps: int) -> np.ndarray:
 
 
 def build(graph: FloatGraph, scales: Scales, recipe: Recipe) -> Network:
-    """Build the integer network of ``graph``: weights rounded to the nearest, constant biases, initial potentials."""
+    """Build the integer network of ``graph``: weights rounded to the nearest, constant biases, initial potentials.
+
+    What is constant in a regression's outputs is left to the host.
+    """
     units = {INPUT: scales.unit} | {name: plan.theta for name, plan in scales.plans.items()}
     layers = []
     for layer in graph.layers:
@@ -67,7 +71,10 @@ def build(graph: FloatGraph, scales: Scales, recipe: Recipe) -> Network:
             for edge in layer.edges
         )
         start, shift = initial_potential(recipe.initial, layer)
-        beta = layer.bias.double() * (spatial(plan.su, layer.shape) if layer.bias.shape == layer.shape else plan.su)
+        trained = layer.bias.double()
+        if layer.kind == "readout" and recipe.task == "regression":
+            trained = (trained.reshape(layer.shape[0], -1) - constant(layer)[:, None]).reshape(trained.shape)
+        beta = trained * (spatial(plan.su, layer.shape) if layer.bias.shape == layer.shape else plan.su)
         # By rounding the current of every edge from the input towards minus infinity, on average.
         lost = sum(edge.source == INPUT for edge in layer.edges) * (1 - 2.0**plan.exponent) / 2
         bias = bias_schedule(beta + shift * plan.threshold / recipe.timesteps + lost, recipe.timesteps)
@@ -76,4 +83,11 @@ def build(graph: FloatGraph, scales: Scales, recipe: Recipe) -> Network:
     scale = (1 / scales.unit).numpy() if scales.unit.ndim else 1 / float(scales.unit)
     order = None if graph.order is None else graph.order.numpy()
     encoder = Input(graph.input_shape, recipe.input_bits, True, scale, order, graph.given)
-    return Network(encoder, tuple(layers), recipe.timesteps, recipe.holdoff)
+    return Network(encoder, tuple(layers), recipe.timesteps, recipe.holdoff, _output(graph.layers[-1], scales, recipe))
+
+
+def _output(readout: FloatLayer, scales: Scales, recipe: Recipe) -> Output:
+    """Say what the readout's potentials stand for."""
+    su = scales[readout.name].su * recipe.timesteps
+    offset = constant(readout) if recipe.task == "regression" else torch.zeros((), dtype=torch.float64)
+    return Output((su[0] if shares_scale(recipe.task) else su).numpy(), offset.numpy())

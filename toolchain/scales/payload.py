@@ -15,6 +15,7 @@ from toolchain.graph import FloatEdge, FloatGraph, FloatLayer
 from toolchain.graph.channels import by_channel, reduced, spatial, spread
 from toolchain.recipe import Recipe
 from toolchain.scales.plan import choose_scales, largest_weights, scaled
+from toolchain.task import Task, resolve, shares_scale
 
 OUTLIER = 5.0  #: multiple of what is typical; values up to it are not looked at twice
 LIMITS = (64.0, 32.0, 16.0, 8.0, 4.0, 2.0)  #: multiples of what is typical from which values may be cut off
@@ -94,13 +95,15 @@ def _limited(graph: FloatGraph, x: Tensor, recipe: Recipe) -> FloatGraph:
     limits = [torch.minimum(ranges, typical * times) for times in LIMITS if times < worst]
     ordinary = (few.abs() <= spatial(limits[0], graph.input_shape)).flatten(1).all(1)
     few = few[ordinary] if ordinary.any() else few
-    wanted, candidates = arranged.logits(few), [None, *limits]
+    task, _ = resolve(recipe.task, graph.layers[-1].shape)
+    wanted, candidates = arranged.precise().logits(few), [None, *limits]
+    unit = torch.ones(()) if shares_scale(task.name) else wanted.std(0).clamp_min(torch.finfo(wanted.dtype).tiny)
     misses, errors = [], []
     for limit in track("looking at outliers", candidates):
         logits = _drawn(replace(arranged, limit=limit), values, few, recipe)
-        misses.append(float((_decisions(logits) != _decisions(wanted)).double().mean()))
+        misses.append(_missed(task, logits, wanted))
         # Infinite where no scale fits.
-        errors.append(float((logits - wanted).square().flatten(1).mean(1).nan_to_num(torch.inf).median()))
+        errors.append(float(((logits - wanted) / unit).square().flatten(1).mean(1).nan_to_num(torch.inf).median()))
     equal = [i for i, missed in enumerate(misses) if missed <= min(misses) + BY_CHANCE]
     best = min(equal, key=errors.__getitem__)
     return graph if 0 in equal and errors[best] >= CLEARLY * errors[0] else replace(graph, limit=candidates[best])
@@ -119,9 +122,9 @@ def _typical(x: Tensor, ranges: Tensor) -> Tensor:
     return typical * brightness.nanquantile(BRIGHT).clamp_min(1).nan_to_num(1.0).float()
 
 
-def _decisions(logits: Tensor) -> Tensor:
-    """Classes, or of a single output on which side of its median it is, (B, ...)."""
-    return logits.argmax(1) if logits.shape[1] > 1 else (logits > logits.median())[:, 0]
+def _missed(task: Task, logits: Tensor, wanted: Tensor) -> float:
+    """Share of decisions that differ; a regression decides nothing."""
+    return 0.0 if task.name == "regression" else float((task.decide(logits) != task.decide(wanted)).mean())
 
 
 def _drawn(graph: FloatGraph, values: Tensor, few: Tensor, recipe: Recipe) -> Tensor:
@@ -132,4 +135,4 @@ def _drawn(graph: FloatGraph, values: Tensor, few: Tensor, recipe: Recipe) -> Te
         return graph.logits(few) * torch.nan
     unit, largest = spatial(scales.unit, graph.input_shape), (1 << (recipe.input_bits - 1)) - 1
     payload = (graph.arrange(few) / unit).round().clamp(-largest, largest)
-    return graph.stairs(scales.thetas, recipe.timesteps).logits((payload * unit).float())
+    return graph.stairs(scales.thetas, recipe.timesteps).precise().logits((payload * unit).float())

@@ -24,6 +24,7 @@ from toolchain.graph.channels import by_channel, sampled, spatial, spread
 from toolchain.recipe import Recipe
 from toolchain.scales import thresholds
 from toolchain.scales.thresholds import quantisation_error
+from toolchain.task import shares_scale
 
 MARGIN = 1.5  #: registers keep this factor above the largest potential that the calibration data can cause
 HALVINGS = 6  #: payload scales that are tried, each half as fine as the one before
@@ -37,7 +38,7 @@ class Plan:
 
     threshold: int  #: THETA, su; for the readout 0
     theta: Tensor  #: float32 (C,): the activation that one spike per step stands for
-    su: Tensor  #: float64 (C,): synaptic units per unit of activation, THETA / theta, or the readout's one scale
+    su: Tensor  #: float64 (C,): synaptic units per unit of activation, THETA / theta, or the readout's scales
     cost: float = 0.0  #: expected squared error of the activations, summed over channels
     exponent: int = 0  #: of the weights of the graded input, which a shift to the right makes finer than a su
 
@@ -118,19 +119,35 @@ def plan_readout(
     graph: FloatGraph,
     layer: FloatLayer,
     units: Mapping[str, Tensor],
-    values: Mapping[str, Tensor],
+    current: Tensor,
     recipe: Recipe,
 ) -> Plan:
-    """Choose the readout's one scale: as fine as weights, biases and potentials allow (argmax needs one for all)."""
-    chip, timesteps = recipe.limits, recipe.timesteps
-    largest = float(largest_weights(graph, layer, units).max())
-    logits, beta = float(graph.current(layer, values).abs().max()), float(layer.bias.abs().max())
-    su = min(
-        chip.weight_limit / max(largest, 1e-30),
-        chip.bias_limit / (MARGIN * timesteps * max(beta, 1e-30)),
-        chip.state_limit / (MARGIN * timesteps * max(logits + beta, 1e-30)),
-    )
-    return Plan(0, torch.ones(layer.shape[0]), torch.full((layer.shape[0],), su, dtype=torch.float64))
+    """Choose the readout's scales, as fine as weights, biases and potentials allow.
+
+    One for all outputs where they are compared with each other, else one for each. What is constant in a regression's
+    outputs need not fit: what the bias register cannot hold is left to the host.
+    """
+    chip, window = recipe.limits, MARGIN * recipe.timesteps
+    current, beta = (by_channel(v).double() for v in (current, layer.bias[None]))
+    if recipe.task == "regression":
+        moving = (current - constant(layer)[:, None]).abs().amax(1)
+        held = [(chip.weight_limit, largest_weights(graph, layer, units))]
+        held += [(chip.state_limit - chip.bias_limit, window * moving)]
+    else:
+        reach = [largest_weights(graph, layer, units), beta.abs().amax(1), current.abs().amax(1)]
+        if shares_scale(recipe.task):
+            reach = [values.max().expand(layer.shape[0]) for values in reach]
+        largest, beta, logits = reach
+        held = [(chip.weight_limit, largest), (chip.bias_limit, window * beta)]
+        held += [(chip.state_limit, window * (logits + beta))]
+    su = torch.stack([limit / value for limit, value in held]).amin(0)
+    # An output that nothing moves fits any scale.
+    return Plan(0, torch.ones(layer.shape[0]), su.where(su.isfinite(), torch.ones_like(su)))
+
+
+def constant(layer: FloatLayer) -> Tensor:
+    """Return what is constant in a layer's current, on average over a channel's neurons: float64 (C,)."""
+    return layer.bias.double().reshape(layer.shape[0], -1).mean(1)
 
 
 def plan_layer(
@@ -139,22 +156,23 @@ def plan_layer(
     theta: Tensor,
     units: Mapping[str, Tensor],
     values: Mapping[str, Tensor],
+    current: Tensor,
     recipe: Recipe,
 ) -> Plan:
     """Choose THETA and final thresholds of one spiking layer.
 
     ``theta`` (C,) are the thresholds that the rule wants, ``units`` the value of one spike of each source channel,
-    ``values`` the float activations of its sources on calibration samples. For each legal THETA a channel's threshold
-    is raised until its weights fit 8 bits, ``theta_c >= max|w_c * unit| * THETA / 127``. The THETA taken minimises the
-    expected squared error of the activations: staircase, weight rounding (a uniform error of 1/12 su^2 per synapse
-    and source unit) and, from the graded input, the payload's own rounding as measured. With the recipe's
-    ``shift_input`` the weights of the graded input get the exponent at which they use all bits. Potentials and biases
-    must stay inside the registers, with ``MARGIN`` to spare. Raises :class:`Refused` where no THETA satisfies them.
+    ``values`` the float activations of its sources on calibration samples, ``current`` (B, *shape) what they cause.
+    For each legal THETA a channel's threshold is raised until its weights fit 8 bits,
+    ``theta_c >= max|w_c * unit| * THETA / 127``. The THETA taken minimises the expected squared error of the
+    activations: staircase, weight rounding (a uniform error of 1/12 su^2 per synapse and source unit) and, from the
+    graded input, the payload's own rounding as measured. With the recipe's ``shift_input`` the weights of the graded
+    input get the exponent at which they use all bits. Potentials and biases must stay inside the registers, with
+    ``MARGIN`` to spare. Raises :class:`Refused` where no THETA satisfies them.
     """
     chip, timesteps = recipe.limits, recipe.timesteps
     largest = largest_weights(graph, layer, units)
     graded, noise, rounding = rounding_noise(graph, layer, units, values)
-    current = graph.current(layer, values)
     a = sampled(layer.activate(current))
     low, high = (by_channel(c).double() for c in (current.amin(0)[None], current.amax(0)[None]))
     low, high, beta = low.amin(1), high.amax(1), layer.bias.reshape(len(theta), -1).double().abs().amax(1)
@@ -200,12 +218,13 @@ def choose_scales(graph: FloatGraph, x: Tensor, recipe: Recipe) -> Scales:
     units: dict[str, Tensor] = {}
     plans: dict[str, Plan] = {}
     ranges = by_channel(graph.arrange(x)).abs().amax(1)
-    for layer, values, activation in track("choosing scales", graph.walk(x[spread(len(x))]), len(graph.layers)):
+    walked = graph.precise().currents(x[spread(len(x))])
+    for layer, values, current, activation in track("choosing scales", walked, len(graph.layers)):
         if layer.kind == "spiking":
             theta = _theta(layer, activation, recipe)
-            plan_with = partial(plan_layer, graph, layer, theta, values=values, recipe=recipe)
+            plan_with = partial(plan_layer, graph, layer, theta, values=values, current=current, recipe=recipe)
         else:
-            plan_with = partial(plan_readout, graph, layer, values=values, recipe=recipe)
+            plan_with = partial(plan_readout, graph, layer, current=current, recipe=recipe)
         if INPUT not in units and INPUT in values:
             units[INPUT] = _payload_unit(graph, layer, values, ranges, recipe.input_bits, plan_with)
         plans[layer.name] = plan_with(units=units)

@@ -22,7 +22,9 @@ def quantisation_error(a: Tensor, theta: Tensor, timesteps: int) -> Tensor:
     """
     step = (theta / timesteps)[:, None]
     spikes = a / step
-    return (spikes - (spikes + 0.5).floor_().clamp_(0, timesteps)).square_().mean(1) * step[:, 0] ** 2
+    return (spikes - (spikes + 0.5).floor_().clamp_(0, timesteps)).square_().mean(1, dtype=torch.float64) * step[
+        :, 0
+    ] ** 2
 
 
 def _maximum(activations: Tensor, timesteps: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Operations that move, repeat or leave out values, and those that change nothing."""
+"""Operations that move, repeat or leave out values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from toolchain.frontends.affine import Affine, Unsupported
 from toolchain.frontends.registry import handles
@@ -30,14 +29,16 @@ handles(
     methods=("flatten",),
 )(_reshaping(torch.flatten))
 
-for _reshape in (torch.reshape, torch.squeeze, torch.unsqueeze):
+handles(modules={nn.Unflatten: lambda m: (m.dim, m.unflattened_size)})(_reshaping(Tensor.unflatten))
+
+for _reshape in (torch.reshape, torch.squeeze, torch.unsqueeze, torch.ravel, torch.unflatten):
     handles(functions=(_reshape,))(_reshaping(_reshape))
 
-for _name in ("view", "reshape", "squeeze", "unsqueeze"):
+for _name in ("view", "reshape", "squeeze", "unsqueeze", "ravel", "unflatten"):
     handles(methods=(_name,))(_reshaping(getattr(Tensor, _name)))
 
 
-def _selecting(function: Callable[..., Any]) -> Callable[..., Any]:
+def selecting(function: Callable[..., Any]) -> Callable[..., Any]:
     """Handle an operation that moves, repeats or leaves out values, and may return several tensors."""
 
     def handler(input: Affine, *args: Any, **kwargs: Any) -> Any:
@@ -50,54 +51,79 @@ def _selecting(function: Callable[..., Any]) -> Callable[..., Any]:
     return handler
 
 
-for _select in (operator.getitem, torch.chunk, torch.split, torch.unbind, torch.permute, torch.transpose):
-    handles(functions=(_select,))(_selecting(_select))
+#: By their names in torch and among the methods of tensors, where they are known there.
+SELECTING = (
+    "chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "unbind",
+    "permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "adjoint",
+    "narrow", "select", "index_select", "gather", "take_along_dim", "diagonal", "tril", "triu",
+    "expand", "broadcast_to", "repeat", "tile", "repeat_interleave", "unfold",
+    "flip", "fliplr", "flipud", "roll", "rot90",
+)  # fmt: skip
 
-for _name in ("chunk", "split", "unbind", "permute", "transpose", "expand"):
-    handles(methods=(_name,))(_selecting(getattr(Tensor, _name)))
+handles(functions=(operator.getitem,))(selecting(operator.getitem))
 
-
-@handles(
-    modules=dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d), lambda m: (m.padding,)),
-    functions=(functional.pad,),
-)
-def _pad(input: Affine, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Affine:
-    constant = functional.pad(input.constant, pad, mode, value)
-    return input.selected(functional.pad(input.positions(), pad, mode), constant)
-
-
-@handles(functions=(torch.cat, torch.concat))
-def _cat(tensors: Sequence[Any], dim: int = 0) -> Affine:
-    constants = [value.constant if isinstance(value, Affine) else value for value in tensors]
-    whole = Affine(torch.cat(constants, dim), ())
-    for i, value in enumerate(tensors):
-        if isinstance(value, Affine):
-            positions = [value.positions() if i == j else torch.zeros_like(c) for j, c in enumerate(constants)]
-            part = value.selected(torch.cat(positions, dim), whole.constant)
-            whole = replace(whole, terms=whole.terms + part.terms)
-    return whole
+for _name in SELECTING:
+    if hasattr(torch, _name):
+        handles(functions=(getattr(torch, _name),))(selecting(getattr(torch, _name)))
+    if hasattr(Tensor, _name):
+        handles(methods=(_name,))(selecting(getattr(Tensor, _name)))
 
 
-@handles(
-    modules=dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d), lambda m: ()),
-    methods=("float", "detach"),
-)
-def _same(input: Affine, *args: Any, **kwargs: Any) -> Affine:
-    return input
+@handles(functions=(getattr,))
+def _attribute(input: Affine, name: str) -> Any:
+    """Get what torch.fx writes for ``x.T`` and its like."""
+    if name in ("T", "H", "mT", "mH"):
+        return selecting(getattr)(input, name.replace("H", "T"))
+    if name in ("data", "real"):
+        return input
+    raise Unsupported(f"it asks for {name}", "leave that out")
 
 
-@handles(functions=(functional.dropout, functional.dropout2d))
-def _dropout(input: Affine, p: float = 0.5, training: bool = True, inplace: bool = False) -> Affine:
-    if training:
-        raise Unsupported("is active in eval mode too", "pass training=self.training")
-    return input
+@handles(methods=("expand_as",), several=True)
+def _expand_as(input: Affine, other: Any) -> Any:
+    return selecting(Tensor.expand)(input, other.shape if isinstance(other, Tensor) else other.constant.shape)
 
 
-@handles(methods=("contiguous",))
-def _contiguous(input: Affine, **kwargs: Any) -> Affine:
-    return replace(input, constant=input.constant.contiguous())
+@handles(methods=("view_as", "reshape_as"), several=True)
+def _reshape_as(input: Affine, other: Any) -> Affine:
+    return _reshaping(Tensor.reshape)(input, other.shape if isinstance(other, Tensor) else other.constant.shape)
 
 
-@handles(methods=("clone",))
-def _clone(input: Affine, **kwargs: Any) -> Affine:
-    return replace(input, constant=input.constant.clone())
+def _joining(function: Callable[[Sequence[Tensor]], Tensor], parts: Sequence[Any]) -> Affine:
+    """Handle an operation that puts values of several tensors side by side, or takes them from one or another."""
+    values = [part.constant if isinstance(part, Affine) else part for part in parts]
+    constants = [torch.as_tensor(value, dtype=torch.float64) for value in values]
+    constant = function(constants)
+    selected = [
+        part.selected(
+            function([part.positions() if i == j else torch.zeros_like(c) for j, c in enumerate(constants)]), constant
+        )
+        for i, part in enumerate(parts)
+        if isinstance(part, Affine)
+    ]
+    return replace(selected[0], terms=tuple(term for part in selected for term in part.terms))
+
+
+def _along(function: Callable[..., Tensor]) -> Callable[..., Affine]:
+    def handler(tensors: Sequence[Any], *args: Any, **kwargs: Any) -> Affine:
+        return _joining(lambda parts: function(parts, *args, **kwargs), tensors)
+
+    return handler
+
+
+handles(functions=(torch.cat, torch.concat, torch.concatenate))(_along(torch.cat))
+
+for _join in (torch.stack, torch.hstack, torch.vstack, torch.row_stack, torch.dstack, torch.column_stack):
+    handles(functions=(_join,))(_along(_join))
+
+
+@handles(functions=(torch.where,), several=True)
+def _where(condition: Any, input: Any, other: Any) -> Affine:
+    if isinstance(condition, Affine):
+        raise Unsupported("it chooses by an activation", "write a rectification as nn.ReLU, and fine-tune")
+    return _joining(lambda parts: torch.where(condition, parts[0], parts[1]), (input, other))
+
+
+@handles(functions=(torch.masked_fill,), methods=("masked_fill", "masked_fill_"))
+def _masked_fill(input: Affine, mask: Tensor, value: Any) -> Affine:
+    return _joining(lambda parts: torch.where(mask, parts[0], parts[1]), (value, input))

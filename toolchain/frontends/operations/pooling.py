@@ -1,9 +1,8 @@
-"""Convolutions, linear layers, normalisation, pooling and means: maps with weights, given or implied."""
+"""Pooling, means and sums, and normalisation by constants."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,57 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from toolchain.frontends.advice import advice
 from toolchain.frontends.affine import BATCH, Affine, Unsupported, image
 from toolchain.frontends.linear import Convolution, channelwise
 from toolchain.frontends.operations.arithmetic import mul
+from toolchain.frontends.operations.convolutions import along, as_image, need_image, two
+from toolchain.frontends.operations.neutral import need_floating
 from toolchain.frontends.registry import handles
-
-
-def _need_image(value: Affine) -> None:
-    if len(value.shape) != 3:
-        raise Unsupported(f"gets shape {value.shape} where it needs (C, H, W)", "check input_shape and what precedes")
-
-
-def _two(value: int | Sequence[int]) -> tuple[int, int]:
-    values = (value, value) if isinstance(value, int) else tuple(value)
-    return values[0], values[-1]
-
-
-def _convolution_arguments(m: Any) -> tuple[Any, ...]:
-    if m.padding_mode != "zeros":
-        raise Unsupported(f"has padding_mode {m.padding_mode!r}", "pad with zeros and fine-tune")
-    return m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups
-
-
-@handles(modules={nn.Conv2d: _convolution_arguments}, functions=(functional.conv2d,), names=True)
-def _conv2d(
-    input: Affine,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Affine:
-    _need_image(input)
-    constant = functional.conv2d(input.constant, weight, bias, stride, padding, dilation, groups)
-    (dy, dx), (_, _, ky, kx) = _two(dilation), weight.shape
-    if padding == "same":  # where the sides differ, torch pads one more behind
-        padding = (dy * (ky - 1) // 2, dx * (kx - 1) // 2)
-    top, left = _two(0 if padding == "valid" else padding)
-    return input.then(
-        Convolution(weight, input.shape, tuple(constant.shape[1:]), _two(stride), (-top, -left), (dy, dx), groups),
-        constant,
-    )
-
-
-@handles(modules={nn.Linear: lambda m: (m.weight, m.bias)}, functions=(functional.linear,), names=True)
-def _linear(input: Affine, weight: Tensor, bias: Tensor | None = None) -> Affine:
-    constant = functional.linear(input.constant, weight, bias)
-    if len(input.shape) != 1:
-        return input.then_other(lambda x: functional.linear(x, weight), constant)
-    n_out, n_in = weight.shape
-    return input.then(Convolution(weight[..., None, None], (n_in, 1, 1), (n_out, 1, 1)), constant)
 
 
 def _normalisation_arguments(m: Any) -> tuple[Any, ...]:
@@ -69,7 +24,7 @@ def _normalisation_arguments(m: Any) -> tuple[Any, ...]:
 
 
 @handles(
-    modules=dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), _normalisation_arguments),
+    modules=dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm), _normalisation_arguments),
     functions=(functional.batch_norm,),
 )
 def _batch_norm(
@@ -90,6 +45,30 @@ def _batch_norm(
     constant = functional.batch_norm(input.constant, running_mean, running_var, weight, bias, False, momentum, eps)
     scale = (running_var + eps).rsqrt()
     return input.then(channelwise(scale if weight is None else scale * weight, image(input.shape)), constant)
+
+
+@handles(
+    modules={
+        kind: lambda m: (
+            m.running_mean, m.running_var, m.weight, m.bias, not m.track_running_stats, 0.0, m.eps,
+        )
+        for kind in (nn.InstanceNorm1d, nn.InstanceNorm2d)
+    },
+    functions=(functional.instance_norm,),
+)  # fmt: skip
+def _instance_norm(
+    input: Affine,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Affine:
+    if use_input_stats or running_mean is None or running_var is None:
+        raise Unsupported(*advice("instance_norm"))
+    return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
 
 
 def _pool(
@@ -127,7 +106,7 @@ def _avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Affine:
-    _need_image(input)
+    need_image(input)
     stride = stride or kernel_size
 
     def pool(x: Tensor, divisor: int | None = divisor_override) -> Tensor:
@@ -139,7 +118,7 @@ def _avg_pool2d(
     constant = pool(input.constant)
     if len(divisors) > 1:
         return input.then_other(pool, constant)
-    return _pool(input, constant, _two(kernel_size), _two(stride), _two(padding), int(divisors))
+    return _pool(input, constant, two(kernel_size), two(stride), two(padding), int(divisors))
 
 
 @handles(
@@ -147,7 +126,7 @@ def _avg_pool2d(
     functions=(functional.adaptive_avg_pool2d,),
 )
 def _adaptive_avg_pool2d(input: Affine, output_size: Any) -> Affine:
-    _need_image(input)
+    need_image(input)
     constant = functional.adaptive_avg_pool2d(input.constant, output_size)
     (h, w), (rows, columns) = input.shape[1:], constant.shape[2:]
     if rows % h == columns % w == 0:  # every window holds one value
@@ -159,9 +138,10 @@ def _adaptive_avg_pool2d(input: Affine, output_size: Any) -> Affine:
 
 
 @handles(functions=(torch.mean,), methods=("mean",))
-def _mean(input: Affine, dim: Any = None, keepdim: bool = False) -> Affine:
+def _mean(input: Affine, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Affine:
+    need_floating(dtype)
     rank = input.constant.dim()
-    averaged = {d % rank for d in (range(rank) if dim is None else (dim,) if isinstance(dim, int) else dim)}
+    averaged = {d % rank for d in ((dim,) if isinstance(dim, int) else dim or range(rank))}
     if 0 in averaged:
         raise Unsupported("averages over the batch", "name the dimensions, as in x.mean((2, 3))")
     constant = input.constant.mean(dim, keepdim)
@@ -174,39 +154,23 @@ def _mean(input: Affine, dim: Any = None, keepdim: bool = False) -> Affine:
 
 
 @handles(functions=(torch.sum,), methods=("sum",))
-def _sum(input: Affine, dim: Any = None, keepdim: bool = False) -> Affine:
-    mean = _mean(input, dim, keepdim)
+def _sum(input: Affine, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Affine:
+    mean = _mean(input, dim, keepdim, dtype=dtype)
     return mul(mean, input.constant.numel() // mean.constant.numel())
 
 
+@handles(functions=(torch.cumsum,), methods=("cumsum",))
+def _cumsum(input: Affine, dim: int, *, dtype: torch.dtype | None = None) -> Affine:
+    need_floating(dtype)
+    return input.mapped(lambda x: x.cumsum(dim))
+
+
+@handles(functions=(torch.diff,), methods=("diff",))
+def _diff(input: Affine, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Affine:
+    return input.mapped(lambda x: torch.diff(x, n, dim, prepend, append))
+
+
 # ---- over sequences: as the same over images of width one -----------------------------------------------------------
-
-
-def _as_image(handler: Callable[..., Affine], input: Affine, *args: Any) -> Affine:
-    """Handle an operation on (C, L) as the one on (C, L, 1)."""
-    if len(input.shape) != 2:
-        raise Unsupported(f"gets shape {input.shape} where it needs (C, L)", "check input_shape and what precedes")
-    result = handler(input.reshaped(input.constant.unsqueeze(-1)), *args)
-    return result.reshaped(result.constant.squeeze(-1))
-
-
-def _along(value: Any, across: int = 1) -> tuple[int, int]:
-    return _two(value)[0], across
-
-
-@handles(modules={nn.Conv1d: _convolution_arguments}, functions=(functional.conv1d,), names=True)
-def _conv1d(
-    input: Affine,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Affine:
-    padding = padding if isinstance(padding, str) else _along(padding, 0)
-    kernel = weight.unsqueeze(-1)
-    return _as_image(_conv2d, input, kernel, bias, _along(stride), padding, _along(dilation), groups)
 
 
 @handles(
@@ -221,8 +185,8 @@ def _avg_pool1d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> Affine:
-    stride = _along(stride or kernel_size)
-    return _as_image(_avg_pool2d, input, _along(kernel_size), stride, _along(padding, 0), ceil_mode, count_include_pad)
+    stride = along(stride or kernel_size)
+    return as_image(_avg_pool2d, input, along(kernel_size), stride, along(padding, 0), ceil_mode, count_include_pad)
 
 
 @handles(
@@ -230,4 +194,4 @@ def _avg_pool1d(
     functions=(functional.adaptive_avg_pool1d,),
 )
 def _adaptive_avg_pool1d(input: Affine, output_size: Any) -> Affine:
-    return _as_image(_adaptive_avg_pool2d, input, _along(output_size))
+    return as_image(_adaptive_avg_pool2d, input, along(output_size))
