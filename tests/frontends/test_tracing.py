@@ -66,9 +66,10 @@ def test_a_second_argument_without_a_default_is_refused() -> None:
 
 
 def test_an_error_in_what_a_forward_computes_by_itself_is_reported_with_its_line() -> None:
-    model = Forward(lambda self, x: x + torch.zeros(2, 3) @ torch.zeros(2, 3))
+    model = Forward(lambda self, x: x + torch.from_numpy(np.zeros((2, 3)) @ np.zeros((2, 3))))
     (found,) = refusals(model, (3,))
-    assert "cannot be multiplied (2x3 and 2x3) (test_tracing.py, line " in found
+    assert "mismatch in its core dimension" in found
+    assert "(test_tracing.py, line " in found
 
 
 def test_numbers_arrays_and_types_of_numpy_and_older_torch_are_taken() -> None:
