@@ -159,7 +159,7 @@ def evaluate(
     """
     from exporters import bundle as bundles
     from exporters.engines import run
-    from toolchain.assessment import by_step
+    from toolchain.assessment import by_step, clipped
     from toolchain.inputs import load_arrays, selected
     from toolchain.task import resolve
 
@@ -175,10 +175,14 @@ def evaluate(
     with bars():
         trace = run(engine, network, network.input.encode(x), record=False)
     rows = [row.as_dict() for row in by_step(network.decode(trace.logits), y, task)]
+    findings = clipped(network.input, x)
     if as_json:
-        print_json({"engine": engine, "task": task.name, "samples": len(x), "accuracy_by_step": rows})
+        found = {"engine": engine, "task": task.name, "samples": len(x)}
+        print_json(found | {"accuracy_by_step": rows, "findings": findings})
     else:
         out.print(table(f"{bundle} on {data}, engine {engine}", rows, {"step": "step"} | score_columns(task.name)))
+        for finding in findings:
+            say(finding, "yellow")
 
 
 @app.command()

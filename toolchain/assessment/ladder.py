@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from exporters.report import Rung
-from sim.network import Input
 from sim.progress import track
+from toolchain.assessment.payload import clipped
 from toolchain.convert import Conversion
 from toolchain.inputs import as_inputs
 
@@ -81,18 +81,3 @@ def spiking_outputs(conversion: Conversion, x: Tensor) -> tuple[np.ndarray, tupl
     trace = conversion.run(x, record=False, overflow="count")
     found = f"T = {conversion.recipe.timesteps}: {trace.overflows} potentials left the registers"
     return conversion.decode(trace.logits), (found,) if trace.overflows else ()
-
-
-def clipped(source: Input, x: Tensor) -> tuple[str, ...]:
-    """Say which share of model inputs (B, *model_shape) leaves the payload, and where most of it does; () for none."""
-    wide = replace(source, bits=31)  # beyond which float32 has no use for a payload
-    beyond = source.encode(x) != wide.encode(x)
-    if not beyond.any():
-        return ()
-    by_channel = np.moveaxis(beyond, 1, 0).reshape(source.shape[0], -1).mean(1)
-    bounds = np.broadcast_to(source.limits[1] / np.asarray(source.scale), by_channel.shape)
-    most = int(by_channel.argmax())
-    place = f", most of them in channel {most}" if len(by_channel) > 1 else ""
-    return (
-        f"{100 * beyond.mean():.2g} % of the input values are clipped{place}, at a magnitude of {bounds[most]:.3g}",
-    )

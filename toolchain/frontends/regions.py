@@ -182,6 +182,9 @@ class Regions:
                 most, rests, self.arrangement = count, found, arrangement
         if self.arrangement is not None:
             self.shapes[INPUT] = self.arrangement.shape
+            row = Row("input", "rearrangement", INPUT, INPUT, self.arrangement.shape)
+            row.fates[INPUT] = f"put in order by the host, from {' x '.join(map(str, self.input.shape))}"
+            self.log.rows.insert(0, row)
         left = iter(rests)
         for i, layer in enumerate(self.layers):
             if read := self.reads.get(layer.name):

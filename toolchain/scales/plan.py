@@ -297,7 +297,7 @@ def _own_units(graph: FloatGraph, layer: FloatLayer, values: Mapping[str, Tensor
     Rounding the payload of a channel costs ``|w|^2 u^2``, rounding its weights ``|x|^2 / u^2``. The sum is least where
     u is the root of ``|x| / |w|``, times what the two errors weigh, which is tried. What that would cut off is kept.
     """
-    weights = torch.stack([_by_source(edge.map, graph.input_shape) for edge in layer.edges])
+    weights = torch.stack([by_source(edge.map, graph.input_shape) for edge in layer.edges])
     rms, largest = weights.square().mean((0, 2)).sqrt(), weights.abs().amax((0, 2))
     finest = finest.double()
     sent, read = finest > 0, largest > 0
@@ -315,7 +315,7 @@ def _own_units(graph: FloatGraph, layer: FloatLayer, values: Mapping[str, Tensor
     return candidates
 
 
-def _by_source(map_: FloatMap, source: Shape) -> Tensor:
+def by_source(map_: FloatMap, source: Shape) -> Tensor:
     """Line up the weights from each channel of a source of shape ``source``: float64 (C, n)."""
     weight = map_.weight.double()
     if isinstance(map_, FloatDense):
