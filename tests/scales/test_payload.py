@@ -248,6 +248,18 @@ def test_a_constant_channel_becomes_a_bias_with_all_that_borders_do_to_it(paddin
     assert torch.allclose(found, wanted, atol=1e-2)
 
 
+def test_what_a_constant_became_is_no_error_of_the_payload() -> None:
+    # 0.403 is no multiple of the unit that all features share: times 300 it would be all that a layer inherits.
+    x = torch.cat([drawn(64, 4), torch.full((64, 1), 0.403)], 1)
+    weight = torch.cat([drawn(8, 4, seed=1) - 0.4, torch.full((8, 1), 300.0)], 1)
+    conversion = convert(two_layers(FloatDense(weight), (5,), (8,), torch.full((8,), -0.403 * 300)), x, 8)
+    assert np.ndim(conversion.network.input.scale) == 0
+    assert prepared(conversion) == (
+        "Channels of the input that never changed became biases, and are not read any more: 4.",
+    )
+    assert abs(assessment.attribute(conversion, x)[0].inherited) < 0.1
+
+
 def test_an_ordinary_constant_is_a_payload_like_any_other() -> None:
     x = torch.cat([drawn(16, 3), torch.full((16, 1), 0.1)], 1)
     net = two_layers(FloatDense(drawn(4, 4, seed=1) - 0.5), (4,), (4,), torch.zeros(4))
