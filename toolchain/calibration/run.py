@@ -36,7 +36,11 @@ def calibrate(
     """
     chip = recipe.limits
     registers = Registers(network, chip, "strict")
-    outputs = {INPUT: torch.from_numpy(network.payload(network.input.encode(x.numpy())))}
+    payload = torch.from_numpy(network.payload(network.input.encode(x.numpy())))
+    if graph.limit is not None:  # a coarse payload reaches beyond it, where the graph does not follow
+        bound = spatial((graph.limit * network.input.scale).round().int(), graph.input_shape)
+        payload = payload.clamp(-bound, bound)
+    outputs = {INPUT: payload}
     units = {name: plan.theta for name, plan in scales.plans.items()}
     units[INPUT] = torch.as_tensor(1 / network.input.scale, dtype=torch.float32)
     layers, output = [], network.output
