@@ -11,6 +11,7 @@ from exporters.report import Attribution, Rates, Report, Search
 from toolchain.assessment import layers
 from toolchain.assessment.attribution import attribute
 from toolchain.assessment.ladder import climb, spiking_outputs
+from toolchain.assessment.payload import prepared
 from toolchain.assessment.score import accuracy, agreement, by_step, errors
 from toolchain.assessment.verdict import verdict
 from toolchain.convert import Conversion
@@ -67,6 +68,7 @@ def report(
         task=task.name,
         samples=len(x),
         import_error=conversion.graph.import_error,
+        input=prepared(conversion),
         layers=layers.measured_layers(conversion, rates),
         agreement={rung: agreement(outputs, ann, task) for rung, outputs in ladder.outputs.items() if rung != "ann"},
         errors=errors(spiking, trained) if task.name == "regression" else (),
