@@ -17,9 +17,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from exporters.netx.content import Content
+from exporters.netx.content import SYNAPSES, Content
 from sim.findings import Finding, Refused, refuse
-from sim.network import Conv2d, Geometry, Shape
+from sim.network import Conv2d, Geometry, Network, Shape
 
 UNPACKED_LIMIT = 1 << 28  #: bytes that compressed or unwritten values of a file may take
 DEPTH_LIMIT = 8  #: of groups in groups; netx reads three
@@ -51,7 +51,7 @@ class Block:
         value = self.fields.get(field)
         if value is None or value.dtype.kind != "S" or value.size != 1:
             return None
-        return ascii(value.item().decode("ascii", "replace"))[1:-1]
+        return ascii(value.item().decode(errors="replace"))[1:-1]
 
     def numbers(self, field: str) -> np.ndarray | None:
         """Read numbers of any type; None where they are missing, no numbers, or none at all."""
@@ -262,6 +262,23 @@ def _steps(blocks: tuple[Block, ...]) -> Iterator[Step]:
             flattened = flattened and block.type == "conv"
         elif block.type is None:
             source, built = None, True  # whatever it is
+
+
+def edge_steps(network: Network) -> Iterator[Step]:
+    """Describe the edges of a network in the words of netx, each as a block of its own."""
+    for index, layer in enumerate(network.layers):
+        for edge in layer.edges:
+            form = SYNAPSES[type(edge.synapse)]
+            fields = {
+                "@name": layer.name.encode(),
+                "type": form.type,
+                "shape": layer.shape,
+                "weight": edge.synapse.weight,
+                **form.numbers(edge.synapse),
+            }
+            block = Block(index, {name: np.asarray(value) for name, value in fields.items()}, frozenset(fields))
+            source = network.shape_of(edge.source)
+            yield Step(block, source, True, True, edge.synapse.output_shape(source))
 
 
 def conv_shape(block: Block, source: Shape | None) -> Shape | None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from exporters.netx import file, foreign, hdf5
-from exporters.netx.foreign import Block, NetFile, Step
+from exporters.netx.foreign import Block, NetFile, Step, edge_steps
 from sim import stock
 from sim.chip import LOIHI2
 from sim.chip import check as check_chip
@@ -76,6 +77,13 @@ class Subject:
     measured: Measured | None = None
     bounds: Mapping[str, Bounds] = field(default_factory=dict)  #: by layer of the network
 
+    @cached_property
+    def synapses(self) -> tuple[Step, ...]:
+        """What a chip has to hold: blocks, or the edges of a network that has none."""
+        if self.network is None or self.file.children:
+            return self.file.steps
+        return tuple(edge_steps(self.network))
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -114,7 +122,7 @@ def _judge(subject: Subject) -> list[Issue]:
     issues = [
         Issue(rule=rule.id, severity=rule.severity, where=where, value=value, limit=rule.limit, remedy=rule.remedy)
         for rule in RULES.values()
-        for where, value in rule.find(subject)
+        for where, value in dict.fromkeys(rule.find(subject))
     ]
     return sorted(issues, key=lambda issue: ("error", "warning", "note").index(issue.severity))
 
@@ -133,13 +141,24 @@ def _rule(
 
 
 def _each(
-    id: str, severity: Severity, about: str, limit: str, remedy: str, source: str, *, of: tuple[str, ...] = BUILT
+    id: str,
+    severity: Severity,
+    about: str,
+    limit: str,
+    remedy: str,
+    source: str,
+    *,
+    of: tuple[str, ...] = BUILT,
+    of_chip: bool = False,
 ) -> Callable[[Callable[[Step], Iterable[str]]], Callable[[Step], Iterable[str]]]:
-    """Enter a rule about every block of the types ``of``: it gives the values that break it."""
+    """Enter a rule about every block of the types ``of``: it gives the values that break it.
+
+    A rule ``of_chip`` looks at the edges of networks that netx cannot build, too.
+    """
 
     def enter(find: Callable[[Step], Iterable[str]]) -> Callable[[Step], Iterable[str]]:
         def everywhere(subject: Subject) -> Found:
-            for step in subject.file.steps:
+            for step in subject.synapses if of_chip else subject.file.steps:
                 if step.block.type in of:
                     yield from ((step.block.where, value) for value in find(step))
 
@@ -862,6 +881,7 @@ def _odd(weight: np.ndarray | None) -> Iterator[str]:
     f"below {LOIHI2.state_limit} together: u has 24 bits and wraps",
     "scale the layer down",
     f"{_LIF}: u",
+    of_chip=True,
 )
 def _(step: Step) -> Iterator[str]:
     weight = step.block.integers("weight")
@@ -934,6 +954,7 @@ _TUTORIALS = "compiler reports in lava-dl's tutorials (tutorials/lava/lib/dl/net
     "try it on a board alone, or write it as a dense kernel with zeros",
     "sdnn_loihi2_compiler_test",
     of=("conv",),
+    of_chip=True,
 )
 def _(step: Step) -> Iterator[str]:
     groups = step.block.integers("groups")
@@ -949,6 +970,7 @@ def _(step: Step) -> Iterator[str]:
     "scale the input down, or cut it into strips",
     "lava-dl tutorials yolo_kp",
     of=("input", "conv"),
+    of_chip=True,
 )
 def _(step: Step) -> Iterator[str]:
     if step.out is not None and len(step.out) == 3 and step.out[2] > CONV_WIDTH:
@@ -962,6 +984,7 @@ def _(step: Step) -> Iterator[str]:
     f"{CORE_NEURONS} a core: it is split over several",
     "nothing; or use fewer channels or a larger stride",
     _TUTORIALS,
+    of_chip=True,
 )
 def _(step: Step) -> Iterator[str]:
     neurons = math.prod(step.out or (0,))
@@ -976,6 +999,7 @@ def _(step: Step) -> Iterator[str]:
     f"{CORE_WORDS} words of 64 bits a core: it is split over several",
     "nothing; or use fewer weights",
     _TUTORIALS,
+    of_chip=True,
 )
 def _(step: Step) -> Iterator[str]:
     weight = step.block.numbers("weight")
@@ -1164,4 +1188,4 @@ def _(subject: Subject) -> Found:
 )
 def _(subject: Subject) -> Found:
     if subject.network is not None and not subject.file.children:
-        yield "network", "a graph; rules about blocks have nothing to look at"
+        yield "network", "a graph of layers"

@@ -408,6 +408,8 @@ def test_a_graph_is_judged_as_a_network(tmp_path: Path) -> None:
     netx.save(networks.residual(), tmp_path / "a.net")
     issues = netx.legality(tmp_path / "a.net")
     assert "graph-form" in {issue.rule for issue in issues}
+    # Its shortcut is depthwise.
+    assert [(i.where, i.value) for i in issues if i.rule == "grouped"] == [("layer/1 sum", "3")]
     assert not [issue for issue in issues if issue.severity == "error"]
 
 
