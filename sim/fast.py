@@ -57,6 +57,7 @@ def run(
     potentials: dict[str, list[Tensor]] = {layer.name: [] for layer in kept}
     with counting("running on fast", len(payload)) as advance:
         for start in range(0, len(payload), batch):
+            registers.first = start
             outputs: dict[str, Tensor] = {INPUT: torch.from_numpy(payload[start : start + batch])}
             for layer in network.layers:
                 current = arriving[layer.name](outputs)
@@ -76,7 +77,13 @@ def run(
         }
 
     return Trace(
-        "fast", network, join(spikes, torch.uint8), join(potentials, torch.int64), registers.overflows, registers.peak
+        "fast",
+        network,
+        join(spikes, torch.uint8),
+        join(potentials, torch.int64),
+        registers.overflows,
+        registers.peak,
+        frozenset(registers.overflowed),
     )
 
 

@@ -81,13 +81,13 @@ class Conversion:
         """
         return self.network.decode(potentials.logits[:, -1] if isinstance(potentials, Trace) else potentials)
 
-    def predict(self, x: Any) -> np.ndarray:
+    def predict(self, x: Any, *, overflow: Policy = "strict") -> np.ndarray:
         """Return what the network says after the whole window, as its task has it (see :meth:`Task.decide`).
 
         Classes int64 (B,), 0 or 1 of one logit (B,) or of every label (B, N), classes of pixels (B, H, W), or the
-        outputs of a regression, float64 (B, *shape).
+        outputs of a regression, float64 (B, *shape). ``overflow`` "count" lets samples leave the registers.
         """
-        return self.task.decide(self.decode(self.run(x, record=False)))
+        return self.task.decide(self.decode(self.run(x, record=False, overflow=overflow)))
 
     def verify(self, x: Any, names: Sequence[str] | None = None) -> engines.Verification:
         """Compare the engines of these names, or all that can run the network, on model inputs, spike for spike.

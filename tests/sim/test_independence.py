@@ -71,6 +71,15 @@ def test_both_count_and_remember_the_same_overflows() -> None:
         assert trace.peak == {"a": 20 * 8065, "last": 0}
 
 
+@pytest.mark.parametrize("options", [{}, {"batch": 2}])
+def test_both_name_the_samples_that_leave_the_registers(options: dict[str, int]) -> None:
+    network, _ = overflowing()
+    payload = np.array([[0], [-127], [5], [-102], [-104], [0], [-127]])  # -104: 20 * (-104 * 127 >> 1) = -132,080
+    traces = reference.run(network, payload, overflow="count"), fast.run(network, payload, overflow="count", **options)
+    for trace in traces:
+        assert trace.overflowed == {1, 4, 6}
+
+
 def test_a_fault_in_the_watch_or_the_shift_of_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     network, payload = overflowing()
     expected = reference.run(network, payload, overflow="count")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from exporters.report import Rung
+from exporters.report import Rung, outside
 from sim.progress import track
 from toolchain.convert import Conversion
 from toolchain.graph import FloatGraph
@@ -81,7 +81,7 @@ def staircase_logits(conversion: Conversion, x: Tensor, batch: int = 256) -> Ten
 
 
 def spiking_outputs(conversion: Conversion, x: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return outputs after every window step, float64 (B, T, ...), and findings: potentials that left the registers."""
+    """Return outputs after every window step, float64 (B, T, ...), and findings: samples that left the registers."""
     trace = conversion.run(x, record=False, overflow="count")
-    found = f"T = {conversion.recipe.timesteps}: {trace.overflows} potentials left the registers"
-    return conversion.decode(trace.logits), (found,) if trace.overflows else ()
+    found = f"T = {conversion.recipe.timesteps}: {outside(len(trace.overflowed), len(x))}"
+    return conversion.decode(trace.logits), (found,) if trace.overflowed else ()
