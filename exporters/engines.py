@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from exporters import netx
+from sim.arguments import checked
 from sim.chip import LOIHI2, Chip
 from sim.findings import Finding, Refused, refuse
 from sim.fixedpoint import Policy, RegisterOverflow
@@ -162,6 +163,7 @@ def available_engines() -> tuple[str, ...]:
     return tuple(engine.name for engine in ENGINES.values() if engine.installed)
 
 
+@checked
 def run(
     engine: str,
     network: Network,
@@ -185,6 +187,7 @@ def run(
     return trace if record else trace.of_readout()
 
 
+@checked
 def verify(
     network: Network,
     payload: np.ndarray,

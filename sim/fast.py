@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sim.arguments import Count, checked
 from sim.chip import LOIHI2, Chip
 from sim.findings import refuse
 from sim.fixedpoint import Policy, Registers, largest_current, largest_sums, shift, worst_case
@@ -35,6 +36,7 @@ CURRENT = SynapseTable[Callable[[Any, Tensor, Tensor], Tensor]](
 )
 
 
+@checked
 def run(
     network: Network,
     payload: np.ndarray,
@@ -42,7 +44,7 @@ def run(
     chip: Chip = LOIHI2,
     overflow: Policy = "strict",
     record: bool = True,
-    batch: int = 32,
+    batch: Count = 32,
 ) -> Trace:
     """Run integer payloads ``(B, *input.shape)``; the result equals :func:`sim.reference.run` bit for bit.
 

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from sim.arguments import checked
 from sim.chip import LOIHI2, Chip
 from sim.findings import refuse
 from sim.fixedpoint import Policy, RegisterOverflow
@@ -19,6 +20,7 @@ from sim.progress import track
 from sim.trace import Trace
 
 
+@checked
 def run(network: Network, payload: np.ndarray, *, chip: Chip = LOIHI2, overflow: Policy = "strict") -> Trace:
     """Run integer payloads ``(B, *input.shape)`` and record every layer.
 

@@ -19,6 +19,7 @@ from exporters import bundle, engines
 from exporters.report import Rates, Report, TaskName
 from sim import chip as chips
 from sim import fast
+from sim.arguments import checked
 from sim.findings import Refused
 from sim.fixedpoint import Policy
 from sim.network import Network
@@ -69,6 +70,7 @@ class Conversion:
         """The integer scale of every layer, by name."""
         return self.scales.plans
 
+    @checked
     def run(self, x: Any, *, record: bool = True, overflow: Policy = "strict") -> Trace:
         """Simulate model inputs ``(B, *input_shape)`` (see :func:`toolchain.inputs.as_inputs`) on the fast engine."""
         payload = self.network.input.encode(as_inputs(x, self.network.input.shape))
@@ -89,6 +91,7 @@ class Conversion:
         """
         return self.task.decide(self.decode(self.run(x, record=False, overflow=overflow)))
 
+    @checked
     def verify(self, x: Any, names: Sequence[str] | None = None) -> engines.Verification:
         """Compare the engines of these names, or all that can run the network, on model inputs, spike for spike.
 
@@ -96,6 +99,7 @@ class Conversion:
         """
         return engines.verify(self.network, self.network.input.encode(as_inputs(x, self.network.input.shape)), names)
 
+    @checked
     def save(self, directory: str | Path, report: Report | None = None, rates: Rates | None = None) -> None:
         """Write ``network.net``, ``config.json``, ``provenance.json``, and what was measured, if it was.
 
@@ -112,6 +116,7 @@ class Conversion:
         )
 
 
+@checked
 @torch.no_grad()
 def convert(
     model: nn.Module | FloatGraph,

@@ -18,7 +18,12 @@ from sim.network import INPUT, Dense, Edge, Input, Layer, Network
 from sim.trace import first_difference
 
 #: Functions that decide nothing: they say no, and how far the work is.
-TELLING = {("sim.findings", "refuse"), ("sim.progress", "counting"), ("sim.progress", "track")}
+TELLING = {
+    ("sim.arguments", "checked"),
+    ("sim.findings", "refuse"),
+    ("sim.progress", "counting"),
+    ("sim.progress", "track"),
+}
 
 
 def imports(module: ModuleType) -> set[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -229,7 +230,7 @@ def inspect(
     from exporters import netx
     from toolchain.assessment import layer_table
 
-    bundle = bundles.load(path) if path.is_dir() else None
+    bundle = bundles.load(path) if os.path.isdir(path) else None
     network = netx.read(path) if bundle is None else bundle.network
     rows, output, scale = layer_table(network), network.output, np.asarray(network.input.scale)
     if as_json:

@@ -6,6 +6,7 @@ from typing import Any
 
 from exporters import engines
 from exporters.report import Evaluation
+from sim.arguments import checked
 from sim.findings import refuse
 from sim.fixedpoint import Policy
 from sim.network import Network
@@ -15,6 +16,7 @@ from toolchain.recipe import TaskChoice
 from toolchain.task import resolve
 
 
+@checked
 def evaluate(
     network: Network,
     x: Any,

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from exporters.report import Rung, outside
+from sim.arguments import Count, checked
+from sim.findings import refuse
 from sim.progress import track
 from toolchain.convert import Conversion
 from toolchain.graph import FloatGraph
@@ -51,23 +53,28 @@ def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion 
     return Ladder(outputs, steps, tuple(findings))
 
 
+@checked
 @torch.no_grad()
-def model_logits(model: nn.Module, x: Any, batch: int = 256) -> Tensor:
+def model_logits(model: nn.Module, x: Any, batch: Count = 256) -> Tensor:
     """Logits of the torch model, float32 (B, N), in eval mode; every module gets back the mode that it was in.
 
     ``x`` are model inputs (see :func:`toolchain.inputs.as_inputs`). The model gets a copy: it may write into it.
     """
-    modes = {module: module.training for module in model.modules()}
+    x, modes = as_inputs(x, where="x"), {module: module.training for module in model.modules()}
     model.eval()
     try:
-        return torch.cat([model(chunk.clone()).reshape(len(chunk), -1) for chunk in as_inputs(x).split(batch)])
+        return torch.cat([model(chunk.clone()).reshape(len(chunk), -1) for chunk in x.split(batch)])
+    except Exception as error:  # whatever a forward raises
+        problem = f"cannot run on inputs of shape {tuple(x.shape[1:])}: {' '.join(str(error).split())}"
+        raise refuse(type(model).__name__, problem, "give what the model was trained on") from error
     finally:
         for module, training in modes.items():
             module.training = training
 
 
+@checked
 @torch.no_grad()
-def staircase_logits(conversion: Conversion, x: Tensor, batch: int = 256) -> Tensor:
+def staircase_logits(conversion: Conversion, x: Tensor, batch: Count = 256) -> Tensor:
     """Logits of the float graph whose activations take the steps that T spikes can draw, float32 (B, N).
 
     With every channel's threshold (:func:`toolchain.graph.activations.staircase`): what is left of a network if spikes
