@@ -27,10 +27,10 @@ from sim.trace import Trace
 from toolchain.calibration.run import calibrate
 from toolchain.calibration.tune import tune
 from toolchain.frontends import DENSE_LIMIT, import_model
+from toolchain.frontends.plain import unwrapped
 from toolchain.graph import FloatGraph
 from toolchain.graph.channels import spread
 from toolchain.inputs import as_inputs
-from toolchain.loading import unwrapped
 from toolchain.recipe import Recipe, named
 from toolchain.scales.integers import build
 from toolchain.scales.plan import Plan, Scales, choose_scales
@@ -154,7 +154,7 @@ def convert(
     if findings := chips.check(network, recipe.limits):
         raise Refused(findings)
     origin = {
-        "weights": bundle.digest(_arrays(model)),
+        "weights": bundle.digest(_arrays(model if isinstance(model, FloatGraph) else unwrapped(model))),
         "calibration": bundle.digest({"calibration": as_inputs(calibration)}),
     }
     return Conversion(network, graph, source, recipe, scales, peak, origin, assumed)
@@ -178,7 +178,7 @@ def imported(model: nn.Module | FloatGraph, x: Any, **importing: Any) -> tuple[F
     inputs = as_inputs(x)
     if isinstance(model, FloatGraph):
         return model, as_inputs(inputs, model.input_shape)
-    graph = import_model(unwrapped(model), tuple(inputs.shape[1:]), samples=inputs, **importing)
+    graph = import_model(model, tuple(inputs.shape[1:]), samples=inputs, **importing)
     return graph, as_inputs(inputs, graph.input_shape)
 
 

@@ -120,7 +120,7 @@ def convert(
     from toolchain.auto import choose
     from toolchain.convert import convert as run
     from toolchain.inputs import load_arrays
-    from toolchain.loading import as_float32, load_model
+    from toolchain.loading import load_model
     from toolchain.recipe import named
 
     if latency_budget is not None and not auto:
@@ -148,7 +148,6 @@ def convert(
             # Labels only measure: the network is the same without them, and takes long enough to be kept.
             unusable, y = refused, None
             conversion, search = converted(None)
-        net = as_float32(net)
         rates = assessment.rates(conversion, x)
         name, data = model.rpartition("/")[2], f"calibration data, {calibration.name}"
         report = assessment.report(conversion, net, x, y, rates, name=name, data=data, choice=search)

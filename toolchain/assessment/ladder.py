@@ -15,6 +15,7 @@ from sim.arguments import Count, checked
 from sim.findings import refuse
 from sim.progress import track
 from toolchain.convert import Conversion
+from toolchain.frontends.plain import as_float32, unwrapped
 from toolchain.graph import FloatGraph
 from toolchain.inputs import as_inputs
 
@@ -58,9 +59,12 @@ def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion 
 def model_logits(model: nn.Module, x: Any, batch: Count = 256) -> Tensor:
     """Logits of the torch model, float32 (B, N), in eval mode; every module gets back the mode that it was in.
 
+    A model of another precision runs as a copy in float32.
+
     ``x`` are model inputs (see :func:`toolchain.inputs.as_inputs`). The model gets a copy: it may write into it.
     """
-    x, modes = as_inputs(x, where="x"), {module: module.training for module in model.modules()}
+    x, model = as_inputs(x, where="x"), as_float32(unwrapped(model))
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         return torch.cat([model(chunk.clone()).reshape(len(chunk), -1) for chunk in x.split(batch)])

@@ -15,6 +15,7 @@ from toolchain.assessment.ladder import climb, spiking_outputs
 from toolchain.assessment.score import accuracy, agreement, by_step, errors
 from toolchain.assessment.verdict import verdict
 from toolchain.convert import Conversion
+from toolchain.frontends.plain import unwrapped
 from toolchain.graph.channels import spread
 from toolchain.inputs import as_inputs
 
@@ -58,7 +59,7 @@ def report(
             findings += found
         by_timesteps[recipe.timesteps] = scores["int8"]
     return Report(
-        model=name or type(model).__name__,
+        model=name or type(unwrapped(model)).__name__,
         data=data,
         choice=choice,
         timesteps=recipe.timesteps,

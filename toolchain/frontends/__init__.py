@@ -6,7 +6,8 @@ The model is traced with ``torch.fx`` (:mod:`~toolchain.frontends.tracing`) and 
 constant. The constant is what torch itself computes from the constant before, so that a bias ahead of a padded
 convolution comes out right at the borders too. A ReLU, bounded or not, closes the region
 (:mod:`~toolchain.frontends.regions`): the affine value becomes a layer and the rectified value a new source. At last
-the graph is held to the model's own forward (:mod:`~toolchain.frontends.proof`): what differs is refused.
+the graph is held to the model's own forward (:mod:`~toolchain.frontends.proof`): what differs is refused. Wrappers as
+DataParallel are taken off first (:mod:`~toolchain.frontends.plain`).
 
 What the importer knows stands in :mod:`~toolchain.frontends.operations`; :func:`operation` teaches it a module of
 one's own. Files are read by :mod:`~toolchain.frontends.exported` and :mod:`~toolchain.frontends.onnx_file`, which
@@ -26,6 +27,7 @@ from sim.network import Shape
 from toolchain.frontends.checks import prepared
 from toolchain.frontends.interpreter import Interpreter
 from toolchain.frontends.log import LayerReport, Log
+from toolchain.frontends.plain import unwrapped
 from toolchain.frontends.proof import double_by_default, own_dtype, prove
 from toolchain.frontends.regions import Regions
 from toolchain.frontends.registry import operation
@@ -98,6 +100,7 @@ def _run(
         raise refuse("samples", f"shape {tuple(samples.shape)}", f"give model inputs of shape {wanted}")
     if samples is not None and not samples.isfinite().all():
         raise refuse("samples", "they hold NaN or infinity", "clean the data")
+    model = unwrapped(model)
     log = Log(type(model).__name__)
     regions = Regions(shape, log, dense_limit)
     with unchanged(model), double_by_default():

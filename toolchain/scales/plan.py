@@ -138,8 +138,8 @@ def plan_layer(
     ``theta`` (C,) are the thresholds that the rule wants, ``units`` the value of one spike of each source channel,
     ``values`` the float activations of its sources on calibration samples, ``current`` (B, *shape) what they cause.
     For each legal THETA a channel's threshold is raised until its weights fit 8 bits,
-    ``theta_c >= max|w_c * unit| * THETA / 127``, and its bias the register over the window, but never so far that what
-    the rule wants would not fire once. The THETA taken minimises the expected squared error of the
+    ``theta_c >= max|w_c * unit| * THETA / 127``, and its bias the register over the window, but not so far that most
+    of the activations would not fire once. The THETA taken minimises the expected squared error of the
     activations: staircase, weight rounding (a uniform error of 1/12 su^2 per synapse and source unit) and, from the
     graded input, the payload's own rounding as measured. With the recipe's ``shift_input`` the weights of the graded
     input get the exponent at which they use all bits. Potentials and biases must stay inside the registers, with
@@ -150,8 +150,8 @@ def plan_layer(
     rounding = torch.zeros(len(theta), dtype=torch.float64)
     for edge in layer.edges:
         fan_in = edge.map.weight[0].numel()
-        energy = (values[edge.source].double() / spatial(units[edge.source], shape[edge.source])) ** 2
-        uniform = float(energy.mean()) * fan_in / 12
+        squares = (values[edge.source].double() / spatial(units[edge.source], shape[edge.source])) ** 2
+        uniform = float(squares.mean()) * fan_in / 12
         if edge.source != INPUT:
             noise += uniform
         else:
@@ -160,6 +160,7 @@ def plan_layer(
             squares = (edge.map.weight.double() ** 2).reshape(len(theta), -1).sum(1) * units[INPUT] ** 2
             rounding += squares * ((exact.round() - exact) ** 2).mean()
     a = sampled(layer.activate(current))
+    energy = (a.double() ** 2).sum(1)
     low, high = (by_channel(c).double() for c in (current.amin(0)[None], current.amax(0)[None]))
     low, high, beta = low.amin(1), high.amax(1), layer.bias.reshape(len(theta), -1).double().abs().amax(1)
 
@@ -167,7 +168,7 @@ def plan_layer(
     for threshold in legal_thresholds(chip, min(chip.threshold_limit, 1 << 24)):
         room = (chip.bias_limit - threshold) / (MARGIN * timesteps)
         held = beta * threshold / room
-        if room <= 0 or bool((held > theta * timesteps).any()):
+        if room <= 0 or float(energy[held > theta * timesteps].sum()) > float(energy.sum()) / 2:
             break
         raised = torch.maximum(torch.maximum(theta.double(), largest * threshold / chip.weight_limit), held)
         su = threshold / raised
