@@ -104,8 +104,8 @@ def _load(file: h5py.File, size: int) -> Content:
         at, group = pending.pop()
         content |= {f"{at}@{name}": _attribute(group, name, budget) for name in group.attrs}
         for name in group:
-            if not (name.isascii() and name.isprintable()):
-                raise refuse(f"{at}{name!a}", "it is not part of the format", "remove it")
+            if not (name.isascii() and name.isprintable() and len(name) < 256):
+                raise refuse(f"{at}{name!a:.80}", "it is not part of the format", "remove it")
             path = at + name
             if type(group.get(name, getlink=True)) is not h5py.HardLink:
                 raise refuse(path, "it is a link to somewhere else", "write the file again")

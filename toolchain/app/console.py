@@ -58,7 +58,9 @@ def bars() -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     # Parts may take minutes: an estimate that looks back 30 s, as rich's does, would never see two of them.
-    with Progress(*columns, console=err, transient=True, speed_estimate_period=36000) as bar:
+    # Where nobody watches, rich would leave an empty line of a bar that goes away.
+    watched = err.is_terminal
+    with Progress(*columns, console=err, transient=True, speed_estimate_period=36000, disable=not watched) as bar:
         tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:
