@@ -199,11 +199,7 @@ class Evaluation(Record):
     samples: int
     overflowed: int  #: samples in which a potential left the registers; they count with what wider ones would say
     accuracy_by_step: tuple[StepAccuracy, ...]
-
-    @property
-    def finding(self) -> str | None:
-        """What casts doubt on it, in a sentence."""
-        return outside(self.overflowed, self.samples) if self.overflowed else None
+    findings: tuple[str, ...]  #: what casts doubt on it
 
 
 def outside(overflowed: int, samples: int) -> str:
@@ -226,6 +222,7 @@ class Report(Record):
     samples: int
     #: Largest difference of a logit of the imported float graph from the trained network's, relative to the largest.
     import_error: float | None = None
+    input: tuple[str, ...] = ()  #: what the host does to inputs beside scaling all alike, in sentences
     layers: tuple[LayerRow, ...]
     agreement: Mapping[Rung, Agreement] = field(default_factory=dict)
     attribution: Attribution | None = None

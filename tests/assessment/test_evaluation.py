@@ -22,6 +22,7 @@ from toolchain.app import cli
 #: A neuron that gets 100 su for each unit of the payload: beyond 131,072 su from 1311 units on.
 X = np.array([[3.0], [2000.0], [-3.0], [1400.0], [1300.0]], np.float32)
 Y = np.array([0, 0, 1, 1, 0])  # the readout says 0 where the neuron fires, and 1 where it is silent
+TEXT = "2 of 5 samples leave the registers: on the chip these may end otherwise"
 
 
 def network() -> Network:
@@ -50,13 +51,12 @@ def test_samples_that_leave_the_registers_are_counted(saved: Path, engine: str, 
     assert result.exit_code == 0
     document = json.loads(result.stdout)
     (step,) = document.pop("accuracy_by_step")
-    assert document == {"engine": engine, "task": "classes", "samples": 5, "overflowed": 2}
+    assert document == {"engine": engine, "task": "classes", "samples": 5, "overflowed": 2, "findings": [TEXT]}
     assert (step["accuracy"], step["n"]) == (80.0, 5)  # all but the fourth
 
 
 def test_they_are_named_below_the_table_and_only_where_there_are_some(saved: Path) -> None:
-    text = "2 of 5 samples leave the registers: on the chip these may end otherwise"
-    assert text in " ".join(evaluate(saved).stdout.split())
+    assert TEXT in " ".join(evaluate(saved).stdout.split())
     assert "registers" not in evaluate(saved, "--samples", "1").stdout
 
 

@@ -186,7 +186,7 @@ def evaluate(
     from toolchain.inputs import load_arrays, selected
 
     loaded = bundles.load(bundle)
-    x, y = selected(*load_arrays(data, loaded.network.input.shape), samples)
+    x, y = selected(*load_arrays(data, loaded.network.input.model_shape), samples)
     # Bundles of before tasks were known do not name theirs.
     task = loaded.config.get("task", "auto")
     policy: Any = overflow  # which there are is the registers' to say
@@ -197,8 +197,8 @@ def evaluate(
         return
     rows = [row.as_dict() for row in found.accuracy_by_step]
     out.print(table(f"{bundle} on {data}, engine {engine}", rows, {"step": "step"} | score_columns(found.task)))
-    if found.finding is not None:
-        say(found.finding, "yellow")
+    for finding in found.findings:
+        say(finding, "yellow")
 
 
 @app.command()
@@ -219,7 +219,7 @@ def verify(
     from toolchain.inputs import load_arrays, selected
 
     loaded = bundles.load(bundle)
-    x, _ = selected(*load_arrays(data, loaded.network.input.shape, labels=False), samples)
+    x, _ = selected(*load_arrays(data, loaded.network.input.model_shape, labels=False), samples)
     with bars():
         result = run(loaded.network, loaded.network.input.encode(x), net_path=loaded.net_path)
     if as_json:
@@ -248,7 +248,8 @@ def inspect(
 
     bundle = bundles.load(path) if os.path.isdir(path) else None
     network = netx.read(path) if bundle is None else bundle.network
-    rows, output, scale = layer_table(network), network.output, np.asarray(network.input.scale)
+    rows, output, source = layer_table(network), network.output, network.input
+    scale = np.asarray(source.scale)
     if as_json:
         print_json(
             {
@@ -256,7 +257,12 @@ def inspect(
                 "holdoff": network.holdoff,
                 "steps": network.steps,
                 "loader": netx.loaded_by(network),
-                "input": {"shape": network.input.shape, "bits": network.input.bits, "scale": scale.tolist()},
+                "input": {
+                    "shape": source.shape,
+                    "given": source.model_shape,
+                    "bits": source.bits,
+                    "scale": scale.tolist(),
+                },
                 "output": None if output is None else {k: v.tolist() for k, v in vars(output).items()},
                 "layers": [row.as_dict() for row in rows],
                 "provenance": None if bundle is None else bundle.provenance,
@@ -264,9 +270,10 @@ def inspect(
         )
         return
     out.print(layers(str(path), rows))
+    given = "" if source.order is None else f", taken from {' x '.join(map(str, source.model_shape))}"
     out.print(
         f"T = {network.timesteps}, K = {network.holdoff}: logits after {network.steps} steps; input "
-        f"{' x '.join(map(str, network.input.shape))}, {network.input.bits} bits, payload = x * "
+        f"{' x '.join(map(str, source.shape))}{given}, {source.bits} bits, payload = x * "
         f"{numbers(scale)}; loads with {netx.loaded_by(network)}",
         soft_wrap=True,
         highlight=False,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from exporters import engines
-from exporters.report import Evaluation
+from exporters.report import Evaluation, outside
 from sim.arguments import checked
 from sim.findings import refuse
 from sim.fixedpoint import Policy
 from sim.network import Network
+from toolchain.assessment.payload import clipped
 from toolchain.assessment.score import by_step
 from toolchain.inputs import as_inputs
 from toolchain.recipe import TaskChoice
@@ -26,14 +27,14 @@ def evaluate(
     task: TaskChoice = "auto",
     overflow: Policy | None = None,
 ) -> Evaluation:
-    """Measure a network after every window step on model inputs ``x`` (B, *input_shape) and labels ``y`` (B, ...).
+    """Measure a network after every window step on model inputs ``x`` (B, *model_shape) and labels ``y`` (B, ...).
 
     For ``x`` see :func:`toolchain.inputs.as_inputs`. A sample in which a potential leaves the registers is counted, or
     ends in :class:`sim.fixedpoint.RegisterOverflow` where ``overflow`` is "strict", as it does by default on engines
     that cannot go on (:func:`exporters.engines.run`). Raises :class:`Refused` for labels that are not of the task, and
     a regression whose potentials stand for nothing known.
     """
-    x = as_inputs(x, network.input.shape, "x")
+    x = as_inputs(x, network.input.model_shape, "x")
     resolved, _ = resolve(task, network.readout.shape, y)
     resolved.labels(y, len(x))
     if resolved.name == "regression" and network.output is None:
@@ -46,4 +47,5 @@ def evaluate(
         samples=len(x),
         overflowed=len(trace.overflowed),
         accuracy_by_step=steps,
+        findings=(*clipped(network.input, x), *(outside(lost, len(x)) for lost in [len(trace.overflowed)] if lost)),
     )

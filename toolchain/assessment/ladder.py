@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from exporters.report import Rung, outside
 from sim.arguments import Count, checked
 from sim.findings import refuse
 from sim.progress import track
+from toolchain.assessment.payload import clipped
 from toolchain.convert import Conversion
 from toolchain.frontends.plain import as_float32, unwrapped
-from toolchain.graph import FloatGraph
 from toolchain.inputs import as_inputs
 
 
@@ -31,7 +31,7 @@ class Ladder:
 
 def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion | None = None) -> Ladder:
     """Run every rung on model inputs (B, *model_shape); ``wide`` is the conversion for wide registers."""
-    inputs = as_inputs(x, conversion.network.input.shape)
+    inputs = as_inputs(x, conversion.network.input.model_shape)
     findings: list[str] = []
 
     def spiking(which: Conversion) -> np.ndarray:
@@ -50,6 +50,7 @@ def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion 
     for rung, run in track("measuring accuracy", rungs.items()):
         outputs[rung] = run()
     steps = spiking(conversion)
+    findings.extend(clipped(conversion.network.input, inputs))
     outputs["int8"] = steps[:, -1]
     return Ladder(outputs, steps, tuple(findings))
 
@@ -81,14 +82,9 @@ def model_logits(model: nn.Module, x: Any, batch: Count = 256) -> Tensor:
 def staircase_logits(conversion: Conversion, x: Tensor, batch: Count = 256) -> Tensor:
     """Logits of the float graph whose activations take the steps that T spikes can draw, float32 (B, N).
 
-    With every channel's threshold (:func:`toolchain.graph.activations.staircase`): what is left of a network if spikes
-    arrive evenly and integers cost nothing.
+    See :meth:`toolchain.graph.FloatGraph.stairs`.
     """
-    scales, timesteps = conversion.scales, conversion.recipe.timesteps
-    stairs = tuple(
-        replace(layer, upper=scales[layer.name].theta, levels=timesteps) for layer in conversion.source.layers
-    )
-    return FloatGraph(conversion.source.input_shape, stairs).logits(x, batch)
+    return conversion.source.stairs(conversion.scales.thetas, conversion.recipe.timesteps).logits(x, batch)
 
 
 def spiking_outputs(conversion: Conversion, x: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from sim.arguments import checked
 from toolchain.assessment import layers
 from toolchain.assessment.attribution import attribute
 from toolchain.assessment.ladder import climb, spiking_outputs
+from toolchain.assessment.payload import prepared
 from toolchain.assessment.score import accuracy, agreement, by_step, errors
 from toolchain.assessment.verdict import verdict
 from toolchain.convert import Conversion
@@ -69,6 +70,7 @@ def report(
         task=task.name,
         samples=len(x),
         import_error=conversion.graph.import_error,
+        input=prepared(conversion),
         layers=layers.measured_layers(conversion, rates),
         agreement={rung: agreement(outputs, ann, task) for rung, outputs in ladder.outputs.items() if rung != "ann"},
         errors=errors(spiking, trained) if task.name == "regression" else (),

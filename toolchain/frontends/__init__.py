@@ -52,11 +52,12 @@ def import_model(
     """Reduce a trained model to spiking layers and the linear maps between them, in float64, stored as float32.
 
     ``input_shape`` is (C, H, W), (C, L) or (N,), without the batch dimension; the graph's input writes (C, L) as
-    (C, L, 1). The model is not changed; that the graph equals it in eval mode is proven
-    (:mod:`~toolchain.frontends.proof`) on drawn inputs and, where they are given, on a few of ``samples``, model inputs
-    float32 (B, *input_shape). ``dense_limit`` bounds the weights of a matrix or kernel that folding creates.
-    ``leave_off_last`` leaves off a softmax or sigmoid at the very end, so that the graph gives the logits before it.
-    Raises :class:`sim.findings.Refused` with every finding at once.
+    (C, L, 1). Where a model rearranges its input before a convolution, the graph does so before all layers, and takes
+    inputs of any ``input_shape`` of one to three dimensions. The model is not changed; that the graph equals it in eval
+    mode is proven (:mod:`~toolchain.frontends.proof`) on drawn inputs and, where they are given, on a few of
+    ``samples``, model inputs float32 (B, *input_shape). ``dense_limit`` bounds the weights of a matrix or kernel that
+    folding creates. ``leave_off_last`` leaves off a softmax or sigmoid at the very end, so that the graph gives the
+    logits before it. Raises :class:`sim.findings.Refused` with every finding at once.
     """
     log, regions, error = _run(model, input_shape, dense_limit, leave_off_last, samples)
     if log.findings:
