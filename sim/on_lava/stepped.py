@@ -167,7 +167,7 @@ class Stepped:
         start, chain = np.zeros((length, 1), int), np.eye(length, k=-1, dtype=int)
         start[0] = 1
         relays = LIF(name="clock", shape=(length,), du=4095, dv=4096, vth=0, bias_mant=0, bias_exp=6)
-        source = self._host.inward(pulse.s_out, False, 1)
+        source = self._host.inward(pulse.s_out, False, 0)
         for port, weights in ((source, start), (relays.s_out, chain)):
             synapse = LavaDense(weights=weights)
             port.connect(synapse.s_in)
