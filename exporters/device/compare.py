@@ -52,7 +52,7 @@ def replay(record: Record, against: str = "reference") -> Comparison:
     def expected(sample: int) -> Trace:
         return run_engine(against, record.network, record.payload[sample : sample + 1], overflow="count")
 
-    return _compare(record.network, expected, record.trace, record.done, str(record.path))
+    return compare(record.network, expected, record.trace, record.done, str(record.path))
 
 
 def diff(one: Record, other: Record) -> Comparison:
@@ -68,12 +68,13 @@ def diff(one: Record, other: Record) -> Comparison:
         return lambda sample: replace(record.trace(sample), engine=name)
 
     traces = [named(record, name) for record, name in zip((one, other), names, strict=True)]
-    return _compare(one.network, traces[0], traces[1], min(one.done, other.done), str(other.path))
+    return compare(one.network, traces[0], traces[1], min(one.done, other.done), str(other.path))
 
 
-def _compare(
+def compare(
     network: Network, expected: Callable[[int], Trace], found: Callable[[int], Trace], samples: int, where: str
 ) -> Comparison:
+    """Compare traces of single samples, by number; raises :class:`Refused`, about ``where``, if there are none."""
     if not samples:
         raise refuse(where, "no sample is in it", "run it again")
     order = {layer.name: index for index, layer in enumerate(network.layers)}

@@ -68,10 +68,10 @@ class Contents:
     job: Mapping[str, Any]  #: of JSON types, as ``JOB`` says, and ``task`` and ``data``, which may be None
 
 
-def digests(network: Network, payload: np.ndarray) -> dict[str, str]:
+def digests(image: bytes, payload: np.ndarray) -> dict[str, str]:
     """SHA-256, hexadecimal, of the network's file and of the payloads as they stand in a record."""
     return {
-        "network": sha256(netx.dump(network)).hexdigest(),
+        "network": sha256(image).hexdigest(),
         "input": sha256(np.ascontiguousarray(payload, "<i4").tobytes()).hexdigest(),
     }
 
@@ -159,7 +159,7 @@ class Record:
         self._arrays = {name: self._dataset(name, *form) for name, form in self._layout.items()}
         self.payload = self._dataset("input", (samples, *self.network.input.shape), "<i4")[()]
         self.network.payload(self.payload)
-        if digests(self.network, self.payload) != self.job["sha256"]:
+        if digests(image, self.payload) != self.job["sha256"]:
             raise refuse("job", "network or input are not those that its digests say", UNDAMAGED)
         self.labels = self._read_labels(samples)
         self.done = self._number("done", samples)
@@ -209,11 +209,18 @@ class Record:
         return np.asarray(self._dataset("label", (samples, *shape[1:]), kind)[()])
 
     def _read_visit(self, index: int) -> dict[str, Any]:
-        text = json.loads(bytes(self._arrays["visit/text"][index]).rstrip(b"\0"))
-        if not isinstance(text, dict) or not isinstance(text.get("ran_on"), dict):
+        text: Any = json.loads(bytes(self._arrays["visit/text"][index]).rstrip(b"\0"))
+        text = text if isinstance(text, dict) else {}
+        ran, unsure = text.get("ran_on"), text.get("unconfirmed")
+        if not isinstance(ran, dict) or not isinstance(ran.get("models"), dict) or not isinstance(unsure, list):
             raise refuse(f"visit/text {index}", "it does not say where it ran", UNDAMAGED)
         power = zip(PROBES, map(float, self._arrays["visit/probed"][index]), strict=True)
         return text | {"probed": {name: value for name, value in power if not math.isnan(value)}}
+
+    def differs(self, network: Network, payload: np.ndarray) -> list[str]:
+        """Name what another run of ``network`` on payloads (N, *input.shape) does not have in common with this one."""
+        same = {"network": self.network == network, "input": np.array_equal(self.payload, payload)}
+        return [name for name, equal in same.items() if not equal]
 
     def trace(self, sample: int) -> Trace:
         """Return what one sample did, as a batch of one; raises :class:`Refused` where its data is damaged."""
@@ -265,11 +272,12 @@ class Writer:
     def create(cls, path: str | Path, contents: Contents) -> Writer:
         """Lay out a new record; raises :class:`Refused` where it cannot be written."""
         path, network, payload = Path(path), contents.network, np.ascontiguousarray(contents.payload, "<i4")
-        job = json.dumps({**contents.job, "samples": len(payload), "sha256": digests(network, payload)}).encode()
+        image = netx.dump(network)
+        job = json.dumps({**contents.job, "samples": len(payload), "sha256": digests(image, payload)}).encode()
         given: dict[str, np.ndarray] = {
             "format": np.array([FORMAT], "<i8"),
             "job": np.frombuffer(job, "u1"),
-            "network": np.frombuffer(netx.dump(network), "u1"),
+            "network": np.frombuffer(image, "u1"),
             "input": payload,
         }
         if contents.labels is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from exporters.bundle import PACKAGES, packages
-from exporters.device.record import Contents, Record, Writer, digests
+from exporters.device.record import Contents, Record, Writer
 from exporters.device.target import GENERATIONS, Answer, Job, Request, Unavailable, doubts, unconfirmed
 from exporters.device.visit import LOADING, PATIENCE, Visit
 from sim.findings import Finding, refuse
@@ -83,8 +83,7 @@ def _resumable(path: Path, resume: bool, network: Network, payload: np.ndarray, 
     if not resume:
         raise refuse(str(path), "it exists", "go on with it by --resume, or give another path")
     with Record(path) as old:
-        asked = job | {"sha256": digests(network, payload)}
-        other = [key for key, value in asked.items() if old.job[key] != value]
+        other = [key for key, value in job.items() if old.job[key] != value] + old.differs(network, payload)
         if other:
             raise refuse(str(path), f"it is of another run: {', '.join(other)} differ", "give another path")
         return old.done

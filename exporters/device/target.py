@@ -17,7 +17,9 @@ NEUROCORES = "NeuroCore"  #: how the resources of Lava's models end that need a 
 
 
 class Unavailable(Refused):
-    """A target that is absent, is not what was asked for, or stopped answering; the command line exits with code 3."""
+    """A target that is absent, is not what was asked for, or stopped answering."""
+
+    exit_code = 3
 
 
 @dataclass(frozen=True)
