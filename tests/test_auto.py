@@ -141,7 +141,8 @@ def test_held_out_inputs_are_never_calibrated_on(calibration: Tensor, monkeypatc
 
 def test_choosing_ends_where_more_steps_no_longer_help() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))  # one class: agreement is always full
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
+    nn.init.constant_(model[2].bias, 5.0)  # always above 0: agreement is always full
     choice = choose(model, torch.rand(64, 4))
     assert max(t.timesteps for t in choice.trials) == 2
     assert all(t.agreement == 100 and t.error > 0 for t in choice.trials if t.refused is None)

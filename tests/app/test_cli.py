@@ -74,6 +74,20 @@ def test_convert_writes_a_bundle_and_reports_it(place: Workplace) -> None:
     assert (config["method"], config["weights"]) == ("mse", "fitted")
 
 
+def test_labels_that_no_output_stands_for_are_refused_and_cost_no_network(place: Workplace, tmp_path: Path) -> None:
+    arrays = dict(np.load(place.calibration))
+    np.savez(tmp_path / "c.npz", x=arrays["x"], y=arrays["y"] + 1)
+    model = place.arguments(calibration=tmp_path / "c.npz")
+    for command in (
+        ("convert", *model, "--timesteps", 2, "-o", tmp_path / "out"),
+        ("evaluate", tmp_path / "out", "--data", tmp_path / "c.npz"),
+    ):
+        assert "labels: 1..10, but the network has 10 outputs, for classes 0..9; subtract 1" in refused(run(*command))
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "accuracy" not in report
+    assert report["agreement"]["int8"]["n"] == len(arrays["x"])
+
+
 def test_convert_says_why_the_accuracy_is_what_it_is_with_and_without_labels(place: Workplace) -> None:
     unlabelled = place.folder / "x.npz"
     np.savez(unlabelled, x=np.load(place.calibration)["x"])

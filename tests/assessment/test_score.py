@@ -5,10 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import r2_score
 
 from exporters.report import Accuracy, Agreement
 from sim.findings import Refused
-from toolchain.assessment.score import accuracy, agreement, by_step, standard_error, wilson
+from toolchain.assessment.score import (
+    accuracy,
+    agreement,
+    by_step,
+    certainty,
+    determination,
+    independent,
+    interval,
+    standard_error,
+    wilson,
+)
+from toolchain.task import Task
 
 
 def test_wilson_intervals_equal_those_computed_by_hand() -> None:
@@ -42,3 +54,43 @@ def test_scores_count_the_largest_logit_of_every_sample() -> None:
     ]
     trained = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     assert agreement(logits[:, 0], trained) == Agreement(value=50.0, n=2, low=low, high=high)
+
+
+def test_r2_is_that_of_scikit_learn_and_its_error_that_of_samples_drawn_again() -> None:
+    rng = np.random.default_rng(0)
+    wanted = rng.normal(size=(400, 3)) * [1, 640, 0.01] + 5
+    found = wanted + rng.normal(size=wanted.shape) * [0.3, 100, 0.004]
+    value, error = determination(found, wanted)
+    assert value == pytest.approx(r2_score(wanted, found))
+    again = [rng.integers(0, 400, 400) for _ in range(300)]
+    assert error == pytest.approx(np.std([r2_score(wanted[i], found[i]) for i in again]), rel=0.2)
+    task = Task("regression", (3,))
+    assert certainty(found, wanted, task) == (100 * value, 100 * error)
+    score = accuracy(found, wanted, task)
+    assert (score.value, score.n) == (100 * value, 400)
+    assert (score.high - score.value, score.value - score.low) == pytest.approx((196 * error, 196 * error), rel=1e-4)
+
+
+def test_an_output_that_is_always_the_same_explains_nothing_and_costs_nothing() -> None:
+    wanted = np.array([[0.0, 3.0], [2.0, 3.0]])
+    assert determination(wanted + np.array([0.5, 7]), wanted)[0] == pytest.approx(1 - 0.5 / 2)
+    assert determination(wanted[:, 1:], wanted[:, 1:]) == (1, 0)
+    assert determination(wanted[:, 1:] + 1, wanted[:, 1:]) == (0, 0)
+
+
+def test_maps_have_one_r2_for_every_channel() -> None:
+    wanted = np.arange(12.0).reshape(3, 2, 2, 1)
+    found = wanted + np.array([0.0, 1.0]).reshape(1, 2, 1, 1)
+    # Each channel's six values spread by 0, 1, 4, 5, 8, 9 around their mean 4.5: a sum of squares of 65.5.
+    assert determination(found, wanted)[0] == pytest.approx(1 - 6 / 65.5 / 2)
+
+
+def test_decisions_that_hang_together_count_as_fewer() -> None:
+    together = np.repeat(np.arange(100) % 4 > 0, 8).reshape(100, 8)
+    assert independent(together) == 100
+    assert interval(together) == wilson(75, 100)
+    assert independent((np.arange(800) % 8 < 6).reshape(100, 8)) == 800  # six of eight in every sample
+    assert independent(np.ones((100, 8), bool)) == 100  # nothing is known about how they hang together
+    drawn = np.random.default_rng(0).random((400, 8)) < 0.75
+    assert independent(drawn) == pytest.approx(3200, rel=0.2)
+    assert independent(drawn[:, :1]) == 400

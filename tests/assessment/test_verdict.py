@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,3 +82,51 @@ def test_without_labels_every_other_decision_counts_as_lost() -> None:
     # Agreement on 96 of 100 has an interval of 90.2 to 98.4: 4 samples are chance, 5 (88.8 to 97.8) are not.
     assert verdict(rows, Recipe(), classes(0), classes(4)).startswith("Nothing measurable is lost: the")
     assert "It goes wrong first in a" in verdict(rows, Recipe(), classes(0), classes(5))
+
+
+def test_decisions_of_one_sample_are_counted_one_by_one() -> None:
+    rows = [row("a", timing=1)]
+    trained, spiking = torch.zeros(50, 4).long(), torch.zeros(50, 4).long()
+    spiking[:30] = torch.tensor([1, 1, 0, 0])
+    text = verdict(rows, Recipe(task="labels"), trained, spiking)
+    assert text.startswith(
+        "The spiking network decides like the trained one on 140 of 200 labels of 50 samples. It goes"
+    )
+    spiking[:] = 0
+    spiking[0, 0] = 1
+    assert "another 50 samples might change more" in verdict(rows, Recipe(task="pixels"), trained, spiking)
+
+
+def numbers(error: float) -> tuple[Tensor, Tensor]:
+    """Two outputs, 1 and 100 wide; the second one's error is so many of its standard deviations."""
+    trained = torch.tensor([[-1.0, -100.0], [1.0, 100.0]] * 50)
+    away = torch.tensor([1.0, 1.0, -1.0, -1.0] * 25)[:, None] * torch.tensor([0.01, 100 * error])
+    return trained, trained + away
+
+
+def test_a_regression_loses_little_where_every_output_is_close() -> None:
+    rows, recipe = [row("a", timing=1)], Recipe(task="regression")
+    assert verdict(rows, recipe, *numbers(0.05)) == (
+        "Little is lost: the spiking network's outputs differ from the trained one's by 5 % of their standard "
+        "deviation (root mean square; the largest of 2, of output 1)."
+    )
+    text = verdict(rows, recipe, *numbers(0.2))
+    assert text.startswith("The spiking network's outputs differ from the trained one's by 20 % of their standard")
+    assert "It goes wrong first in a" in text
+
+
+def test_a_regression_with_labels_loses_what_its_r2_does() -> None:
+    rows, recipe = [row("a", timing=1)], Recipe(task="regression")
+    trained, spiking = numbers(0.2)
+    # The trained network is exact: R2 falls from 1 by the mean of 0.01^2 and 0.2^2, and nothing is uncertain about it.
+    text = verdict(rows, recipe, trained, spiking, trained)
+    assert "; R² against the labels is 0.980 instead of 1.000. It goes wrong first in a" in text
+    # Labels in which the networks explain next to nothing.
+    noise = torch.tensor(np.random.default_rng(0).normal(size=(100, 2))) * torch.tensor([10, 1000])
+    assert verdict(rows, recipe, trained, spiking, trained + noise).startswith("Little is lost")
+
+
+def test_outputs_that_never_change_have_no_spread_to_be_measured_by() -> None:
+    rows, recipe, same = [row("a", timing=1)], Recipe(task="regression"), torch.ones(9, 1)
+    assert "are always the same" in verdict(rows, recipe, same, same)
+    assert "It goes wrong first in a" in verdict(rows, recipe, same, same + 1)

@@ -242,6 +242,20 @@ def test_the_readout_is_corrected_to_the_mean_logit_at_every_step() -> None:
     layer, _ = rules.readout(batch)
     # Offsets 6, 12, 18 make the means 10, 20, 30; v0 = 3 is part of the first.
     assert layer.bias.tolist() == [[3], [6], [6]]
+    assert rules.arrived(batch).tolist() == [3 + 4 + 4 + 4]
+
+
+def test_a_readouts_bias_that_differs_over_space_keeps_its_differences() -> None:
+    # Currents of 4 on average; biases of 1 and 3 at the two places, and 10 wanted at each step.
+    batch = arriving(
+        [[[2, 6], [4, 4]]] * 2,
+        [[[[10.0, 10.0]]], [[[10.0, 10.0]]]],
+        bias=[[[[1, 3]]]] * 2,
+        shape=(1, 1, 2),
+        readout=True,
+    )
+    layer, _ = rules.readout(batch)
+    assert layer.bias.tolist() == [[[[5, 7]]], [[[5, 7]]]]
 
 
 # ---- rules, by brute force -------------------------------------------------------------------------------------------

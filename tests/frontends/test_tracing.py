@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import torch
 from importing import agree, conv, names, refusals
 from networks import Forward
 from torch import Tensor, nn
 from torch.nn import functional
+
+from toolchain.frontends import import_model
 
 
 class Doubled(nn.Conv2d):
@@ -59,3 +63,20 @@ def test_a_second_argument_without_a_default_is_refused() -> None:
     assert refusals(Two(), (2, 3, 3)) == [
         "y of Two: forward needs a second argument; give it a default or wrap the model"
     ]
+
+
+def test_an_error_in_what_a_forward_computes_by_itself_is_reported_with_its_line() -> None:
+    model = Forward(lambda self, x: x + torch.from_numpy(np.zeros((2, 3)) @ np.zeros((2, 3))))
+    (found,) = refusals(model, (3,))
+    assert "mismatch in its core dimension" in found
+    assert "(test_tracing.py, line " in found
+
+
+def test_numbers_arrays_and_types_of_numpy_and_older_torch_are_taken() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.first(x) * np.float32(0.5) + np.arange(5, dtype=np.float32)
+        return self.last(x.type(torch.FloatTensor).relu() if x.is_floating_point() and not x.is_cuda else x)
+
+    model, x = Forward(forward, first=nn.Linear(4, 5), last=nn.Linear(5, 3)), torch.linspace(-1, 1, 8).reshape(2, 4)
+    with torch.no_grad():
+        assert torch.allclose(import_model(model, (4,)).logits(x), model(x), atol=1e-5)

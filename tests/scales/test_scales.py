@@ -185,6 +185,17 @@ def test_no_weight_is_clipped_because_thresholds_give_way() -> None:
     assert not chip.check(network)
 
 
+def test_one_large_bias_costs_its_own_channel_resolution_and_no_other() -> None:
+    x = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
+    one = graph(torch.eye(4), torch.tensor([-0.5, 0, 0, 0]), torch.eye(4))
+    network, scales = quantised(one, x, LOIHI2, timesteps=64)
+    # Over 64 steps, with half as much again to spare, a bias of 0.5 and the half threshold stay in +-4095.
+    most = 4095 / (0.5 * 64 * 1.5)
+    assert scales["a"].su[0] < most
+    assert scales["a"].su[1:].min() > 2 * most
+    assert not chip.check(network)
+
+
 def test_wide_registers_get_finer_weights_than_the_chip() -> None:
     x = torch.rand(64, 4, generator=torch.Generator().manual_seed(0))
     net = graph(torch.eye(4), torch.zeros(4), torch.eye(4))

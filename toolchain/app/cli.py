@@ -6,12 +6,12 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from sim.findings import refuse
+from sim.findings import Refused, refuse
 from toolchain.app import device
 from toolchain.app.console import bars, err, guarded, numbers, out, print_json, say, table
 from toolchain.app.options import (
@@ -29,6 +29,10 @@ from toolchain.app.options import (
     with_recipe,
 )
 from toolchain.app.show import layers, score_columns, show_report, show_verification
+
+if TYPE_CHECKING:  # torch takes seconds, which no command's help should
+    from exporters.report import Search
+    from toolchain.convert import Conversion
 
 #: Of the click that typer depends on, or brings along: only typer's own names are stable.
 UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
@@ -128,12 +132,23 @@ def convert(
     check_place(output)
     x, y = load_arrays(calibration, labels=False)
     net, limits = load_model(model, weights), importing(dense_limit, leave_off_last)
+
+    def converted(labels: Any) -> tuple[Conversion, Search | None]:
+        if not auto:
+            return run(net, x, recipe=chosen, labels=labels, **limits), None
+        choice = choose(net, x, chosen, latency_budget=latency_budget, labels=labels, **limits)
+        return choice.conversion, choice.search
+
+    unusable: Refused | None = None
     with bars():
-        if auto:
-            choice = choose(net, x, chosen, latency_budget=latency_budget, labels=y, **limits)
-            conversion, search = choice.conversion, choice.search
-        else:
-            conversion, search = run(net, x, recipe=chosen, labels=y, **limits), None
+        try:
+            conversion, search = converted(y)
+        except Refused as refused:
+            if y is None or any(finding.where != "labels" for finding in refused.findings):
+                raise
+            # Labels only measure: the network is the same without them, and takes long enough to be kept.
+            unusable, y = refused, None
+            conversion, search = converted(None)
         net = as_float32(net)
         rates = assessment.rates(conversion, x)
         name, data = model.rpartition("/")[2], f"calibration data, {calibration.name}"
@@ -144,6 +159,8 @@ def convert(
     else:
         show_report(report)
         say(f"written to {output}")
+    if unusable is not None:
+        raise unusable
 
 
 @app.command()

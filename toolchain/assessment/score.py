@@ -93,8 +93,9 @@ def independent(hits: np.ndarray) -> int:
     """
     samples, each = hits.shape
     share, variance = float(hits.mean()), float(hits.mean(1).var(ddof=1)) if samples > 1 else 0.0
-    alike = share * (1 - share) * samples / variance if variance else samples
-    return int(min(max(alike, samples), samples * each))
+    spread = share * (1 - share) * samples
+    counted = spread / variance if variance else math.inf if spread else samples
+    return int(min(max(counted, samples), samples * each))
 
 
 def errors(found: np.ndarray, wanted: np.ndarray) -> tuple[OutputError, ...]:

@@ -436,7 +436,7 @@ class _Creations(TorchFunctionMode):
 
 def _user_line(error: Exception) -> str:
     """Name the last line of the user's own code in a traceback."""
-    own = (_TORCH, __file__)
+    own = (_TORCH, str(Path(__file__).parent))
     lines = [
         f" ({Path(f.filename).name}, line {f.lineno})"
         for f in traceback.extract_tb(error.__traceback__)

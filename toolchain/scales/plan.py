@@ -138,7 +138,8 @@ def plan_layer(
     ``theta`` (C,) are the thresholds that the rule wants, ``units`` the value of one spike of each source channel,
     ``values`` the float activations of its sources on calibration samples, ``current`` (B, *shape) what they cause.
     For each legal THETA a channel's threshold is raised until its weights fit 8 bits,
-    ``theta_c >= max|w_c * unit| * THETA / 127``. The THETA taken minimises the expected squared error of the
+    ``theta_c >= max|w_c * unit| * THETA / 127``, and its bias the register over the window, but never so far that what
+    the rule wants would not fire once. The THETA taken minimises the expected squared error of the
     activations: staircase, weight rounding (a uniform error of 1/12 su^2 per synapse and source unit) and, from the
     graded input, the payload's own rounding as measured. With the recipe's ``shift_input`` the weights of the graded
     input get the exponent at which they use all bits. Potentials and biases must stay inside the registers, with
@@ -164,13 +165,15 @@ def plan_layer(
 
     best: Plan | None = None
     for threshold in legal_thresholds(chip, min(chip.threshold_limit, 1 << 24)):
-        raised = torch.maximum(theta.double(), largest * threshold / chip.weight_limit)
+        room = (chip.bias_limit - threshold) / (MARGIN * timesteps)
+        held = beta * threshold / room
+        if room <= 0 or bool((held > theta * timesteps).any()):
+            break
+        raised = torch.maximum(torch.maximum(theta.double(), largest * threshold / chip.weight_limit), held)
         su = threshold / raised
         # Below zero a potential only sinks; above theta one spike a step takes theta off; u also lacks the bias.
         reach = timesteps * su * (torch.maximum(-low, high - raised).clamp_min(0) + beta)
         if float(reach.max()) * MARGIN + threshold >= chip.state_limit:
-            break
-        if float((timesteps * su * beta).max()) * MARGIN + threshold > chip.bias_limit:
             break
         exponent = _exponent(float((largest * su).max()), chip) if recipe.shift_input and graded else 0
         rounded = (noise + graded * 4.0**exponent) * su**-2 + rounding
