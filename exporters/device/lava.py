@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from exporters.device.target import Answer, Job, Stamp, Unavailable
 from sim import chip
 from sim.findings import Finding, Refused
-from sim.on_lava import loihi2, stepped
+from sim.on_lava import loihi2, runtime, stepped
 from sim.stock import inexact
 
 
@@ -17,13 +17,21 @@ def obstacles(job: Job) -> list[Finding]:
     return found + (stepped.unclocked(job.network) if job.schedule == "clock" else [])
 
 
+def _require_lava() -> None:
+    try:
+        runtime.require_lava()
+    except Refused as error:
+        raise Unavailable(error.findings) from None
+
+
 class LavaCpu:
     """Lava's CPU models of the chip."""
 
     host = stepped.CPU
 
     def open(self, job: Job) -> Stamp:
-        """Build and load; raises :class:`Refused` for what Lava would compute wrongly."""
+        """Build and load; raises :class:`Refused` for what Lava computes wrongly, :class:`Unavailable` without it."""
+        _require_lava()
         if found := obstacles(job):
             raise Refused(found)
         self._running = stepped.Stepped(job.network, job.payload, job.read, self.host, job.schedule)
@@ -48,6 +56,7 @@ class Loihi2(LavaCpu):
 
     def open(self, job: Job) -> Stamp:
         """Choose the system, build and load; raises :class:`Unavailable` without Lava's extension for Loihi."""
+        _require_lava()
         if missing := loihi2.missing():
             raise Unavailable(missing)
         if found := chip.check(job.network):

@@ -12,15 +12,13 @@ from typing import Any
 
 from sim.chip import LOIHI2
 from sim.findings import Finding, refuse
-from sim.on_lava import runtime
 from sim.on_lava.stepped import Host
 
 SILENCE = -LOIHI2.bias_limit - 1  #: su; the lowest bias_mant of 13 bits
 
 
 def missing() -> list[Finding]:
-    """Say what this computer lacks to run anything on Loihi 2; an empty list where it has all."""
-    runtime.require_lava()
+    """Say what this computer, which has Lava, lacks to run anything on Loihi 2; an empty list where it has all."""
     from lava.utils import loihi
 
     if loihi.is_installed():
