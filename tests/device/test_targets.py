@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from jobs import NETWORK, PAYLOAD
 from refusing import refusal
@@ -14,6 +15,8 @@ from exporters import device
 from exporters.device import Request, Unavailable
 from exporters.device.target import Job, Stamp, doubts, unconfirmed
 from exporters.device.visit import Visit
+from sim import reference
+from sim.on_lava import loihi2, runtime, stepped
 from sim.on_lava.stepped import Placed
 
 
@@ -27,6 +30,23 @@ def test_lava_on_the_cpu_agrees_and_says_that_it_is_a_cpu(holdoff: int, tmp_path
         (visit,) = record.visits
     assert visit["ran_on"]["models"]["PyLifModelBitAcc on CPU, HeadNode"] == 3
     assert visit["ran_on"]["nodes"] == ["HeadNode"]
+
+
+@pytest.mark.lava
+def test_the_silence_that_13_bits_hold_is_enough_where_potentials_are_small() -> None:
+    network = dataclasses.replace(NETWORK, holdoff=2)
+    trace = reference.run(network, PAYLOAD[:2])
+    assert max(trace.peak.values()) < -loihi2.SILENCE
+    host = dataclasses.replace(stepped.CPU, silence=loihi2.SILENCE)
+    with runtime.silenced():
+        running = stepped.Stepped(network, PAYLOAD[:2], list(trace.spikes), host)
+        running.start()
+        found = list(running.samples(lambda sample, step: None))
+        running.stop()
+    for sample, (spikes, potentials) in enumerate(found):
+        for name, fired in spikes.items():
+            assert np.array_equal(fired, trace.spikes[name][sample])
+            assert np.array_equal(potentials[name], trace.potentials[name][sample])
 
 
 @pytest.mark.lava
