@@ -59,7 +59,7 @@ class Stamp:
         for process in self.placed:
             key = f"{process.model} on {'+'.join(process.resources) or 'nothing'}, {process.node}"
             models[key] = models.get(key, 0) + 1
-        return {"models": models, **{k: v for k, v in asdict(self).items() if k not in ("placed", "nodes")}} | {
+        return {"models": dict(sorted(models.items())), **{k: v for k, v in asdict(self).items() if k not in ("placed", "nodes")}} | {
             "nodes": list(self.nodes)
         }
 
