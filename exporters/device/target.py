@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,8 +59,10 @@ class Stamp:
         for process in self.placed:
             key = f"{process.model} on {'+'.join(process.resources) or 'nothing'}, {process.node}"
             models[key] = models.get(key, 0) + 1
-        return {"models": dict(sorted(models.items())), **{k: v for k, v in asdict(self).items() if k not in ("placed", "nodes")}} | {
-            "nodes": list(self.nodes)
+        return {
+            "models": dict(sorted(models.items())),
+            "nodes": list(self.nodes),
+            **{name: getattr(self, name) for name in ("partition", "board", "host")},
         }
 
 
