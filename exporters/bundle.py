@@ -17,7 +17,7 @@ import json
 import os
 import platform
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -70,10 +70,15 @@ def provenance(*, seed: int | None, sha256: Mapping[str, str], processor: Mappin
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": dict(processor),
-        "packages": {name: found.version for name in PACKAGES for found in metadata.distributions(name=name)},
+        "packages": packages(PACKAGES),
         "seed": seed,
         "sha256": dict(sha256),
     }
+
+
+def packages(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those distributions that are installed."""
+    return {name: found.version for name in names for found in metadata.distributions(name=name)}
 
 
 def digest(arrays: Mapping[str, Any]) -> str:

@@ -67,14 +67,23 @@ def read(path: str | Path) -> Network:
     path = Path(path)
     if not path.is_file():
         raise refuse(str(path), "there is no such file", "give the path of a network file")
+    return _read(path, str(path))
+
+
+def undump(data: bytes, where: str) -> Network:
+    """Read back what :func:`dump` returned, as :func:`read` does; findings call the place ``where``."""
+    return _read(data, where)
+
+
+def _read(source: Path | bytes, where: str) -> Network:
     try:
-        return _load(path)
+        return _load(source)
     except Refused as error:
-        raise Refused(Finding(f"{path}: {f.where}", f.problem, f.remedy) for f in error.findings) from None
+        raise Refused(Finding(f"{where}: {f.where}", f.problem, f.remedy) for f in error.findings) from None
     except Exception as error:  # damage raises almost any built-in one
         reason = " ".join(str(error).split())
         raise refuse(
-            str(path), f"it cannot be read as HDF5 ({type(error).__name__}: {reason})", "give an undamaged network file"
+            where, f"it cannot be read as HDF5 ({type(error).__name__}: {reason})", "give an undamaged network file"
         ) from error
 
 

@@ -136,12 +136,16 @@ def _dataset(dataset: h5py.Dataset, path: str, budget: _Budget) -> np.ndarray:
     if dataset.shape is None or dataset.attrs:
         raise refuse(path, "it is empty or has attributes", "write the file again")
     budget.spend(path, dataset.shape, dataset.dtype)
-    layout = dataset.id.get_create_plist()
-    # Only here do the bytes stand in the file as they are: no filter to unpack, no other file, no fill value.
-    if (
-        layout.get_layout() != h5py.h5d.CONTIGUOUS
-        or layout.get_external_count()
-        or dataset.id.get_storage_size() != math.prod(dataset.shape) * dataset.dtype.itemsize
-    ):
+    if not plain(dataset):
         raise refuse(path, "it is not stored in one plain piece", "write the file again")
     return np.asarray(dataset[()])
+
+
+def plain(dataset: h5py.Dataset) -> bool:
+    """Whether the bytes stand in the file as they are: no filter to unpack, no other file, no fill value."""
+    layout = dataset.id.get_create_plist()
+    return (
+        layout.get_layout() == h5py.h5d.CONTIGUOUS
+        and not layout.get_external_count()
+        and dataset.id.get_storage_size() == math.prod(dataset.shape) * dataset.dtype.itemsize
+    )

@@ -1,4 +1,4 @@
-"""The commands. Exit codes: 0 done, 1 a check failed, 2 unusable input."""
+"""The commands. Exit codes: 0 done, 1 a check failed, 2 unusable input, 3 no such hardware."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 
 from sim.findings import Refused, refuse
+from toolchain.app import device
 from toolchain.app.console import bars, err, guarded, numbers, out, print_json, say, table
 from toolchain.app.options import (
     Bundle,
@@ -43,6 +44,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Turn a trained PyTorch network into a verified spiking network for Intel Loihi 2.",
 )
+app.add_typer(device.app, name="device")
 
 
 @app.command()
