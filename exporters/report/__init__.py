@@ -10,6 +10,7 @@ from exporters.report.schema import (
     Attribution,
     EdgeRow,
     EngineRow,
+    Evaluation,
     LayerRow,
     OutputError,
     Rates,
@@ -22,6 +23,7 @@ from exporters.report.schema import (
     TaskName,
     Trial,
     Verification,
+    outside,
 )
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Attribution",
     "EdgeRow",
     "EngineRow",
+    "Evaluation",
     "LayerRow",
     "OutputError",
     "Rates",
@@ -46,4 +49,5 @@ __all__ = [
     "TaskName",
     "Trial",
     "Verification",
+    "outside",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from exporters.report import Attribution, Rates, Report, Search
+from sim.arguments import checked
 from toolchain.assessment import layers
 from toolchain.assessment.attribution import attribute
 from toolchain.assessment.ladder import climb, spiking_outputs
@@ -20,6 +21,7 @@ from toolchain.graph.channels import spread
 from toolchain.inputs import as_inputs
 
 
+@checked
 def report(
     conversion: Conversion,
     model: nn.Module,
