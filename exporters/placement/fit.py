@@ -2,7 +2,8 @@
 
 A layer of (C, H, W) is cut as the compiler's tables show: columns into tiles of 2**k, rows and channels in halves; a
 layer of (N,) into any number of parts. No two layers share a core. Layers are placed from the last to the first,
-because what a core sends depends on how its readers are cut; among cuts into as few cores, the fullest core decides.
+because what a core sends depends on how its readers are cut. Of cuts into as few cores that with the fewest parts of
+channels is taken, for every part is sent every spike; then that with the fewest words.
 """
 
 from __future__ import annotations
@@ -85,35 +86,33 @@ def place(layers: Sequence[LayerLoad], cores: Cores) -> dict[str, Placed]:
 
 
 def _place(layer: LayerLoad, readers: Readers, cores: Cores) -> Placed:
-    best: Placed | None = None
-    last: Placed | None = None
-    for tile in _tiles(layer):
-        if tile.neurons > cores.neurons:
-            continue
-        words = _words(layer, tile, readers, cores)
-        last = Placed(layer, tile, words, fits=max(words.shares(cores).values()) <= 1)
-        if last.fits and (best is None or (last.cores, words.total) < (best.cores, best.words.total)):
-            best = last
-            if len(layer.shape) == 1:  # more parts are more cores
-                break
-    assert last is not None, "a tile of one neuron"
-    return best or last
+    cuts = [_cut(layer, tile, readers, cores) for tile in _tiles(layer) if tile.neurons <= cores.neurons]
+    fitting = [placed for placed in cuts if placed.fits]
+    return min(fitting, key=lambda placed: (placed.cores, placed.grid[0], placed.words.total)) if fitting else cuts[-1]
+
+
+def _cut(layer: LayerLoad, tile: Tile, readers: Readers, cores: Cores) -> Placed:
+    words = _words(layer, tile, readers, cores)
+    return Placed(layer, tile, words, fits=max(words.shares(cores).values()) <= 1)
 
 
 def _tiles(layer: LayerLoad) -> Iterator[Tile]:
     """Every way to cut a layer, the smallest tile last."""
     channels, rows, columns = layer.extent
     if len(layer.shape) == 1:
-        yield from (Tile(size) for size in dict.fromkeys(-(-channels // parts) for parts in range(1, channels + 1)))
+        yield from (Tile(size) for size in sorted({-(-channels // k) for k in range(1, channels + 1)}, reverse=True))
         return
-    widest = (columns - 1).bit_length()
-    for exponent in range(widest, -1, -1):
+    for exponent in range((columns - 1).bit_length(), -1, -1):
         for height in _halves(rows):
             yield from (Tile(depth, height, 1 << exponent) for depth in _halves(channels))
 
 
 def _halves(size: int) -> list[int]:
-    return list(dict.fromkeys(-(-size >> k) for k in range(size.bit_length() + 1)))
+    """Halve a size as long as it is even; one is possible too, for what fits no core otherwise."""
+    found = [size]
+    while found[-1] % 2 == 0:
+        found.append(found[-1] // 2)
+    return found if found[-1] == 1 else [*found, 1]
 
 
 def _words(layer: LayerLoad, tile: Tile, readers: Readers, cores: Cores) -> Words:
@@ -175,18 +174,18 @@ def _row(placed: Placed, cores: Cores) -> FitRow:
 def _remedy(placed: Placed, bottleneck: str, cores: Cores) -> str:
     """Say what would take fewer cores, or any at all."""
     layer = placed.load
+    if not placed.fits:
+        return "use fewer inputs: a pooling or a stride before it"
     if bottleneck == "neurons":
         least = -(-layer.size // cores.neurons)
         return f"{layer.size} neurons take {least} cores at least: use fewer channels, or a stride before it"
-    if bottleneck in ("axon_in", "axon_map"):
-        return "use fewer inputs: a pooling or a stride before it" if bottleneck == "axon_in" else "use fewer neurons"
     for bits in reversed(cores.weight_bits):
         narrower = tuple(
             synapse if synapse.source == layer.name or synapse.bits <= bits else replace(synapse, bits=bits)
             for synapse in layer.synapses
         )
         other = _place(replace(layer, synapses=narrower), (), cores)
-        if narrower != layer.synapses and other.fits and (other.cores < placed.cores or not placed.fits):
+        if other.fits and other.cores < placed.cores:
             count = f"{other.cores} core" + "s" * (other.cores > 1)
             return f"weights of {bits} bits would take {count}; or use fewer inputs, or fewer outputs"
     return "use fewer inputs, or fewer outputs"

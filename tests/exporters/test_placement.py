@@ -212,7 +212,7 @@ def test_every_neuron_is_placed_once_within_the_limits(
 def test_a_layer_that_no_tile_fits_is_named_with_what_to_do() -> None:
     found = summed((LayerLoad("wide", (4,), (DenseLoad("x", 20_000, 8),)),), LOIHI2)
     assert (found.cores, found.chips, found.layers[0].cores) == (None, None, None)
-    assert found.layers[0].bottleneck == "axon_in"
+    assert found.layers[0].bottleneck == "total"
     assert found.layers[0].remedy == "use fewer inputs: a pooling or a stride before it"
 
 
