@@ -7,7 +7,7 @@ spikes to themselves, for the reset: energies and times contain these messages a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from sim.network import INPUT, Conv2d, Dense, Layer, Network, Shape, SynapseTabl
 SAMPLES = 32  #: traced at a time
 
 #: Along channels, rows, columns: how many neurons of each reader's tile one of the source reaches, int64 (n, tiles)
-Reach = tuple[np.ndarray, np.ndarray, np.ndarray]
+Reach = Sequence[np.ndarray]
 
 
 def cost(network: Network, payload: Any, chip: str = "loihi2") -> Cost:
@@ -84,7 +84,6 @@ class _Work:
     """What the cores of a layer do, summed over the samples; by core int64 (channels, rows, columns)."""
 
     neurons: int  #: in its fullest core
-    size: int
     conv: np.ndarray  #: synaptic events
     dense: np.ndarray
     received: np.ndarray  #: messages
@@ -96,8 +95,7 @@ class _Work:
 
     @classmethod
     def of(cls, placed: Placed) -> _Work:
-        none = (np.zeros(placed.grid, np.int64) for _ in range(5))
-        return cls(placed.tile.neurons, placed.load.size, *none)
+        return cls(placed.tile.neurons, *np.zeros((5, *placed.grid), np.int64))
 
     def send(self, source: Placed, reader: Placed, sent: np.ndarray, touched: Reach, cores: Cores) -> None:
         """Add the messages from every core to every core of a reader, and their hops by the shortest way."""

@@ -1,4 +1,4 @@
-"""What has been published about cores, events and steps of Loihi, as data with its source. Nothing here is Intel's word.
+"""What has been published about cores, events and steps of Loihi, as data with its source. None is Intel's word.
 
 The core model is fitted to what the closed compiler has printed into public notebooks: tables of words per core of five
 networks (lava-dl d825ac5, tutorials/lava/lib/dl/netx: mnist/run, oxford/run, pilotnet_snn/benchmark,
@@ -25,7 +25,7 @@ class Cores:
     weight_bits: tuple[int, ...]  #: that a synapse may have; nengo-loihi 1.1 block.py, and the words of oxford/run
     dense_bits: int  #: of a dense synapse beside its weight; exact on 13 of 13 dense layers
     dense_header: int  #: bits of a list of dense synapses; 1 to 8 explain all 13
-    conv_header: int  #: words of a list of convolutional synapses; exact on 7 of 10 layers whose weights are public, within 35 % on all
+    conv_header: int  #: words of a list of convolutional synapses; exact on 7 of 10 layers, within 35 % on all
     conv_axons_in: int  #: words for a whole convolution; 1 to 2
     conv_sites: int  #: words of AxonMap per (row, column) for all its neurons, towards a convolution; 1 to 2
     mesh: tuple[int, int, int]  #: tiles from west to east, from south to north, cores in each: of Loihi 1 (SANA-FE)

@@ -42,12 +42,13 @@ def pilotnet(conv_bits: tuple[int, ...], dense_bits: tuple[int, ...]) -> tuple[L
         LayerLoad(f"conv{i}", shape, (ConvLoad(f"conv{i - 1}", before[0], shape[0], (3, 3), bits),))
         for i, (before, shape, bits) in enumerate(zip(shapes, shapes[1:], conv_bits, strict=False), 1)
     )
-    return convs + (
+    dense = (
         LayerLoad("dense1", (100,), (DenseLoad("conv5", 2560, dense_bits[0]),)),
         LayerLoad("dense2", (50,), (DenseLoad("dense1", 100, dense_bits[1]),)),
         LayerLoad("dense3", (10,), (DenseLoad("dense2", 50, dense_bits[2]),)),
         LayerLoad("dense4", (1,), (DenseLoad("dense3", 10, dense_bits[3]),)),
     )
+    return convs + dense
 
 
 def yolo_kp() -> tuple[LayerLoad, ...]:
@@ -155,6 +156,11 @@ def test_bits_of_weights(values: list[int], bits: int) -> None:
     assert weight_bits(np.array(values), LOIHI2) == bits
 
 
+def readout(source: str, inputs: int, size: int) -> Layer:
+    edge = Edge(source, Dense(np.ones((size, inputs), int)))
+    return Layer("out", (size,), (edge,), 0, np.zeros(size, int), np.zeros((2, size), int), "readout")
+
+
 def residual() -> Network:
     zeros = np.zeros(4, int), np.zeros((2, 4), int)
     a = Layer("a", (4, 4, 4), (Edge(INPUT, Conv2d(np.full((4, 1, 3, 3), 3), Geometry(padding=(1, 1)))),), 9, *zeros)
@@ -168,13 +174,12 @@ def residual() -> Network:
         5,
         *zeros,
     )
-    out = Layer("out", (3,), (Edge("b", Dense(np.ones((3, 16), int))),), 0, np.zeros(3, int), np.zeros((2, 3), int), "readout")
-    return Network(Input((1, 4, 4)), (a, b, out), 2)
+    return Network(Input((1, 4, 4)), (a, b, readout("b", 16, 3)), 2)
 
 
 def test_a_residual_network_in_its_stock_form_by_hand() -> None:
     first, second, out = fit(residual()).layers
-    # 9 lists of (4 weights of 2 bits: 1, and 1); 4 of the reset, (1 + 1) each. Two convolutions lead out, and the reset.
+    # 9 lists of (4 weights of 2 bits: 1, and 1); 4 of the reset, (1 + 1) each. Three convolutions lead out.
     assert (first.tile, first.cores, first.neurons) == ((4, 4, 4), 1, 64)
     assert (first.synapses, first.axon_in, first.axon_map, first.axon_mem) == (9 * 2 + 4 * 2, 4, 3 * 32, 3 * 16)
     assert second.synapses == 2 * 2 * 4 * 2 + 4 * 2 + 4 * 2  # 2 groups of 2 channels and 4 places; 4 channels; resets
@@ -201,12 +206,15 @@ def test_every_neuron_is_placed_once_within_the_limits(
     tile = (placed.tile.channels, placed.tile.rows, placed.tile.columns)
     held = [range(0, whole, side) for whole, side in zip(shape, tile, strict=True)]
     assert tuple(map(len, held)) == placed.grid
-    assert sum(
-        (min(c + tile[0], shape[0]) - c) * (min(y + tile[1], shape[1]) - y) * (min(x + tile[2], shape[2]) - x)
-        for c in held[0]
-        for y in held[1]
-        for x in held[2]
-    ) == layer.size
+    assert (
+        sum(
+            (min(c + tile[0], shape[0]) - c) * (min(y + tile[1], shape[1]) - y) * (min(x + tile[2], shape[2]) - x)
+            for c in held[0]
+            for y in held[1]
+            for x in held[2]
+        )
+        == layer.size
+    )
 
 
 def test_a_layer_that_no_tile_fits_is_named_with_what_to_do() -> None:
@@ -246,11 +254,11 @@ def test_synaptic_events_are_those_that_the_definition_shows(drawn: tuple[Networ
             kind = edge.synapse
             ones = replace(kind, weight=np.ones_like(kind.weight))
             shape = network.shape_of(edge.source)
-            for place in np.ndindex(shape):
+            for neuron in np.ndindex(shape):
                 single = np.zeros(shape, np.int64)
-                single[place] = 1
+                single[neuron] = 1
                 reached = int(reference.CURRENT[type(kind)](ones, single).sum())
-                events += reached * int(sent[edge.source][(slice(None), *place)].sum())
+                events += reached * int(sent[edge.source][(slice(None), *neuron)].sum())
         assert round(row.synaptic_events * len(payload)) == events
         assert round(row.spikes * len(payload)) == int(trace.spikes[layer.name].sum())
         assert row.neuron_updates == layer.size * trace.spikes[layer.name].shape[1]
@@ -263,8 +271,7 @@ def wide(channels: int) -> Network:
     dense = Dense(np.ones((channels, 1), int))
     one = Layer("one", (1,), (Edge(INPUT, Dense(np.ones((1, 1), int))),), 1, np.zeros(1, int), np.zeros((2, 1), int))
     many = Layer("many", (channels,), (Edge("one", dense),), 9, np.zeros(channels, int), np.zeros((2, channels), int))
-    out = Layer("out", (1,), (Edge("many", Dense(np.ones((1, channels), int))),), 0, np.zeros(1, int), np.zeros((2, 1), int), "readout")
-    return Network(Input((1,)), (one, many, out), 2)
+    return Network(Input((1,)), (one, many, readout("many", channels, 1)), 2)
 
 
 def test_messages_and_hops_by_hand() -> None:
@@ -296,11 +303,9 @@ def test_what_nothing_is_published_about_is_none_and_ranges_name_chip_and_source
 
 def test_energy_by_events_by_hand() -> None:
     # One neuron, one payload of 1, T = 2: fires twice, one synapse to the readout on the next core, in the same tile.
-    dense = Dense(np.ones((1, 1), int))
-    zeros = np.zeros(1, int), np.zeros((2, 1), int)
-    network = Network(
-        Input((1,)), (Layer("a", (1,), (Edge(INPUT, dense),), 1, *zeros), Layer("out", (1,), (Edge("a", dense),), 0, *zeros, "readout")), 2
-    )
+    single = Edge(INPUT, Dense(np.ones((1, 1), int)))
+    layer = Layer("a", (1,), (single,), 1, np.zeros(1, int), np.zeros((2, 1), int))
+    network = Network(Input((1,)), (layer, readout("a", 1, 1)), 2)
     found = {e.quantity: e for e in cost(network, np.ones((1, 1), int)).estimates}["dynamic energy, by events"]
     events = 2 * (69.3 + 111 + 33.6) + 4 * 35.5 + 2 * 111
     assert found.low == pytest.approx(1e-6 * (4 * 51.2 + events))
