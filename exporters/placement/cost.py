@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from exporters.placement.fit import Placed, place
+from exporters.placement.fit import Placed, known, place
 from exporters.placement.load import loads
-from exporters.placement.published import CORES, LOIHI1_EVENTS, LOIHI2, STATIC, STEP, Cores, Events
+from exporters.placement.published import LOIHI1_EVENTS, LOIHI2, STATIC, STEP, Cores, Events
 from exporters.report import Cost, CostRow, Estimate
+from sim.findings import refuse
 from sim.network import INPUT, Conv2d, Dense, Layer, Network, Shape, SynapseTable
 
 SAMPLES = 32  #: traced at a time
@@ -28,11 +29,14 @@ Reach = Sequence[np.ndarray]
 def cost(network: Network, payload: Any, chip: str = "loihi2") -> Cost:
     """Run payloads (B, *input.shape), at least one, on the fast engine and count; see :func:`counted`.
 
-    Raises :class:`Refused` as the engine does.
+    Raises :class:`Refused` as the engine does, and for no samples or an unknown chip.
     """
     from sim import fast  # it needs torch, which nothing else here does
 
+    known(chip)
     payload = network.payload(payload)
+    if not len(payload):
+        raise refuse("payload", "no samples", "give at least one")
     spikes: dict[str, list[np.ndarray]] = {layer.name: [] for layer in network.layers}
     for start in range(0, len(payload), SAMPLES):
         trace = fast.run(network, payload[start : start + SAMPLES], overflow="count")
@@ -43,7 +47,7 @@ def cost(network: Network, payload: Any, chip: str = "loihi2") -> Cost:
 
 def counted(network: Network, spikes: Mapping[str, np.ndarray], payload: np.ndarray, chip: str = "loihi2") -> Cost:
     """Count what ``spikes``, by spiking layer the integers (B, *shape) of a window, and payloads (B, ...) cause."""
-    cores, samples = CORES[chip], len(payload)
+    cores, samples = known(chip), len(payload)
     placed = place(loads(network, cores), cores)
     sent = {INPUT: (payload != 0).sum(axis=0, dtype=np.int64) * network.timesteps}
     sent |= {layer.name: _sent(layer, spikes) for layer in network.layers}

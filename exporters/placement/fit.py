@@ -131,9 +131,15 @@ def fit(network: Network, chip: str = "loihi2") -> Fit:
 
     Raises :class:`Refused` for a chip whose cores are not known.
     """
+    cores = known(chip)
+    return summed(loads(network, cores), cores)
+
+
+def known(chip: str) -> Cores:
+    """Return the cores of a chip; raises :class:`Refused` where they are not known."""
     if chip not in CORES:
         raise refuse("chip", f"the cores of {chip!r} are not known", f"use {', '.join(CORES)}")
-    return summed(loads(network, CORES[chip]), CORES[chip])
+    return CORES[chip]
 
 
 def summed(layers: Sequence[LayerLoad], cores: Cores) -> Fit:

@@ -237,6 +237,8 @@ def test_what_to_change_is_said_with_what_it_would_bring() -> None:
 def test_an_unknown_chip_is_refused() -> None:
     with pytest.raises(Refused, match="the cores of 'wide' are not known; use loihi2"):
         fit(residual(), "wide")
+    with pytest.raises(Refused, match="payload: no samples; give at least one"):
+        cost(residual(), np.ones((0, 1, 4, 4), int))
 
 
 @settings(max_examples=25, deadline=None)

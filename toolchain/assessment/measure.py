@@ -85,10 +85,10 @@ def report(
 
 
 def _cost(conversion: Conversion, x: Tensor, rates: Rates) -> Cost | None:
-    """Count what the spikes behind the rates cause; None where the cores of the chip are not known."""
+    """Count what the spikes behind the rates cause; None where rates, or the cores of the chip, are not known."""
     network, chip = conversion.network, conversion.recipe.chip
     spiking = [layer for layer in network.layers if layer.kind == "spiking"]
-    if chip not in CORES:
+    if chip not in CORES or any(layer.name not in rates for layer in spiking):
         return None
     spikes = {
         layer.name: np.rint(rates[layer.name][1] * network.timesteps).astype(np.int64).reshape(len(x), *layer.shape)
