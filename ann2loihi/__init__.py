@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, whi
     from toolchain.frontends import operation as operation
     from toolchain.graph.activations import QCFS as QCFS
     from toolchain.graph.activations import TReLU as TReLU
+    from toolchain.loading import load_model as load_model
     from toolchain.recipe import RECIPES as RECIPES
     from toolchain.recipe import Recipe as Recipe
     from toolchain.surgery import replace_max_pooling as replace_max_pooling
@@ -66,6 +67,7 @@ _HOMES: dict[str, tuple[str, str]] = {
         "toolchain.convert": ("Conversion", "convert"),
         "toolchain.graph.activations": ("QCFS", "TReLU"),
         "toolchain.frontends": ("import_model", "operation"),
+        "toolchain.loading": ("load_model",),
         "toolchain.recipe": ("RECIPES", "Recipe"),
         "toolchain.surgery": ("replace_max_pooling",),
     }.items()

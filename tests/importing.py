@@ -51,7 +51,7 @@ def relative_error(graph: FloatGraph, model: nn.Module, shape: Shape) -> float:
     x = torch.randn(3, *shape, generator=generator(1), dtype=torch.float64)
     with torch.no_grad():
         expected = copy.deepcopy(model).double().eval()(x)
-        actual = graph.precise().logits(x.reshape(3, *graph.input_shape))
+        actual = graph.precise().logits(x.reshape(3, *graph.model_shape))
     assert actual.shape == expected.shape
     assert float(expected.abs().max()) > 1e-3
     return float((actual - expected).abs().max() / expected.abs().max())

@@ -306,7 +306,8 @@ def test_fitted_weights_bring_the_logits_nearer_to_the_models(digits: Digits, tr
 def test_the_shift_of_rts_survives_the_fitting_of_weights(weights: str, small: tuple[nn.Module, torch.Tensor]) -> None:
     """Half a threshold over the window, beside the bias that the weights ask for."""
     model, x = small
-    zero, shift = (convert(model, x, 8, method="none", weights=weights, initial=i) for i in ("zero", "shift"))
+    rules = {"method": "none", "weights": weights, "updates": 4}
+    zero, shift = (convert(model, x, 8, initial=initial, **rules) for initial in ("zero", "shift"))
     stem = shift.network.layers[0]
     # Both hear the same payload and have the same weights: what differs is the shift.
     assert stem.edges == zero.network.layers[0].edges

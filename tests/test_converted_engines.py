@@ -85,7 +85,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Shape, int]] = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+#: The reference takes minutes for these.
+LARGE = {"VGG-16", "ResNet-18", "ResNet-34", "MobileNetV2"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LARGE)) for n in MODELS])
 def test_the_fast_engine_runs_a_converted_network_as_the_reference_does(
     name: str, compared: Callable[[str], None]
 ) -> None:

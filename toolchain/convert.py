@@ -26,12 +26,13 @@ from sim.trace import Trace
 from toolchain.calibration.run import calibrate
 from toolchain.calibration.tune import tune
 from toolchain.frontends import DENSE_LIMIT, import_model
+from toolchain.frontends.plain import unwrapped
 from toolchain.graph import FloatGraph
 from toolchain.graph.channels import spread
 from toolchain.inputs import as_inputs
-from toolchain.loading import unwrapped
 from toolchain.recipe import Recipe, named
 from toolchain.scales.integers import build
+from toolchain.scales.payload import carried
 from toolchain.scales.plan import Plan, Scales, choose_scales
 from toolchain.task import Task, resolve
 
@@ -51,7 +52,7 @@ class Conversion:
 
     network: Network
     graph: FloatGraph  #: equals the torch model, up to its ``import_error``
-    source: FloatGraph  #: what was quantised: the same graph, or with tuned weights its copy for T steps
+    source: FloatGraph  #: what was quantised: the same graph, as far as a payload carries its input, or a tuned copy
     recipe: Recipe
     scales: Scales  #: by layer: THETA and the activation that one spike per step stands for
     peak: dict[str, int]  #: by layer: largest register magnitude on the calibration inputs, su
@@ -70,8 +71,8 @@ class Conversion:
         return self.scales.plans
 
     def run(self, x: Any, *, record: bool = True, overflow: Policy = "strict") -> Trace:
-        """Simulate model inputs ``(B, *input_shape)`` (see :func:`toolchain.inputs.as_inputs`) on the fast engine."""
-        payload = self.network.input.encode(as_inputs(x, self.network.input.shape))
+        """Simulate model inputs ``(B, *model_shape)`` (see :func:`toolchain.inputs.as_inputs`) on the fast engine."""
+        payload = self.network.input.encode(as_inputs(x, self.network.input.model_shape))
         return fast.run(self.network, payload, chip=self.recipe.limits, overflow=overflow, record=record)
 
     def decode(self, potentials: Trace | Any) -> np.ndarray:
@@ -94,7 +95,9 @@ class Conversion:
 
         See :func:`exporters.engines.verify`.
         """
-        return engines.verify(self.network, self.network.input.encode(as_inputs(x, self.network.input.shape)), names)
+        return engines.verify(
+            self.network, self.network.input.encode(as_inputs(x, self.network.input.model_shape)), names
+        )
 
     def save(self, directory: str | Path, report: Report | None = None, rates: Rates | None = None) -> None:
         """Write ``network.net``, ``config.json``, ``provenance.json``, and what was measured, if it was.
@@ -126,7 +129,7 @@ def convert(
 ) -> Conversion:
     """Convert a trained model, which is left as it is, with a few hundred calibration inputs.
 
-    ``calibration`` is ``(N, C, H, W)``, ``(N, C, L)`` or ``(N, features)``, uint8 or float (see
+    ``calibration`` is ``(N, C, H, W)``, ``(N, C, L)``, ``(N, features)`` or what else the model takes, as numbers (see
     :func:`toolchain.inputs.as_inputs`). ``recipe`` is one of ``toolchain.recipe.RECIPES`` by name, or a
     :class:`Recipe`; ``timesteps`` and ``options``, its fields, override it. ``labels``, one for every calibration
     input, are never needed and never learnt from: they tell what the outputs mean where ``task`` is "auto" (see
@@ -140,23 +143,23 @@ def convert(
     graph, x = imported(model, calibration, dense_limit=dense_limit, leave_off_last=leave_off_last)
     task, assumed = resolved(graph, x, recipe, labels)
     recipe = replace(recipe, task=task)
-    scales = choose_scales(graph, x, recipe)
-    source = graph
+    source = carried(graph, x, recipe)
+    scales = choose_scales(source, x, recipe)
     if recipe.weights == "tuned":
-        source = tune(graph, x, scales.thetas, recipe)
+        source = tune(source, x, scales.thetas, recipe)
         scales = choose_scales(source, x, recipe)
     network, peak = calibrate(build(source, scales, recipe), source, scales, x, recipe)
     if findings := chips.check(network, recipe.limits):
         raise Refused(findings)
     origin = {
-        "weights": bundle.digest(_arrays(model)),
+        "weights": bundle.digest(_arrays(model if isinstance(model, FloatGraph) else unwrapped(model))),
         "calibration": bundle.digest({"calibration": as_inputs(calibration)}),
     }
     return Conversion(network, graph, source, recipe, scales, peak, origin, assumed)
 
 
 def resolved(graph: FloatGraph, x: Tensor, recipe: Recipe, labels: Any = None) -> tuple[TaskName, str | None]:
-    """Find what the outputs of a graph mean, with labels of ``x`` (B, *input_shape) or without; what was assumed."""
+    """Find what the outputs of a graph mean, with labels of ``x`` (B, *model_shape) or without; what was assumed."""
     readout = graph.layers[-1]
     task, assumed = resolve(recipe.task, readout.shape, labels, lambda: graph.logits(x[spread(len(x))]))
     if labels is not None:
@@ -165,16 +168,16 @@ def resolved(graph: FloatGraph, x: Tensor, recipe: Recipe, labels: Any = None) -
 
 
 def imported(model: nn.Module | FloatGraph, x: Any, **importing: Any) -> tuple[FloatGraph, Tensor]:
-    """Return the model's float graph and its inputs as the graph takes them, float32 (B, *input_shape).
+    """Return the model's float graph and its inputs as the graph takes them, float32 (B, *model_shape).
 
     The graph is proven on a few of them. ``importing`` are the other options of
     :func:`toolchain.frontends.import_model`.
     """
     inputs = as_inputs(x)
     if isinstance(model, FloatGraph):
-        return model, as_inputs(inputs, model.input_shape)
-    graph = import_model(unwrapped(model), tuple(inputs.shape[1:]), samples=inputs, **importing)
-    return graph, as_inputs(inputs, graph.input_shape)
+        return model, as_inputs(inputs, model.model_shape)
+    graph = import_model(model, tuple(inputs.shape[1:]), samples=inputs, **importing)
+    return graph, as_inputs(inputs, graph.model_shape)
 
 
 def _arrays(model: nn.Module | FloatGraph) -> dict[str, Tensor]:

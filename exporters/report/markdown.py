@@ -50,6 +50,7 @@ def render(report: Report, pictures: Sequence[str] = ()) -> str:
         f"T = {report.timesteps} steps per firing window, hold-off K = {report.holdoff}, bias rule `{report.method}`, "
         f"weights `{report.weights}`, {report.samples} samples" + (f" ({report.data})." if report.data else "."),
         *([] if report.import_error is None else [_imported(report.import_error)]),
+        *([" ".join(report.input)] if report.input else []),
         *(["## How T and K were chosen", _choice(report.choice)] if report.choice else []),
         f"## {_headed(MEASURES[report.task])}",
         _accuracy(report),

@@ -277,6 +277,7 @@ class Report(Record):
     samples: int
     #: Largest difference of a logit of the imported float graph from the trained network's, relative to the largest.
     import_error: float | None = None
+    input: tuple[str, ...] = ()  #: what the host does to inputs beside scaling all alike, in sentences
     layers: tuple[LayerRow, ...]
     agreement: Mapping[Rung, Agreement] = field(default_factory=dict)
     attribution: Attribution | None = None

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -580,3 +581,69 @@ def test_the_limit_of_a_matrix_and_what_is_left_off_are_options_of_check_and_con
     assert "dense_limit: 0 is no number of weights; give a positive integer" in refused(
         run(*checking, "--dense-limit", 0)
     )
+
+
+TIME_FIRST = """
+import torch
+from torch import nn
+
+class Recording(nn.Module):
+    def __init__(self):
+        super().__init__()
+        g = torch.Generator().manual_seed(0)
+        self.conv, self.fc = nn.Conv1d(3, 6, 5), nn.Linear(120, 3)
+        for parameter in self.parameters():
+            parameter.data.copy_((torch.rand(parameter.shape, generator=g) - 0.4) / 3)
+        self.conv.weight.data /= torch.tensor([1.0, 2000.0, 0.1])[:, None]
+
+    def forward(self, x):
+        return self.fc(self.conv(x.transpose(1, 2)).relu().flatten(1))
+"""
+
+
+def test_recordings_with_time_first_and_units_of_their_own_go_through_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: Callable[[str], None]
+) -> None:
+    from exporters import bundle, engines
+
+    monkeypatch.setattr(engines.metadata, "distributions", lambda name: iter(()))  # two engines are enough
+    (tmp_path / "recording.py").write_text(TIME_FIRST)
+    model, units = f"{tmp_path / 'recording.py'}:Recording", np.array([1, 2000, 0.1])
+    x = np.random.default_rng(0).random((96, 24, 3)) * units
+    x[7, 3, 1] = 2000.0  # one value sets the range
+    np.savez(tmp_path / "x.npz", x=x, y=np.arange(96) % 3)
+    np.savez(tmp_path / "loud.npz", x=np.concatenate([x[:3], x[:1] * 1000]), y=np.arange(4) % 3)
+    checked = run("check", "--model", model, "--input-shape", "24,3", "--json")
+    assert checked.exit_code == 0, checked.output
+    assert json.loads(checked.stdout)[0] == {
+        "path": "input", "kind": "rearrangement", "shape": [3, 24, 1], "fate": "put in order by the host, from 24 x 3",
+    }  # fmt: skip
+    out = tmp_path / "out"
+    converted = run("convert", "--model", model, "--calibration", tmp_path / "x.npz", "-o", out, "--timesteps", 8)
+    assert converted.exit_code == 0, converted.output
+    said = (
+        "The host puts inputs of 24 x 3 in order as 3 x 24 x 1.",
+        "Each of the 3 channels of the input has a payload scale of its own, from",
+    )
+    for text in (converted.output, (out / "report.md").read_text()):
+        assert all(sentence in " ".join(text.split()) for sentence in said)
+    stored = bundle.load(out)
+    assert stored.report is not None
+    assert len(stored.report.input) == 2
+    network = stored.network
+    assert (network.input.shape, network.input.model_shape) == ((3, 24, 1), (24, 3))
+    turned = x.astype(np.float32).astype(float).transpose(0, 2, 1)[..., None]
+    payload = np.rint(turned * np.asarray(network.input.scale)[:, None, None]).clip(-127, 127)
+    assert np.array_equal(network.input.encode(x.astype(np.float32)), payload)
+    shown = json.loads(run("inspect", out, "--json").stdout)["input"]
+    assert (shown["shape"], shown["given"], shown["scale"]) == ([3, 24, 1], [24, 3], network.input.scale.tolist())
+    assert "input 3 x 24 x 1, taken from 24 x 3, 8 bits" in " ".join(run("inspect", out).output.split())
+    verified = json.loads(run("verify", out, "--data", tmp_path / "x.npz", "--samples", 4, "--json").stdout)
+    assert [engine["engine"] for engine in verified["engines"]] == ["reference", "fast"]
+    assert verified["difference"] is None
+    compared("reference = fast")
+    evaluated = run("evaluate", out, "--data", tmp_path / "x.npz", "--json")
+    assert (json.loads(evaluated.stdout)["samples"], json.loads(evaluated.stdout)["findings"]) == (96, [])
+    # All of one sample in four, but for what is still inside at a thousand times its value.
+    loud = run("evaluate", out, "--data", tmp_path / "loud.npz").output
+    assert re.search(r"2[0-9] % of the input values are clipped, most of them in channel", " ".join(loud.split()))

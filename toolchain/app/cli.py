@@ -120,7 +120,7 @@ def convert(
     from toolchain.auto import choose
     from toolchain.convert import convert as run
     from toolchain.inputs import load_arrays
-    from toolchain.loading import as_float32, load_model
+    from toolchain.loading import load_model
     from toolchain.recipe import named
 
     if latency_budget is not None and not auto:
@@ -148,7 +148,6 @@ def convert(
             # Labels only measure: the network is the same without them, and takes long enough to be kept.
             unusable, y = refused, None
             conversion, search = converted(None)
-        net = as_float32(net)
         rates = assessment.rates(conversion, x)
         name, data = model.rpartition("/")[2], f"calibration data, {calibration.name}"
         report = assessment.report(conversion, net, x, y, rates, name=name, data=data, choice=search)
@@ -177,13 +176,13 @@ def evaluate(
     """
     from exporters import bundle as bundles
     from exporters.engines import run
-    from toolchain.assessment import by_step
+    from toolchain.assessment import by_step, clipped
     from toolchain.inputs import load_arrays, selected
     from toolchain.task import resolve
 
     loaded = bundles.load(bundle)
     network = loaded.network
-    x, y = selected(*load_arrays(data, network.input.shape), samples)
+    x, y = selected(*load_arrays(data, network.input.model_shape), samples)
     assert y is not None  # load_arrays has refused data without labels
     # Bundles of before tasks were known do not name theirs.
     task, _ = resolve(loaded.config.get("task", "auto"), network.readout.shape, y)
@@ -193,10 +192,14 @@ def evaluate(
     with bars():
         trace = run(engine, network, network.input.encode(x), record=False)
     rows = [row.as_dict() for row in by_step(network.decode(trace.logits), y, task)]
+    findings = clipped(network.input, x)
     if as_json:
-        print_json({"engine": engine, "task": task.name, "samples": len(x), "accuracy_by_step": rows})
+        found = {"engine": engine, "task": task.name, "samples": len(x)}
+        print_json(found | {"accuracy_by_step": rows, "findings": findings})
     else:
         out.print(table(f"{bundle} on {data}, engine {engine}", rows, {"step": "step"} | score_columns(task.name)))
+        for finding in findings:
+            say(finding, "yellow")
 
 
 @app.command()
@@ -217,7 +220,7 @@ def verify(
     from toolchain.inputs import load_arrays, selected
 
     loaded = bundles.load(bundle)
-    x, _ = selected(*load_arrays(data, loaded.network.input.shape, labels=False), samples)
+    x, _ = selected(*load_arrays(data, loaded.network.input.model_shape, labels=False), samples)
     with bars():
         result = run(loaded.network, loaded.network.input.encode(x), net_path=loaded.net_path)
     if as_json:
@@ -246,7 +249,8 @@ def inspect(
 
     bundle = bundles.load(path) if path.is_dir() else None
     network = netx.read(path) if bundle is None else bundle.network
-    rows, output, scale = layer_table(network), network.output, np.asarray(network.input.scale)
+    rows, output, source = layer_table(network), network.output, network.input
+    scale = np.asarray(source.scale)
     if as_json:
         print_json(
             {
@@ -254,7 +258,12 @@ def inspect(
                 "holdoff": network.holdoff,
                 "steps": network.steps,
                 "loader": netx.loaded_by(network),
-                "input": {"shape": network.input.shape, "bits": network.input.bits, "scale": scale.tolist()},
+                "input": {
+                    "shape": source.shape,
+                    "given": source.model_shape,
+                    "bits": source.bits,
+                    "scale": scale.tolist(),
+                },
                 "output": None if output is None else {k: v.tolist() for k, v in vars(output).items()},
                 "layers": [row.as_dict() for row in rows],
                 "provenance": None if bundle is None else bundle.provenance,
@@ -262,9 +271,10 @@ def inspect(
         )
         return
     out.print(layers(str(path), rows))
+    given = "" if source.order is None else f", taken from {' x '.join(map(str, source.model_shape))}"
     out.print(
         f"T = {network.timesteps}, K = {network.holdoff}: logits after {network.steps} steps; input "
-        f"{' x '.join(map(str, network.input.shape))}, {network.input.bits} bits, payload = x * "
+        f"{' x '.join(map(str, source.shape))}{given}, {source.bits} bits, payload = x * "
         f"{numbers(scale)}; loads with {netx.loaded_by(network)}",
         soft_wrap=True,
         highlight=False,

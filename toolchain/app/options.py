@@ -30,7 +30,7 @@ Weights = Annotated[
 ]
 Data = Annotated[
     Path,
-    typer.Option("--data", metavar="FILE.npz", help="Arrays x (N,C,H,W; uint8 or float) and labels y."),
+    typer.Option("--data", metavar="FILE.npz", help="Arrays x (N,C,H,W; bytes or numbers) and labels y."),
 ]
 Samples = Annotated[int | None, typer.Option("--samples", metavar="N", help="Use the first N samples; all by default.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write.")]

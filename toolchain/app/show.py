@@ -103,6 +103,8 @@ def show_report(report: Report) -> None:
         say(report.choice.reason)
     if report.attribution is not None:
         say(report.attribution.verdict)
+    for sentence in report.input:
+        say(sentence)
     for finding in report.findings:
         say(finding, "yellow")
 

@@ -4,6 +4,7 @@ from toolchain.assessment.attribution import attribute
 from toolchain.assessment.ladder import model_logits, staircase_logits
 from toolchain.assessment.layers import layer_table, rates
 from toolchain.assessment.measure import report
+from toolchain.assessment.payload import clipped
 from toolchain.assessment.score import accuracy, agreement, by_step
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "agreement",
     "attribute",
     "by_step",
+    "clipped",
     "layer_table",
     "model_logits",
     "rates",

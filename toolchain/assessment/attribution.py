@@ -69,14 +69,14 @@ class _Sums:
 
 @torch.no_grad()
 def attribute(conversion: Conversion, x: Any) -> tuple[Share, ...]:
-    """Split every layer's error on model inputs ``x`` (B, *input_shape) by cause (see the module's docstring).
+    """Split every layer's error on model inputs ``x`` (B, *model_shape) by cause (see the module's docstring).
 
     Of a spiking layer also ``saturated``, the share of neurons that fire at every step while the ANN's activation is
     above theta; ``residual_outside``, the share whose last potential is outside 0..THETA although there was a step left
     to fire at, or a spike not to fire; ``dead_channels``, how many.
     """
     network = conversion.network
-    x = as_inputs(x, network.input.shape)
+    x = as_inputs(x, network.input.model_shape)
     batch = max(1, NEURON_STEPS // sum(layer.size * len(network.busy(layer)) for layer in network.layers))
     sums: dict[str, _Sums] = {}
     for part in track("finding what costs accuracy", x.split(batch)):
@@ -98,11 +98,14 @@ def _in_own_units(sums: _Sums, centred: bool) -> _Sums:
 
 def _measure(conversion: Conversion, x: Tensor) -> dict[str, _Sums]:
     network, graph = conversion.network, conversion.graph
+    # What is constant in the input is a bias of the graph that was quantised, and rounded nowhere.
+    reached = graph if conversion.recipe.weights == "tuned" else conversion.source
     trace = conversion.run(x, overflow="count")
-    decoded = {INPUT: torch.from_numpy(network.input.encode(x)) / torch.tensor(network.input.scale).float()}
+    scale = spatial(torch.tensor(network.input.scale), network.input.shape).float()
+    decoded = {INPUT: torch.from_numpy(network.input.encode(x)) / scale}
     sums = {}
-    for layer, (floating, _, a) in zip(network.layers, graph.walk(x), strict=True):
-        f = graph.forward(floating, decoded)
+    for layer, same, (floating, _, a) in zip(network.layers, reached.layers, graph.walk(x), strict=True):
+        f = reached.forward(same, decoded)
         sums[layer.name], decoded[layer.name] = _layer(conversion, layer, floating, a.double(), f.double(), trace)
     return sums
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from exporters.report import Rung
 from sim.progress import track
+from toolchain.assessment.payload import clipped
 from toolchain.convert import Conversion
-from toolchain.graph import FloatGraph
+from toolchain.frontends.plain import as_float32, unwrapped
 from toolchain.inputs import as_inputs
 
 
@@ -28,7 +29,7 @@ class Ladder:
 
 def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion | None = None) -> Ladder:
     """Run every rung on model inputs (B, *model_shape); ``wide`` is the conversion for wide registers."""
-    inputs = as_inputs(x, conversion.network.input.shape)
+    inputs = as_inputs(x, conversion.network.input.model_shape)
     findings: list[str] = []
 
     def spiking(which: Conversion) -> np.ndarray:
@@ -47,6 +48,7 @@ def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion 
     for rung, run in track("measuring accuracy", rungs.items()):
         outputs[rung] = run()
     steps = spiking(conversion)
+    findings.extend(clipped(conversion.network.input, inputs))
     outputs["int8"] = steps[:, -1]
     return Ladder(outputs, steps, tuple(findings))
 
@@ -55,8 +57,11 @@ def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion 
 def model_logits(model: nn.Module, x: Any, batch: int = 256) -> Tensor:
     """Logits of the torch model, float32 (B, N), in eval mode; every module gets back the mode that it was in.
 
+    A model of another precision runs as a copy in float32.
+
     ``x`` are model inputs (see :func:`toolchain.inputs.as_inputs`). The model gets a copy: it may write into it.
     """
+    model = as_float32(unwrapped(model))
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -70,14 +75,9 @@ def model_logits(model: nn.Module, x: Any, batch: int = 256) -> Tensor:
 def staircase_logits(conversion: Conversion, x: Tensor, batch: int = 256) -> Tensor:
     """Logits of the float graph whose activations take the steps that T spikes can draw, float32 (B, N).
 
-    With every channel's threshold (:func:`toolchain.graph.activations.staircase`): what is left of a network if spikes
-    arrive evenly and integers cost nothing.
+    See :meth:`toolchain.graph.FloatGraph.stairs`.
     """
-    scales, timesteps = conversion.scales, conversion.recipe.timesteps
-    stairs = tuple(
-        replace(layer, upper=scales[layer.name].theta, levels=timesteps) for layer in conversion.source.layers
-    )
-    return FloatGraph(conversion.source.input_shape, stairs).logits(x, batch)
+    return conversion.source.stairs(conversion.scales.thetas, conversion.recipe.timesteps).logits(x, batch)
 
 
 def spiking_outputs(conversion: Conversion, x: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -22,7 +22,7 @@ def rates(conversion: Conversion, x: Any) -> Rates:
 
     On some of the model inputs (see :func:`toolchain.graph.channels.spread`), enough for a stable picture.
     """
-    x = as_inputs(x, conversion.network.input.shape)
+    x = as_inputs(x, conversion.network.input.model_shape)
     x = x[spread(len(x))]
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for part in x.split(RATE_BATCH):

@@ -14,9 +14,11 @@ from exporters.report import Attribution, Cost, Rates, Report, Search
 from toolchain.assessment import layers
 from toolchain.assessment.attribution import attribute
 from toolchain.assessment.ladder import climb, spiking_outputs
+from toolchain.assessment.payload import prepared
 from toolchain.assessment.score import accuracy, agreement, by_step, errors
 from toolchain.assessment.verdict import verdict
 from toolchain.convert import Conversion
+from toolchain.frontends.plain import unwrapped
 from toolchain.graph.channels import spread
 from toolchain.inputs import as_inputs
 
@@ -59,7 +61,7 @@ def report(
             findings += found
         by_timesteps[recipe.timesteps] = scores["int8"]
     return Report(
-        model=name or type(model).__name__,
+        model=name or type(unwrapped(model)).__name__,
         data=data,
         choice=choice,
         timesteps=recipe.timesteps,
@@ -69,6 +71,7 @@ def report(
         task=task.name,
         samples=len(x),
         import_error=conversion.graph.import_error,
+        input=prepared(conversion),
         layers=layers.measured_layers(conversion, rates),
         agreement={rung: agreement(outputs, ann, task) for rung, outputs in ladder.outputs.items() if rung != "ann"},
         errors=errors(spiking, trained) if task.name == "regression" else (),

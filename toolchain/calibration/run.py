@@ -32,12 +32,17 @@ def calibrate(
     """Choose every layer's weights and schedule; returns the network with them and each layer's peak magnitude, su.
 
     ``network`` is what ``graph`` has become by ``scales`` (:func:`toolchain.scales.integers.build`), ``x`` are model
-    inputs (B, *input_shape). Raises :class:`Refused` where a potential leaves the registers.
+    inputs (B, *model_shape). Raises :class:`Refused` where a potential leaves the registers.
     """
     chip = recipe.limits
     registers = Registers(network, chip, "strict")
-    outputs = {INPUT: torch.from_numpy(network.payload(network.input.encode(x.numpy())))}
-    units = {name: plan.theta for name, plan in scales.plans.items()} | {INPUT: torch.tensor(1 / network.input.scale)}
+    payload = torch.from_numpy(network.payload(network.input.encode(x.numpy())))
+    if graph.limit is not None:  # a coarse payload reaches beyond it, where the graph does not follow
+        bound = spatial((graph.limit * network.input.scale).round().int(), graph.input_shape)
+        payload = payload.clamp(-bound, bound)
+    outputs = {INPUT: payload}
+    units = {name: plan.theta for name, plan in scales.plans.items()}
+    units[INPUT] = torch.as_tensor(1 / network.input.scale, dtype=torch.float32)
     layers, output = [], network.output
     walked = zip(network.layers, graph.precise().currents(x), strict=True)
     for layer, (floating, _, current, activation) in track("calibrating", walked, len(network.layers)):

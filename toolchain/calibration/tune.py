@@ -45,7 +45,7 @@ MIDDLE = 0.1  #: what the layers' errors weigh beside that of the logits
 def tune(graph: FloatGraph, x: Tensor, thetas: Mapping[str, Tensor], recipe: Recipe) -> FloatGraph:
     """Return ``graph`` with tuned parameters and activations of T steps, each layer's ``upper`` its thresholds (C,).
 
-    ``x`` (B, *input_shape) are model inputs, ``thetas`` the thresholds to start from by spiking layer, (C,), as
+    ``x`` (B, *model_shape) are model inputs, ``thetas`` the thresholds to start from by spiking layer, (C,), as
     :class:`toolchain.scales.plan.Scales` has them. Edges that mostly select, as a shortcut into more channels, keep
     their weights. Outputs that are not compared with each other count alike, whatever their unit. Deterministic.
     """
@@ -64,7 +64,7 @@ def tune(graph: FloatGraph, x: Tensor, thetas: Mapping[str, Tensor], recipe: Rec
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.updates)
 
     def student() -> FloatGraph:
-        return FloatGraph(graph.input_shape, tuple(copy.tuned(recipe.timesteps) for copy in copies))
+        return replace(graph, layers=tuple(copy.tuned(recipe.timesteps) for copy in copies))
 
     mean, generator = x.mean(0), torch.Generator().manual_seed(0)
     for _ in track("tuning", range(recipe.updates)):

@@ -6,7 +6,8 @@ The model is traced with ``torch.fx`` (:mod:`~toolchain.frontends.tracing`) and 
 constant. The constant is what torch itself computes from the constant before, so that a bias ahead of a padded
 convolution comes out right at the borders too. A ReLU, bounded or not, closes the region
 (:mod:`~toolchain.frontends.regions`): the affine value becomes a layer and the rectified value a new source. At last
-the graph is held to the model's own forward (:mod:`~toolchain.frontends.proof`): what differs is refused.
+the graph is held to the model's own forward (:mod:`~toolchain.frontends.proof`): what differs is refused. Wrappers as
+DataParallel are taken off first (:mod:`~toolchain.frontends.plain`).
 
 What the importer knows stands in :mod:`~toolchain.frontends.operations`; :func:`operation` teaches it a module of
 one's own. Files are read by :mod:`~toolchain.frontends.exported` and :mod:`~toolchain.frontends.onnx_file`, which
@@ -25,6 +26,7 @@ from sim.network import Shape
 from toolchain.frontends.checks import prepared
 from toolchain.frontends.interpreter import Interpreter
 from toolchain.frontends.log import LayerReport, Log
+from toolchain.frontends.plain import unwrapped
 from toolchain.frontends.proof import double_by_default, own_dtype, prove
 from toolchain.frontends.regions import Regions
 from toolchain.frontends.registry import operation
@@ -48,11 +50,12 @@ def import_model(
     """Reduce a trained model to spiking layers and the linear maps between them, in float64, stored as float32.
 
     ``input_shape`` is (C, H, W), (C, L) or (N,), without the batch dimension; the graph's input writes (C, L) as
-    (C, L, 1). The model is not changed; that the graph equals it in eval mode is proven
-    (:mod:`~toolchain.frontends.proof`) on drawn inputs and, where they are given, on a few of ``samples``, model inputs
-    float32 (B, *input_shape). ``dense_limit`` bounds the weights of a matrix or kernel that folding creates.
-    ``leave_off_last`` leaves off a softmax or sigmoid at the very end, so that the graph gives the logits before it.
-    Raises :class:`sim.findings.Refused` with every finding at once.
+    (C, L, 1). Where a model rearranges its input before a convolution, the graph does so before all layers, and takes
+    inputs of any ``input_shape`` of one to three dimensions. The model is not changed; that the graph equals it in eval
+    mode is proven (:mod:`~toolchain.frontends.proof`) on drawn inputs and, where they are given, on a few of
+    ``samples``, model inputs float32 (B, *input_shape). ``dense_limit`` bounds the weights of a matrix or kernel that
+    folding creates. ``leave_off_last`` leaves off a softmax or sigmoid at the very end, so that the graph gives the
+    logits before it. Raises :class:`sim.findings.Refused` with every finding at once.
     """
     log, regions, error = _run(model, input_shape, dense_limit, leave_off_last, samples)
     if log.findings:
@@ -93,6 +96,7 @@ def _run(
     if samples is not None and (tuple(samples.shape[1:]) != shape or not len(samples)):
         wanted = f"(N, {', '.join(map(str, shape))})"
         raise refuse("samples", f"shape {tuple(samples.shape)}", f"give model inputs of shape {wanted}")
+    model = unwrapped(model)
     log = Log(type(model).__name__)
     regions = Regions(shape, log, dense_limit)
     with unchanged(model), double_by_default():

@@ -211,6 +211,24 @@ class Selection:
 
 
 @dataclass(frozen=True, eq=False)
+class Scaling:
+    """Every value times a factor of its own."""
+
+    factor: Tensor  #: float64 (*shape)
+
+    @property
+    def source(self) -> Shape:
+        """Shape of the values."""
+        return tuple(self.factor.shape)
+
+    shape = source
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (B, *source) to (B, *shape)."""
+        return x * self.factor
+
+
+@dataclass(frozen=True, eq=False)
 class OtherMap:
     """Any other linear map, known only by what it does."""
 
@@ -223,7 +241,7 @@ class OtherMap:
         return self.function(x)
 
 
-Step = Convolution | Reshape | Selection | OtherMap
+Step = Convolution | Reshape | Selection | Scaling | OtherMap
 Chain = tuple[Step, ...]  #: applied from left to right; empty for the identity
 
 
@@ -242,6 +260,49 @@ def _spacing(taken: Tensor, size: int) -> Pair:
 def channelwise(factor: Tensor, shape: Shape) -> Convolution:
     """Multiply every channel of a (C, H, W) map by its factor, float64 (C,)."""
     return Convolution(factor.reshape(-1, 1, 1, 1), shape, shape, groups=shape[0])
+
+
+def scaling(factor: Tensor) -> Step:
+    """Multiply a (C, H, W) map by factors, float64 (C, H, W): channel by channel where those of a channel are equal."""
+    if torch.equal(factor, factor[:, :1, :1].expand(factor.shape)):
+        return channelwise(factor[:, 0, 0], tuple(factor.shape))
+    return Scaling(factor)
+
+
+def rearrangements(chain: Chain) -> list[tuple[Selection, Chain]]:
+    """Every way to write a chain as a rearrangement of its source and the rest, the shortest rearrangement first.
+
+    A rearrangement takes every value once or leaves it out, and adds no zeros. Factors that come before it go behind.
+    """
+    found: list[tuple[Selection, Chain]] = []
+    moved: Selection | None = None
+    factor: Tensor | None = None
+    for i, step in enumerate(chain):
+        if (own := _factors(step)) is not None:
+            factor = own if factor is None else factor * own
+            continue
+        if type(step) is Reshape:
+            index = torch.arange(math.prod(step.source)).reshape(step.shape)
+        elif type(step) is Selection and int(step.index.min()) >= 0 and len(step.index.unique()) == step.index.numel():
+            index = step.index
+        else:
+            break
+        factor = None if factor is None else factor.flatten()[index]
+        moved = Selection(
+            index if moved is None else moved.index.flatten()[index], moved.source if moved else step.source
+        )
+        found.append((moved, (*(() if factor is None else (scaling(factor),)), *chain[i + 1 :])))
+    return found
+
+
+def _factors(step: Step) -> Tensor | None:
+    """Factors (*shape) of a step that only multiplies each value by one; None for any other."""
+    if type(step) is Scaling:
+        return step.factor
+    if type(step) is not Convolution or step.source != step.shape or step.weight.shape != (step.source[0], 1, 1, 1):
+        return None
+    apart = step.groups == step.source[0] and (step.stride, step.offset) == ((1, 1), (0, 0))
+    return step.weight[:, 0].expand(step.shape) if apart else None
 
 
 def reduce(chain: Chain, limit: int) -> Chain:

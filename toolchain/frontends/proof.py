@@ -80,7 +80,7 @@ def double_by_default() -> Iterator[None]:
 class _Compared:
     """A batch on the model and on the graph."""
 
-    x: Tensor  #: (B, *input_shape)
+    x: Tensor  #: (B, *model_shape)
     error: float  #: largest difference of a logit, relative to the largest logit
     beyond: Tensor  #: by how much a logit of every sample differs more than it may, float64 (B,)
 
@@ -101,7 +101,7 @@ def own_dtype(model: nn.Module) -> torch.dtype:
 def prove(model: nn.Module, traced: Traced, regions: Regions, log: Log, samples: Tensor | None) -> float:
     """Compare the layers found with the model; what differs becomes a finding in ``log``.
 
-    ``samples`` are model inputs (B, *input_shape), or None to draw some. Returns the largest difference of a logit,
+    ``samples`` are model inputs (B, *model_shape), or None to draw some. Returns the largest difference of a logit,
     relative to the largest logit.
     """
     graph, shape = regions.graph(), tuple(regions.input.shape)
@@ -192,7 +192,7 @@ class _Caller:
         self.tensors |= {name: copied(buffer) for name, buffer in model.named_buffers()}
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the logits of model inputs (B, *input_shape), float64."""
+        """Return the logits of model inputs (B, *model_shape), float64."""
         x = x.to(self.device, self.dtype, copy=True)
         with contextlib.ExitStack() as stack:
             if self.dtype == torch.float64:
@@ -261,7 +261,7 @@ def _roundoff(dtype: torch.dtype, graph: FloatGraph) -> float:
 @double_by_default()
 def _bounds(graph: FloatGraph, x: Tensor, roundoff: float) -> tuple[Tensor, Tensor]:
     """Logits, float64 (B, ...), and how far rounding may move each (see the module's docstring)."""
-    values = {INPUT: x.double().reshape(-1, *graph.input_shape)}
+    values = {INPUT: graph.arrange(x.double()).reshape(-1, *graph.input_shape)}
     deviations = {INPUT: torch.zeros_like(values[INPUT])}
     last = {edge.source: layer.name for layer in graph.layers for edge in layer.edges}
     for layer in graph.layers:
@@ -399,9 +399,13 @@ def _replay(
         return map_aggregate(interpreter.values.get(node), at)
 
     def watch(node: fx.Node) -> None:
-        graph = FloatGraph(new.shapes[INPUT], tuple(new.layers))
-        for layer in graph.layers[len(activations) - 1 :]:
-            activations[layer.name] = graph.forward(layer, activations)
+        graph = new.graph()
+        for layer in graph.layers:
+            if layer.kind == "spiking" and layer.name not in activations:
+                current = graph.current(layer, activations)
+                for chain in new.reads[layer.name].chains if layer.name in new.reads else ():
+                    current = current + _through(chain, activations[INPUT]).reshape(-1, *layer.shape)
+                activations[layer.name] = layer.activate(current)
         for event in pending[node]:
             values = map_aggregate(event.values, lambda v: computed(v) if isinstance(v, fx.Node) else v)
             compare(event, _leaves(values, Tensor))

@@ -96,14 +96,42 @@ class FloatGraph:
 
     input_shape: Shape
     layers: tuple[FloatLayer, ...]
+    #: Which value of the flattened model input each one that layers read is, int64 (*input_shape); None: as given
+    order: Tensor | None = None
+    given: Shape | None = None  #: shape of the model's input, without the batch; None where it is ``input_shape``
+    limit: Tensor | None = None  #: magnitude by channel, float32 (C,), beyond which inputs are cut off; None: nowhere
     #: Largest difference of a logit from the imported model's, relative to the largest, before weights were rounded to
     #: float32; None where no model was imported.
     import_error: float | None = None
 
     @property
+    def model_shape(self) -> Shape:
+        """Shape of the model's input, without the batch."""
+        return self.input_shape if self.given is None else self.given
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """Bring model inputs (B, *model_shape) into order and range in which layers read them, (B, *input_shape)."""
+        x = x if self.order is None else x.flatten(1)[:, self.order]
+        if self.limit is None:
+            return x
+        limit = self.limit.reshape(-1, *(1,) * (len(self.input_shape) - 1))
+        return x.clamp(-limit, limit)
+
+    @property
     def shapes(self) -> dict[str, Shape]:
         """Shape of the input and of every layer, by name."""
         return {INPUT: self.input_shape} | {layer.name: layer.shape for layer in self.layers}
+
+    def stairs(self, thetas: Mapping[str, Tensor], timesteps: int) -> FloatGraph:
+        """Return the graph with activations that take the steps which T spikes draw up to ``thetas`` (C,), by layer.
+
+        It is what is left of the network if spikes arrive evenly and integers cost nothing.
+        """
+        layers = (
+            replace(layer, upper=thetas[layer.name], levels=timesteps) if layer.kind == "spiking" else layer
+            for layer in self.layers
+        )
+        return replace(self, layers=tuple(layers))
 
     def steps(self, timesteps: int, holdoff: int) -> int:
         """Count the steps until the logits are there, as ``Network.steps`` of the network that the graph becomes."""
@@ -131,13 +159,13 @@ class FloatGraph:
         return replace(self, layers=tuple(layers))
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
-        """Activations of every layer (the readout's are the logits) for model inputs float32 (B, *input_shape)."""
+        """Activations of every layer (the readout's are the logits) for model inputs float32 (B, *model_shape)."""
         return {layer.name: activation for layer, _, activation in self.walk(x)}
 
     def walk(self, x: Tensor) -> Iterator[tuple[FloatLayer, dict[str, Tensor], Tensor]]:
         """Go through the layers in order: each with its sources' values and its activation, (B, *shape).
 
-        A value is forgotten after the last layer that reads it.
+        ``x`` are model inputs (B, *model_shape). A value is forgotten after the last layer that reads it.
         """
         for layer, sources, _, activation in self.currents(x):
             yield layer, sources, activation
@@ -145,7 +173,7 @@ class FloatGraph:
     def currents(self, x: Tensor) -> Iterator[tuple[FloatLayer, dict[str, Tensor], Tensor, Tensor]]:
         """Go through the layers as :meth:`walk` does, with the current that the activation is applied to before it."""
         last_reader = {edge.source: layer.name for layer in self.layers for edge in layer.edges}
-        values = {INPUT: x}
+        values = {INPUT: self.arrange(x)}
         for layer in self.layers:
             sources = {edge.source: values[edge.source] for edge in layer.edges}
             current = self.current(layer, sources)

@@ -9,9 +9,9 @@ from torch import nn
 
 from sim.findings import refuse
 from toolchain.frontends import exported, onnx_file
+from toolchain.frontends.plain import unwrapped
 from toolchain.inputs import existing
 from toolchain.loading.factory import build
-from toolchain.loading.plain import unwrapped
 from toolchain.loading.weights import load_weights
 
 #: By the ending of a file that holds a whole model.

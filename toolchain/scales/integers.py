@@ -80,7 +80,9 @@ def build(graph: FloatGraph, scales: Scales, recipe: Recipe) -> Network:
         bias = bias_schedule(beta + shift * plan.threshold / recipe.timesteps + lost, recipe.timesteps)
         v0 = np.full(layer.shape[0], round(plan.threshold * start))
         layers.append(Layer(layer.name, layer.shape, edges, plan.threshold, v0, bias, layer.kind))
-    encoder = Input(graph.input_shape, recipe.input_bits, True, 1 / float(scales.unit))
+    scale = (1 / scales.unit).numpy() if scales.unit.ndim else 1 / float(scales.unit)
+    order = None if graph.order is None else graph.order.numpy()
+    encoder = Input(graph.input_shape, recipe.input_bits, True, scale, order, graph.given)
     return Network(encoder, tuple(layers), recipe.timesteps, recipe.holdoff, _output(graph.layers[-1], scales, recipe))
 
 

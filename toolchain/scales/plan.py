@@ -8,7 +8,7 @@ thresholds' lower bounds and, for the graded input, the payload's scale are chos
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,6 +28,8 @@ from toolchain.task import shares_scale
 
 MARGIN = 1.5  #: registers keep this factor above the largest potential that the calibration data can cause
 HALVINGS = 6  #: payload scales that are tried, each half as fine as the one before
+ALIKE = 4.0  #: largest range of a channel of the input over the smallest, up to which one payload scale does for all
+CLEARLY = 0.8  #: share of the expected error with one payload scale that is left where channels get their own
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,7 @@ class Plan:
 class Scales:
     """The scales of a whole network."""
 
-    unit: Tensor  #: float64 (): what one unit of the graded input's payload stands for
+    unit: Tensor  #: float64 () or, where channels differ, (C,): what one unit of the graded input's payload stands for
     plans: Mapping[str, Plan]  #: by layer
 
     def __getitem__(self, layer: str) -> Plan:
@@ -87,6 +89,30 @@ def largest_weights(graph: FloatGraph, layer: FloatLayer, units: Mapping[str, Te
             for edge in layer.edges
         ]
     ).amax(0)
+
+
+def rounding_noise(
+    graph: FloatGraph, layer: FloatLayer, units: Mapping[str, Tensor], values: Mapping[str, Tensor]
+) -> tuple[float, float, Tensor]:
+    """Estimate the squares of what rounding adds to the current into each channel of ``layer``.
+
+    By rounding weights, of edges from the input and of the others, in su^2: a uniform error of 1/12 su^2 per synapse,
+    times the square of what its source sends. By rounding the payload, in the current's own unit, float64 (C,): as
+    measured on each channel of the input.
+    """
+    graded, others = 0.0, 0.0
+    rounding = torch.zeros(layer.shape[0], dtype=torch.float64)
+    for edge in layer.edges:
+        sent = values[edge.source].double() / spatial(units[edge.source], graph.shapes[edge.source])
+        uniform = float((sent**2).mean()) * edge.map.weight[0].numel() / 12
+        if edge.source != INPUT:
+            others += uniform
+        else:
+            graded += uniform
+            lost = by_channel((sent.round() - sent) ** 2).mean(1).sqrt()
+            weights = scaled(edge.map, lost * units[INPUT], graph.shapes[INPUT])
+            rounding += (weights**2).reshape(layer.shape[0], -1).sum(1)
+    return graded, others, rounding
 
 
 def plan_readout(
@@ -138,28 +164,18 @@ def plan_layer(
     ``theta`` (C,) are the thresholds that the rule wants, ``units`` the value of one spike of each source channel,
     ``values`` the float activations of its sources on calibration samples, ``current`` (B, *shape) what they cause.
     For each legal THETA a channel's threshold is raised until its weights fit 8 bits,
-    ``theta_c >= max|w_c * unit| * THETA / 127``, and its bias the register over the window, but never so far that what
-    the rule wants would not fire once. The THETA taken minimises the expected squared error of the
+    ``theta_c >= max|w_c * unit| * THETA / 127``, and its bias the register over the window, but not so far that most
+    of the activations would not fire once. The THETA taken minimises the expected squared error of the
     activations: staircase, weight rounding (a uniform error of 1/12 su^2 per synapse and source unit) and, from the
     graded input, the payload's own rounding as measured. With the recipe's ``shift_input`` the weights of the graded
     input get the exponent at which they use all bits. Potentials and biases must stay inside the registers, with
     ``MARGIN`` to spare. Raises :class:`Refused` where no THETA satisfies them.
     """
-    shape, chip, timesteps = graph.shapes, recipe.limits, recipe.timesteps
-    largest, noise, graded = largest_weights(graph, layer, units), 0.0, 0.0
-    rounding = torch.zeros(len(theta), dtype=torch.float64)
-    for edge in layer.edges:
-        fan_in = edge.map.weight[0].numel()
-        energy = (values[edge.source].double() / spatial(units[edge.source], shape[edge.source])) ** 2
-        uniform = float(energy.mean()) * fan_in / 12
-        if edge.source != INPUT:
-            noise += uniform
-        else:
-            graded += uniform
-            exact = values[INPUT].double() / units[INPUT]
-            squares = (edge.map.weight.double() ** 2).reshape(len(theta), -1).sum(1) * units[INPUT] ** 2
-            rounding += squares * ((exact.round() - exact) ** 2).mean()
+    chip, timesteps = recipe.limits, recipe.timesteps
+    largest = largest_weights(graph, layer, units)
+    graded, noise, rounding = rounding_noise(graph, layer, units, values)
     a = sampled(layer.activate(current))
+    energy = (a.double() ** 2).sum(1)
     low, high = (by_channel(c).double() for c in (current.amin(0)[None], current.amax(0)[None]))
     low, high, beta = low.amin(1), high.amax(1), layer.bias.reshape(len(theta), -1).double().abs().amax(1)
 
@@ -167,7 +183,7 @@ def plan_layer(
     for threshold in legal_thresholds(chip, min(chip.threshold_limit, 1 << 24)):
         room = (chip.bias_limit - threshold) / (MARGIN * timesteps)
         held = beta * threshold / room
-        if room <= 0 or bool((held > theta * timesteps).any()):
+        if room <= 0 or float(energy[held > theta * timesteps].sum()) > float(energy.sum()) / 2:
             break
         raised = torch.maximum(torch.maximum(theta.double(), largest * threshold / chip.weight_limit), held)
         su = threshold / raised
@@ -197,7 +213,7 @@ def _exponent(largest: float, chip: Chip) -> int:
 
 
 def choose_scales(graph: FloatGraph, x: Tensor, recipe: Recipe) -> Scales:
-    """Choose the scales of ``graph`` on some of the model inputs ``x`` (B, *input_shape).
+    """Choose the scales of ``graph`` on some of the model inputs ``x`` (B, *model_shape).
 
     The steps of a quantised activation say themselves where a rate of one is. For others the recipe's threshold rule
     does, inside what a bounded one as ReLU6 allows; "given" takes the bound. Raises :class:`Refused` where no scale
@@ -205,6 +221,7 @@ def choose_scales(graph: FloatGraph, x: Tensor, recipe: Recipe) -> Scales:
     """
     units: dict[str, Tensor] = {}
     plans: dict[str, Plan] = {}
+    ranges = by_channel(graph.arrange(x)).abs().amax(1)
     walked = graph.precise().currents(x[spread(len(x))])
     for layer, values, current, activation in track("choosing scales", walked, len(graph.layers)):
         if layer.kind == "spiking":
@@ -213,7 +230,7 @@ def choose_scales(graph: FloatGraph, x: Tensor, recipe: Recipe) -> Scales:
         else:
             plan_with = partial(plan_readout, graph, layer, current=current, recipe=recipe)
         if INPUT not in units and INPUT in values:
-            units[INPUT] = _payload_unit(values[INPUT], recipe.input_bits, units, plan_with)
+            units[INPUT] = _payload_unit(graph, layer, values, ranges, recipe.input_bits, plan_with)
         plans[layer.name] = plan_with(units=units)
         units[layer.name] = plans[layer.name].theta
     return Scales(units[INPUT], plans)
@@ -232,16 +249,77 @@ def _theta(layer: FloatLayer, activation: Tensor, recipe: Recipe) -> Tensor:
     return torch.minimum(upper, thresholds.choose(recipe.threshold, activation, recipe.timesteps))
 
 
-def _payload_unit(x: Tensor, bits: int, units: Mapping[str, Tensor], plan_with: Callable[..., Plan]) -> Tensor:
-    """Choose what one payload unit is worth: a finer payload leaves fewer su for the first weights, and vice versa."""
-    finest = float(x.abs().max()) / ((1 << (bits - 1)) - 1) or 1.0
-    candidates = [torch.tensor(finest * 2**halving, dtype=torch.float64) for halving in range(min(HALVINGS, bits - 1))]
-    costs, refusals = {}, []
-    for unit in candidates:
-        try:
-            costs[unit] = plan_with(units={**units, INPUT: unit}).cost
-        except Refused as error:
-            refusals.append(error)
-    if not costs:
+def _payload_unit(
+    graph: FloatGraph,
+    layer: FloatLayer,
+    values: Mapping[str, Tensor],
+    ranges: Tensor,
+    bits: int,
+    plan_with: Callable[..., Plan],
+) -> Tensor:
+    """Choose what one payload unit is worth: a finer payload leaves fewer su for the first weights, and vice versa.
+
+    ``layer`` is the first, which reads nothing but the input; ``ranges`` (C,) are the largest magnitudes of each
+    channel. Where they differ, as those of features in units of their own, channels may get units of their own.
+    """
+    limit = (1 << (bits - 1)) - 1
+    finest = float(ranges.max()) / limit or 1.0
+    common = [torch.tensor(finest * 2**halving, dtype=torch.float64) for halving in range(min(HALVINGS, bits - 1))]
+    costs: dict[Tensor, float] = {}
+    refusals = []
+
+    def cheapest(candidates: Sequence[Tensor]) -> Tensor | None:
+        for unit in candidates:
+            try:
+                plan = plan_with(units={INPUT: unit})
+            except Refused as error:
+                refusals.append(error)
+                continue
+            graded, _, rounding = rounding_noise(graph, layer, {INPUT: unit}, values)
+            costs[unit] = plan.cost if plan.threshold else float((graded * plan.su**-2 + rounding).sum())
+        return min((unit for unit in candidates if unit in costs), key=costs.__getitem__, default=None)
+
+    one = cheapest(common)
+    # Images have one unit: what channels of about the same range would gain is less than the grid of scales.
+    if float(ranges.max()) <= ALIKE * float(ranges.min()):
+        own = None
+    else:
+        own = cheapest(_own_units(graph, layer, values, ranges / limit))
+    if own is not None and (one is None or costs[own] < CLEARLY * costs[one]):
+        return own
+    if one is None:
         raise refusals[-1]
-    return min(costs, key=costs.__getitem__)
+    return one
+
+
+def _own_units(graph: FloatGraph, layer: FloatLayer, values: Mapping[str, Tensor], finest: Tensor) -> list[Tensor]:
+    """Units (C,) to choose from where channels of the input differ; ``finest`` (C,) are those that their ranges fill.
+
+    Rounding the payload of a channel costs ``|w|^2 u^2``, rounding its weights ``|x|^2 / u^2``. The sum is least where
+    u is the root of ``|x| / |w|``, times what the two errors weigh, which is tried. What that would cut off is kept.
+    """
+    weights = torch.stack([by_source(edge.map, graph.input_shape) for edge in layer.edges])
+    rms, largest = weights.square().mean((0, 2)).sqrt(), weights.abs().amax((0, 2))
+    finest = finest.double()
+    sent, read = finest > 0, largest > 0
+    balance = (by_channel(values[INPUT]).double().square().mean(1).sqrt() / rms).sqrt()
+    balance = torch.where(sent & read, balance, 0)
+    if not balance.any():
+        return []
+    middle = float((finest / balance)[balance > 0].median())
+    candidates = []
+    for factor in (0.0, *(2.0**k for k in range(-3, HALVINGS))):
+        unit = torch.maximum(finest, middle * factor * balance)
+        # A channel that was never sent may be one day; until then its weights shall not be the largest.
+        typical = (unit * largest)[sent & read].median()
+        candidates.append(torch.where(sent, unit, torch.where(read, typical / largest, unit.max())))
+    return candidates
+
+
+def by_source(map_: FloatMap, source: Shape) -> Tensor:
+    """Line up the weights from each channel of a source of shape ``source``: float64 (C, n)."""
+    weight = map_.weight.double()
+    if isinstance(map_, FloatDense):
+        return weight.reshape(len(weight), source[0], -1).transpose(0, 1).flatten(1)
+    groups = map_.geometry.groups
+    return weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).reshape(source[0], -1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from toolchain.frontends.affine import BATCH, MIXES, PRODUCT, Affine, Term, Unsupported, image
-from toolchain.frontends.linear import OtherMap, channelwise
+from toolchain.frontends.linear import scaling
 from toolchain.frontends.registry import handles
 
 
@@ -39,10 +39,7 @@ def mul(input: Any, other: Any) -> Any:
     if not torch.equal(factors[0], factors[1]):
         raise Unsupported("scales every sample by a factor of its own", MIXES[1])
     shape = image(value.shape)
-    scale = factors[0].reshape(shape)
-    if len(shape) == 3 and torch.equal(scale, scale[:, :1, :1].expand(shape)):
-        return value.then(channelwise(scale[:, 0, 0], shape), constant)
-    return value.then(OtherMap(lambda x: x * scale, shape, shape), constant)
+    return value.then(scaling(factors[0].reshape(shape)), constant)
 
 
 @handles(

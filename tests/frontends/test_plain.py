@@ -14,10 +14,11 @@ from refusing import refusal
 from torch import nn
 from typer.testing import CliRunner
 
-from toolchain import loading
+from toolchain import assessment, loading
 from toolchain.app import cli
 from toolchain.convert import convert, imported
-from toolchain.loading import as_float32, unwrapped
+from toolchain.frontends import import_model, inspect_model
+from toolchain.frontends.plain import as_float32, unwrapped
 
 # What torch deprecates people still have.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -53,7 +54,15 @@ def test_a_wrapped_model_converts_as_the_model_in_it(wrap: Callable[[nn.Module],
     inner = unwrapped(wrapped)
     assert type(inner) is nn.Sequential
     assert inner is model or isinstance(wrapped, torch.optim.swa_utils.AveragedModel)  # which keeps a copy
-    assert convert(wrapped, X, timesteps=2).network == convert(model, X, timesteps=2).network
+    conversion, plain = (convert(m, X, timesteps=2) for m in (wrapped, model))
+    assert conversion.network == plain.network
+    assert conversion.origin == plain.origin
+    rates = assessment.rates(conversion, X)
+    assert assessment.report(conversion, wrapped, X, None, rates) == assessment.report(
+        conversion, model, X, None, rates
+    )
+    assert inspect_model(wrapped, (1, 6, 6)) == inspect_model(model, (1, 6, 6))
+    assert import_model(wrapped, (1, 6, 6)).import_error == import_model(model, (1, 6, 6)).import_error
 
 
 def test_a_module_inside_may_be_wrapped_too_and_stays_wrapped_in_the_model() -> None:

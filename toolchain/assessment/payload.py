@@ -1,0 +1,61 @@
+"""What the host does to inputs before they are a payload, in words: what users have to know to feed a chip."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sim.network import INPUT, Input
+from toolchain.convert import Conversion
+from toolchain.graph import FloatGraph
+from toolchain.scales.plan import by_source
+
+LISTED = 8  #: channels
+
+
+def prepared(conversion: Conversion) -> tuple[str, ...]:
+    """Say how inputs are rearranged, which channels have scales of their own, and which are not looked at any more."""
+    source = conversion.network.input
+    found = []
+    if source.order is not None:
+        found.append(f"The host puts inputs of {_size(source.model_shape)} in order as {_size(source.shape)}.")
+    if np.ndim(source.scale):
+        scale = np.asarray(source.scale)
+        least, most = int(scale.argmin()), int(scale.argmax())
+        found.append(
+            f"Each of the {len(scale)} channels of the input has a payload scale of its own, from {scale[least]:.3g} "
+            f"for channel {least} to {scale[most]:.3g} for channel {most}."
+        )
+    still = (_read(conversion.graph) & ~_read(conversion.source)).nonzero().flatten().tolist()
+    if still:
+        listed = ", ".join(map(str, still[:LISTED])) + (", ..." if len(still) > LISTED else "")
+        found.append(f"Channels of the input that never changed became biases, and are not read any more: {listed}.")
+    return tuple(found)
+
+
+def clipped(source: Input, x: Tensor) -> tuple[str, ...]:
+    """Say which share of model inputs (B, *model_shape) leaves the payload, and where most of it does; () for none."""
+    wide = replace(source, bits=31)  # beyond which float32 has no use for a payload
+    beyond = source.encode(x) != wide.encode(x)
+    if not beyond.any():
+        return ()
+    by_channel = np.moveaxis(beyond, 1, 0).reshape(source.shape[0], -1).mean(1)
+    bounds = np.broadcast_to(source.limits[1] / np.asarray(source.scale), by_channel.shape)
+    most = int(by_channel.argmax())
+    place = f", most of them in channel {most}" if len(by_channel) > 1 else ""
+    return (
+        f"{100 * beyond.mean():.2g} % of the input values are clipped{place}, at a magnitude of {bounds[most]:.3g}",
+    )
+
+
+def _read(graph: FloatGraph) -> Tensor:
+    """Which channels of the input any weight reads, bool (C,)."""
+    edges = [edge for layer in graph.layers for edge in layer.edges if edge.source == INPUT]
+    return torch.stack([by_source(edge.map, graph.input_shape).ne(0).any(1) for edge in edges]).any(0)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
