@@ -183,8 +183,13 @@ def _remedy(placed: Placed, bottleneck: str, cores: Cores) -> str:
     if not placed.fits:
         return "use fewer inputs: a pooling or a stride before it"
     if bottleneck == "neurons":
-        least = -(-layer.size // cores.neurons)
-        return f"{layer.size} neurons take {least} cores at least: use fewer channels, or a stride before it"
+        channels, *space = layer.shape
+        for fewer in range(channels - 1, channels * 3 // 4, -1) if space else ():
+            other = _place(LayerLoad(layer.name, (fewer, *space)), (), cores)
+            if other.cores < placed.cores:
+                taken = f"{other.cores} core" + "s" * (other.cores > 1)
+                return f"{fewer} channels instead of {channels} would take {taken}; or use a stride before it"
+        return "use fewer neurons: fewer channels, or a stride before it" if space else "use fewer neurons"
     for bits in reversed(cores.weight_bits):
         narrower = tuple(
             synapse if synapse.source == layer.name or synapse.bits <= bits else replace(synapse, bits=bits)

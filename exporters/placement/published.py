@@ -2,8 +2,8 @@
 
 The core model is fitted to what the closed compiler has printed into public notebooks: tables of words per core of five
 networks (lava-dl d825ac5, tutorials/lava/lib/dl/netx: mnist/run, oxford/run, pilotnet_snn/benchmark,
-pilotnet_sdnn/benchmark, yolo_kp/run). It gives every percentage of their Total column, every word of dense synapses,
-and the cores of all their convolutions.
+pilotnet_sdnn/benchmark, yolo_kp/run). It gives every word of dense synapses there and the cores of all 20 convolutions;
+words of AxonMap and AxonMem are the most that the tables have.
 """
 
 from __future__ import annotations

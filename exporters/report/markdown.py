@@ -294,7 +294,8 @@ def estimated(estimate: Estimate) -> str:
     """Write a range with its unit, or that it is not available."""
     if estimate.low is None or estimate.high is None:
         return UNKNOWN
-    return f"{estimate.low:.3g} to {estimate.high:.3g} {estimate.unit}"
+    low, high = (f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in (estimate.low, estimate.high))
+    return f"{low} to {high} {estimate.unit}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

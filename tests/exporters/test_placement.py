@@ -229,7 +229,9 @@ def test_what_to_change_is_said_with_what_it_would_bring() -> None:
     dense = LayerLoad("dense", (128,), (DenseLoad("x", 784, 8),))
     small = LayerLoad("small", (10,), (DenseLoad("x", 5, 8),))
     rows = summed((conv, dense, small), LOIHI2).layers
-    assert rows[0].remedy == "65536 neurons take 17 cores at least: use fewer channels, or a stride before it"
+    # 16 x 64 x 64 is 16 times 4096, and one neuron less fits a core: 15 x 16 x 16 = 3840.
+    assert (rows[0].neurons, rows[0].cores) == (2048, 32)
+    assert rows[0].remedy == "15 channels instead of 16 would take 16 cores; or use a stride before it"
     assert rows[1].remedy == "weights of 6 bits would take 2 cores; or use fewer inputs, or fewer outputs"
     assert rows[2].remedy is None
 

@@ -131,8 +131,8 @@ def show_fit(fit: Fit, what: str) -> None:
     for row in fit.layers:
         if row.cores is None:
             say(f"{row.name}: no tile is within the limits of a core; {row.remedy}", "red")
-        elif row.remedy is not None:
-            say(f"{row.name}: {row.remedy}")
+    for remedy in dict.fromkeys(row.remedy for row in fit.layers if row.cores is not None and row.remedy):
+        say(f"{', '.join(row.name for row in fit.layers if row.remedy == remedy)}: {remedy}")
     if fit.cores is None:
         say("It does not fit.", "red")
     else:
