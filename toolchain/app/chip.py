@@ -93,5 +93,8 @@ def compare(
     if as_json:
         print_json([row.as_dict() for row in found])
         return
-    out.print(table("conversions beside each other", [row.as_dict() for row in found], COMPARED))
+    counts = ("spikes", "synaptic_events")
+    rows = [row.as_dict() for row in found]
+    rows = [{key: round(value) if key in counts else value for key, value in row.items()} for row in rows]
+    out.print(table("conversions beside each other", rows, COMPARED))
     say("spikes and synaptic events are per sample; accuracy (or R²) and agreement in per cent")
