@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, which makes them public
+    from exporters import device as device
     from exporters.bundle import Bundle as Bundle
     from exporters.bundle import load as load_bundle  # noqa: F401
     from exporters.comparison import compare as compare
@@ -76,6 +77,7 @@ _HOMES: dict[str, tuple[str, str]] = {
     "assessment": ("toolchain.assessment", ""),
     "check": ("toolchain.frontends", "inspect_model"),
     "demo": ("toolchain.demo", ""),
+    "device": ("exporters.device", ""),
     "figures": ("exporters.report.figures", ""),
     "load_bundle": ("exporters.bundle", "load"),
     "write": ("exporters.netx", "save"),

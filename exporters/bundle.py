@@ -14,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import platform
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -28,6 +29,7 @@ import numpy as np
 from exporters import files, netx
 from exporters.report import Rates, Report
 from exporters.report.markdown import PICTURES
+from sim.arguments import checked
 from sim.findings import Finding, Refused, refuse
 from sim.network import Network
 
@@ -68,10 +70,15 @@ def provenance(*, seed: int | None, sha256: Mapping[str, str], processor: Mappin
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": dict(processor),
-        "packages": {name: found.version for name in PACKAGES for found in metadata.distributions(name=name)},
+        "packages": packages(PACKAGES),
         "seed": seed,
         "sha256": dict(sha256),
     }
+
+
+def packages(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those distributions that are installed."""
+    return {name: found.version for name in names for found in metadata.distributions(name=name)}
 
 
 def digest(arrays: Mapping[str, Any]) -> str:
@@ -87,6 +94,7 @@ def digest(arrays: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
+@checked
 def save(
     directory: str | Path,
     network: Network,
@@ -126,6 +134,7 @@ def save(
     files.replace_directory(directory, contents, BEGINNINGS, _foreign)
 
 
+@checked
 def check_place(directory: str | Path) -> None:
     """Raise :class:`Refused` if :func:`save` could not write a bundle there; to be called before long work.
 
@@ -147,6 +156,7 @@ def _illustrated(report: Report, rates: Rates, network: Network) -> dict[str, by
     return {TEXT: markdown.render(report, tuple(pictures)).encode(), **pictures}
 
 
+@checked
 def load(directory: str | Path) -> Bundle:
     """Read a bundle back; raises :class:`Refused` for anything missing or invalid. Its files are not trusted."""
     directory = Path(directory)
@@ -159,7 +169,7 @@ def load(directory: str | Path) -> Bundle:
         netx.read(directory / NET),
         _read(directory / CONFIG),
         _read(directory / PROVENANCE),
-        Report.from_dict(_read(report), str(report)) if (report := directory / REPORT).exists() else None,
+        Report.from_dict(_read(report), str(report)) if os.path.lexists(report := directory / REPORT) else None,
         directory / NET,
     )
 
@@ -195,6 +205,8 @@ def _dump(name: str, value: dict[str, Any]) -> bytes:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise refuse(str(path), "it is no file", "convert again")
         if path.stat().st_size > JSON_LIMIT:
             raise refuse(str(path), f"it has {path.stat().st_size} bytes, above {JSON_LIMIT}", "convert again")
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)

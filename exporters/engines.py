@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from exporters import netx
+from sim.arguments import checked
 from sim.chip import LOIHI2, Chip
 from sim.findings import Finding, Refused, refuse
 from sim.fixedpoint import Policy, RegisterOverflow
@@ -33,6 +34,7 @@ class Engine:
     #: (network, payload (B, *input.shape), *, chip, overflow, record) -> trace, with the readout at least. Raises
     #: :class:`Refused` for an overflow policy that it cannot honour too.
     run: Callable[..., Trace]
+    counts: bool = True  #: whether it goes on, in wider integers, where a potential has left the registers
 
     @property
     def installed(self) -> bool:
@@ -69,7 +71,10 @@ def _on_lava(name: str, form: Form) -> Engine:
 
         return on_lava.run(network, payload, form=form, chip=chip, overflow=overflow)
 
-    return Engine(name, "lava-nc", lambda network, payload, chip: inexact(network, payload, form, chip), run)
+    def obstacles(network: Network, payload: np.ndarray, chip: Chip) -> list[Finding]:
+        return inexact(network, payload, form, chip)
+
+    return Engine(name, "lava-nc", obstacles, run, counts=form == "native")
 
 
 def _netx(path: str | Path | None = None) -> Engine:
@@ -91,7 +96,7 @@ def _netx(path: str | Path | None = None) -> Engine:
             netx.write(network, file)
             return netx.load(file).run(payload, chip=chip, overflow=overflow)
 
-    return Engine("netx", "lava-dl", obstacles, run)
+    return Engine("netx", "lava-dl", obstacles, run, counts=False)
 
 
 ENGINES: Mapping[str, Engine] = MappingProxyType(
@@ -158,26 +163,31 @@ def available_engines() -> tuple[str, ...]:
     return tuple(engine.name for engine in ENGINES.values() if engine.installed)
 
 
+@checked
 def run(
     engine: str,
     network: Network,
     payload: np.ndarray,
     *,
     chip: Chip = LOIHI2,
-    overflow: Policy = "strict",
+    overflow: Policy | None = "strict",
     record: bool = True,
 ) -> Trace:
     """Run integer payloads ``(B, *input.shape)`` on the engine of that name; :class:`Refused` lists the known ones.
 
     ``record=False`` gives the readout alone; only ``fast`` then saves the memory that all other layers would take.
     Raises :class:`sim.fixedpoint.RegisterOverflow` for a potential outside ``chip``'s registers unless ``overflow`` is
-    "count", and :class:`Refused` where the engine cannot run the network or honour an argument.
+    "count", and :class:`Refused` where the engine cannot run the network or honour an argument. ``overflow`` None is
+    "count" on engines that can, and "strict" on those whose registers wrap as Lava's do.
     """
     _require_known([engine])
+    if overflow is None:
+        overflow = "count" if ENGINES[engine].counts else "strict"
     trace = ENGINES[engine].run(network, payload, chip=chip, overflow=overflow, record=record)
     return trace if record else trace.of_readout()
 
 
+@checked
 def verify(
     network: Network,
     payload: np.ndarray,

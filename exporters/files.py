@@ -44,6 +44,25 @@ def replace_file(path: Path, data: bytes) -> None:
             _flush(target.parent)
 
 
+@contextmanager
+def made_beside(path: Path) -> Iterator[Path]:
+    """Give a name to make a large file under, for a new ``path``: it takes that when the block ends without an error.
+
+    Raises as :func:`replace_file`, and where the name is taken.
+    """
+    with _refusing(path):
+        target = path.resolve()
+        if not target.parent.is_dir():
+            raise refuse(str(path), "it lies in no directory", "create that first, or choose another place")
+        if os.path.lexists(target):
+            raise refuse(str(path), "it exists", "choose another place")
+        _clear(target, None)
+        with _beside(target, None) as new:
+            yield new
+            os.rename(new, target)
+            _flush(target.parent)
+
+
 def replace_directory(
     path: Path, contents: Mapping[str, bytes], names: Collection[str], foreign: Callable[[Path], list[str]]
 ) -> None:

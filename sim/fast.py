@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sim.arguments import Count, checked
 from sim.chip import LOIHI2, Chip
 from sim.findings import refuse
 from sim.fixedpoint import Policy, Registers, largest_current, largest_sums, shift, worst_case
@@ -35,6 +36,7 @@ CURRENT = SynapseTable[Callable[[Any, Tensor, Tensor], Tensor]](
 )
 
 
+@checked
 def run(
     network: Network,
     payload: np.ndarray,
@@ -42,7 +44,7 @@ def run(
     chip: Chip = LOIHI2,
     overflow: Policy = "strict",
     record: bool = True,
-    batch: int = 32,
+    batch: Count = 32,
 ) -> Trace:
     """Run integer payloads ``(B, *input.shape)``; the result equals :func:`sim.reference.run` bit for bit.
 
@@ -57,6 +59,7 @@ def run(
     potentials: dict[str, list[Tensor]] = {layer.name: [] for layer in kept}
     with counting("running on fast", len(payload)) as advance:
         for start in range(0, len(payload), batch):
+            registers.first = start
             outputs: dict[str, Tensor] = {INPUT: torch.from_numpy(payload[start : start + batch])}
             for layer in network.layers:
                 current = arriving[layer.name](outputs)
@@ -76,7 +79,13 @@ def run(
         }
 
     return Trace(
-        "fast", network, join(spikes, torch.uint8), join(potentials, torch.int64), registers.overflows, registers.peak
+        "fast",
+        network,
+        join(spikes, torch.uint8),
+        join(potentials, torch.int64),
+        registers.overflows,
+        registers.peak,
+        frozenset(registers.overflowed),
     )
 
 

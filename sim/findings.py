@@ -19,7 +19,9 @@ class Finding:
 
 
 class Refused(ValueError):  # noqa: N818 - it states an outcome, not a defect
-    """Input that cannot be used. ``str()`` gives one line per finding; the command line exits with code 2."""
+    """Input that cannot be used. ``str()`` gives one line per finding."""
+
+    exit_code = 2  #: of the command line
 
     def __init__(self, findings: Finding | Iterable[Finding]) -> None:
         self.findings: tuple[Finding, ...] = (findings,) if isinstance(findings, Finding) else tuple(findings)

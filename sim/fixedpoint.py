@@ -45,6 +45,8 @@ class Registers:
             raise refuse("overflow", f"policy {policy!r}", "use 'strict' or 'count'")
         self._network, self._chip, self._policy = network, chip, policy
         self.overflows = 0
+        self.overflowed: set[int] = set()  #: samples in which there were some
+        self.first = 0  #: number of the sample that stands first in what is watched
         self.peak = {layer.name: 0 for layer in network.layers}
 
     def watch(self, layer: Layer, step: int, v: Any, offset: Any) -> None:
@@ -62,6 +64,7 @@ class Registers:
                 place = tuple(int(i) for i in np.argwhere(outside)[0])
                 raise RegisterOverflow.of(layer.name, place[1], step, register, int(value[place]), self._chip)
             self.overflows += int(outside.sum())
+            self.overflowed.update((self.first + np.flatnonzero(outside.reshape(len(outside), -1).any(1))).tolist())
 
 
 def _rows(weight: np.ndarray, low: int, high: int) -> np.ndarray:

@@ -29,6 +29,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
+from sim.arguments import ANYTHING, array, fitting, shown
 from sim.findings import Finding, Refused, refuse
 
 EXPONENT_LIMIT = 31  #: of the magnitude of an edge's exponent; chips allow less
@@ -57,6 +58,11 @@ class _Record:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __post_init__(self) -> None:
+        for name, kind in _KINDS.get(type(self), {}).items():
+            value = fitting(f"{type(self).__name__}.{name}", getattr(self, name), kind)
+            object.__setattr__(self, name, value)
+
 
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
@@ -66,22 +72,23 @@ def _same(a: Any, b: Any) -> bool:
 
 def _freeze(record: Any, field: str) -> None:
     """Replace an array field by a read-only int32 copy, refusing anything that is not integral."""
-    array = np.asarray(getattr(record, field))
-    if array.size and array.dtype.kind not in "iu":
-        raise refuse(f"{type(record).__name__}.{field}", f"dtype {array.dtype} is not an integer", "quantise it first")
+    where = f"{type(record).__name__}.{field}"
+    values = array(where, getattr(record, field), "biuf", "an array of integers")
+    if values.size and values.dtype.kind not in "iu":
+        raise refuse(where, f"dtype {values.dtype} is not an integer", "quantise it first")
     limits = np.iinfo(np.int32)
-    if array.size and (array.min() < limits.min or array.max() > limits.max):
-        raise refuse(f"{type(record).__name__}.{field}", "a value leaves 32 bit", "scale the network down")
-    array = array.astype(np.int32)
-    array.flags.writeable = False
-    object.__setattr__(record, field, array)
+    if values.size and (values.min() < limits.min or values.max() > limits.max):
+        raise refuse(where, "a value leaves 32 bit", "scale the network down")
+    values = values.astype(np.int32)
+    values.flags.writeable = False
+    object.__setattr__(record, field, values)
 
 
 def _freeze_real(record: Any, field: str) -> None:
     """Replace an array field by a read-only float64 copy."""
-    array = np.array(getattr(record, field), np.float64)
-    array.flags.writeable = False
-    object.__setattr__(record, field, array)
+    values = array(f"{type(record).__name__}.{field}", getattr(record, field), "iuf", "real numbers").astype(np.float64)
+    values.flags.writeable = False
+    object.__setattr__(record, field, values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +120,11 @@ class Conv2d(_Record):
 
     def __post_init__(self) -> None:
         _freeze(self, "weight")
+        if not isinstance(self.geometry, Geometry):
+            raise refuse("Conv2d.geometry", f"{shown(self.geometry)} given", "give a Geometry")
+        for name, pair in zip(Geometry._fields, self.geometry[:3], strict=False):
+            if not (isinstance(pair, tuple) and len(pair) == 2):
+                raise refuse(f"Conv2d.{name}", f"{shown(pair)} given", "give a tuple of two integers")
 
     def output_shape(self, source: Shape) -> Shape:
         """Shape of the current that a source of shape ``source`` causes; raises :class:`Refused` on a misfit."""
@@ -158,6 +170,11 @@ class Edge(_Record):
     synapse: Synapse
     exponent: int = 0  #: the accumulated sum is shifted left by it; right (towards minus infinity) if negative
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.synapse, type) or not isinstance(getattr(self.synapse, "weight", None), np.ndarray):
+            raise refuse("Edge.synapse", f"{shown(self.synapse)} given", "give synapses, as Dense and Conv2d are")
+
 
 @dataclass(frozen=True, eq=False)
 class Layer(_Record):
@@ -173,6 +190,7 @@ class Layer(_Record):
     holdoff: int | None = None  #: K of this layer; None takes the network's
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _freeze(self, "v0")
         _freeze(self, "bias")
 
@@ -211,7 +229,8 @@ class Input(_Record):
     given: Shape | None = None  #: shape of the model's input, without the batch; None where it is ``shape``
 
     def __post_init__(self) -> None:
-        if isinstance(self.scale, np.ndarray):
+        super().__post_init__()
+        if array("Input.scale", self.scale, "iuf", "real numbers").ndim:
             _freeze_real(self, "scale")
         if self.order is not None:
             _freeze(self, "order")
@@ -229,12 +248,17 @@ class Input(_Record):
 
     def arrange(self, x: Any) -> np.ndarray:
         """Bring model inputs ``(B, *model_shape)`` into the order of the neurons, float64 ``(B, *shape)``."""
-        values = np.asarray(x, np.float64)
+        values = array("x", x, "biuf", "real numbers").astype(np.float64)
+        if values.shape[1:] != self.model_shape:
+            wanted = ", ".join(map(str, self.model_shape))
+            raise refuse("x", f"shape {values.shape}", f"give model inputs of shape (samples, {wanted})")
         return values if self.order is None else values.reshape(len(values), -1)[:, self.order]
 
     def encode(self, x: Any) -> np.ndarray:
         """Quantise model inputs ``(B, *model_shape)`` to the payload, int32: ``clip(round(x * scale))``."""
         scaled = self.arrange(x) * _spatial(self.scale, len(self.shape))
+        if np.isnan(scaled).any():
+            raise refuse("x", "it holds NaN", "clean the data")
         return np.clip(np.rint(scaled), *self.limits).astype(np.int32)
 
 
@@ -251,7 +275,7 @@ class Output(_Record):
 
     def decode(self, potentials: Any, share: float = 1.0) -> np.ndarray:
         """Return the model's outputs, float64 (B, *shape), for potentials after a ``share`` of the window."""
-        potentials = np.asarray(potentials, np.float64)
+        potentials = array("potentials", potentials, "iuf", "numbers").astype(np.float64)
         scale, offset = (_spatial(values, potentials.ndim - 1) for values in (self.scale, self.offset))
         return potentials / (scale * share) + offset
 
@@ -273,6 +297,7 @@ class Network(_Record):
     output: Output | None = None  #: what the readout's potentials stand for; None where nobody has said so
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         findings = _structure(self)
         if findings:
             raise Refused(findings)
@@ -330,15 +355,19 @@ class Network(_Record):
 
         Or (B, T, *shape) after every window step, as traces have them. In su where nobody has said what they stand for.
         """
-        output, potentials = self.output or Output(np.array(1.0), np.array(0.0)), np.asarray(potentials)
-        if potentials.ndim == len(self.readout.shape) + 1:
+        output = self.output or Output(np.array(1.0), np.array(0.0))
+        potentials, shape = array("potentials", potentials, "iuf", "numbers"), self.readout.shape
+        if potentials.shape[1:] not in (shape, (self.timesteps, *shape)):
+            wanted = f"(samples, {', '.join(map(str, shape))})"
+            raise refuse("potentials", f"shape {potentials.shape}", f"give {wanted}, or that of all T steps")
+        if potentials.ndim == len(shape) + 1:
             return output.decode(potentials)
         steps = range(potentials.shape[1])
         return np.stack([output.decode(potentials[:, t], (t + 1) / self.timesteps) for t in steps], 1)
 
     def payload(self, payload: Any) -> np.ndarray:
         """Check an integer payload ``(B, *input.shape)`` against the input's shape and range and return it as int32."""
-        payload = np.asarray(payload)
+        payload = array("payload", payload, ANYTHING, "an array of integers")
         low, high = self.input.limits
         if payload.shape[1:] != self.input.shape or payload.dtype.kind not in "iu":
             raise refuse(
@@ -353,6 +382,15 @@ class Network(_Record):
                 "encode with network.input.encode",
             )
         return payload.astype(np.int32)
+
+
+#: Of every record, what is neither an array nor a number: those are held to account where they are frozen or used.
+_KINDS: dict[type, dict[str, Any]] = {
+    Edge: {"source": str},
+    Layer: {"name": str, "shape": tuple, "edges": tuple[Edge, ...], "kind": str},
+    Input: {"shape": tuple, "signed": bool, "given": tuple | None},
+    Network: {"input": Input, "layers": tuple[Layer, ...], "output": Output | None},
+}
 
 
 def _structure(network: Network) -> list[Finding]:
@@ -431,7 +469,7 @@ def _structure(network: Network) -> list[Finding]:
             fits = values.shape in ((), channels) and np.isfinite(values).all()
             if not fits or (positive and values.min() <= 0):
                 wanted = "positive finite numbers" if positive else "finite numbers"
-                note("output", f"{field} {values}", f"give {wanted} of shape () or {channels}")
+                note("output", f"{field} {shown(values)}", f"give {wanted} of shape () or {channels}")
     return found
 
 
@@ -454,7 +492,7 @@ def _scalars(network: Network) -> list[Finding]:
             values += [(where, "geometry", n, 1 << 40) for pair in pairs for n in pair]
             values += [(where, "groups", groups, 1 << 40)]
     return [
-        Finding(where, f"{what} {value!r} is no integer, or far too large", f"give a whole number, {most} at most")
+        Finding(where, f"{what} {shown(value)} is no integer, or far too large", f"give a whole number, {most} at most")
         for where, what, value, most in values
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or abs(int(value)) > most
     ]
@@ -464,9 +502,8 @@ def _input_findings(source: Input) -> list[Finding]:
     """Everything that makes scale and order of an input meaningless."""
     found, scale, order = [], np.asarray(source.scale, np.float64), source.order
     if scale.shape not in ((), source.shape[:1]) or not np.isfinite(scale).all() or scale.min() <= 0:
-        found.append(
-            Finding(INPUT, f"scale {source.scale}", f"give positive finite numbers of shape () or {source.shape[:1]}")
-        )
+        remedy = f"give positive finite numbers of shape () or {source.shape[:1]}"
+        found.append(Finding(INPUT, f"scale {shown(source.scale)}", remedy))
     if (order is None) != (source.given is None):
         found.append(Finding(INPUT, "an order without the shape that is given, or the reverse", "give both or neither"))
     elif order is not None and source.given is not None:

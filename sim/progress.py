@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
+from sim.findings import refuse
+
 Sink = Callable[[str, int, int], object]  #: (what is being done, done, in all)
 T = TypeVar("T")
 
@@ -20,6 +22,8 @@ _sink: ContextVar[Sink | None] = ContextVar("progress", default=None)
 @contextmanager
 def reporting(sink: Sink | None) -> Iterator[None]:
     """Report all work inside the block to ``sink``; to nobody if it is None."""
+    if not (sink is None or callable(sink)):
+        raise refuse("sink", f"{type(sink).__name__} given", "give a function of what, done and total, or None")
     token = _sink.set(sink)
     try:
         yield

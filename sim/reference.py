@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from sim.arguments import checked
 from sim.chip import LOIHI2, Chip
 from sim.findings import refuse
 from sim.fixedpoint import Policy, RegisterOverflow
@@ -19,6 +20,7 @@ from sim.progress import track
 from sim.trace import Trace
 
 
+@checked
 def run(network: Network, payload: np.ndarray, *, chip: Chip = LOIHI2, overflow: Policy = "strict") -> Trace:
     """Run integer payloads ``(B, *input.shape)`` and record every layer.
 
@@ -33,6 +35,7 @@ def run(network: Network, payload: np.ndarray, *, chip: Chip = LOIHI2, overflow:
     spikes = {name: np.zeros(size, np.uint8) for name, size in shape.items()}
     potentials = {name: np.zeros(size, np.int64) for name, size in shape.items()}
     overflows, peak = 0, {layer.name: 0 for layer in network.layers}
+    overflowed = set()
     for sample, image in enumerate(track("running on reference", payload)):
         for layer, t, fired, v, registers in _steps(network, image):
             index = t - network.first_arrival(layer)
@@ -44,7 +47,9 @@ def run(network: Network, payload: np.ndarray, *, chip: Chip = LOIHI2, overflow:
                     place = tuple(outside[0])
                     raise RegisterOverflow.of(layer.name, int(place[0]), t, register, int(values[place]), chip)
                 overflows += len(outside)
-    return Trace("reference", network, spikes, potentials, overflows, peak)
+                if len(outside):
+                    overflowed.add(sample)
+    return Trace("reference", network, spikes, potentials, overflows, peak, frozenset(overflowed))
 
 
 def _require_64_bits(network: Network) -> None:

@@ -19,6 +19,7 @@ class Trace:
     potentials: dict[str, np.ndarray]  #: by layer, su after the reset, integer (B, busy steps, *shape)
     overflows: int = 0  #: neuron-steps outside the registers; always 0 under the strict policy
     peak: dict[str, int] = field(default_factory=dict)  #: by layer, largest register magnitude met, su
+    overflowed: frozenset[int] = frozenset()  #: samples in which there were overflows
 
     @property
     def logits(self) -> np.ndarray:

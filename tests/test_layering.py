@@ -27,7 +27,7 @@ RANK = {name: rank for rank, floor in enumerate(ROOMS) for name in floor}
 TOOLCHAIN = sorted((ROOT / "toolchain").rglob("*.py"))
 FRONT_ENDS = sorted((ROOT / "toolchain" / "frontends").rglob("*.py"))
 #: The only files that may import Lava at all; only process files in sim/lava may do so when they are imported.
-LAVA = {"sim/on_lava/graph.py", "sim/on_lava/runtime.py", "exporters/netx/loader.py"}
+LAVA = {f"sim/on_lava/{name}.py" for name in ("graph", "loihi2", "runtime", "stepped")} | {"exporters/netx/loader.py"}
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:

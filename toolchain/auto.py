@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from exporters.report import Search, Trial
+from sim.arguments import Count, checked
 from sim.findings import Refused, refuse
 from sim.progress import counting, reporting
 from toolchain.assessment.score import certainty
@@ -43,12 +44,13 @@ class Choice:
         return Search(reason=self.reason, trials=self.trials)
 
 
+@checked
 def choose(
     model: nn.Module | FloatGraph,
     calibration: Any,
     base: Recipe | None = None,
     *,
-    latency_budget: int | None = None,
+    latency_budget: Count | None = None,
     labels: Any = None,
     **importing: Any,
 ) -> Choice:

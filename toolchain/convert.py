@@ -19,6 +19,7 @@ from exporters import bundle, engines
 from exporters.report import Rates, Report, TaskName
 from sim import chip as chips
 from sim import fast
+from sim.arguments import checked
 from sim.findings import Refused
 from sim.fixedpoint import Policy
 from sim.network import Network
@@ -70,6 +71,7 @@ class Conversion:
         """The integer scale of every layer, by name."""
         return self.scales.plans
 
+    @checked
     def run(self, x: Any, *, record: bool = True, overflow: Policy = "strict") -> Trace:
         """Simulate model inputs ``(B, *model_shape)`` (see :func:`toolchain.inputs.as_inputs`) on the fast engine."""
         payload = self.network.input.encode(as_inputs(x, self.network.input.model_shape))
@@ -82,14 +84,15 @@ class Conversion:
         """
         return self.network.decode(potentials.logits[:, -1] if isinstance(potentials, Trace) else potentials)
 
-    def predict(self, x: Any) -> np.ndarray:
+    def predict(self, x: Any, *, overflow: Policy = "strict") -> np.ndarray:
         """Return what the network says after the whole window, as its task has it (see :meth:`Task.decide`).
 
         Classes int64 (B,), 0 or 1 of one logit (B,) or of every label (B, N), classes of pixels (B, H, W), or the
-        outputs of a regression, float64 (B, *shape).
+        outputs of a regression, float64 (B, *shape). ``overflow`` "count" lets samples leave the registers.
         """
-        return self.task.decide(self.decode(self.run(x, record=False)))
+        return self.task.decide(self.decode(self.run(x, record=False, overflow=overflow)))
 
+    @checked
     def verify(self, x: Any, names: Sequence[str] | None = None) -> engines.Verification:
         """Compare the engines of these names, or all that can run the network, on model inputs, spike for spike.
 
@@ -99,6 +102,7 @@ class Conversion:
             self.network, self.network.input.encode(as_inputs(x, self.network.input.model_shape)), names
         )
 
+    @checked
     def save(self, directory: str | Path, report: Report | None = None, rates: Rates | None = None) -> None:
         """Write ``network.net``, ``config.json``, ``provenance.json``, and what was measured, if it was.
 
@@ -115,6 +119,7 @@ class Conversion:
         )
 
 
+@checked
 @torch.no_grad()
 def convert(
     model: nn.Module | FloatGraph,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sim.arguments import ANYTHING, array, checked
 from sim.findings import Refused, refuse
 from sim.network import Shape
 
@@ -60,39 +62,41 @@ def _numbers(x: Any, where: str) -> Tensor:
         return torch.empty(x.shape, dtype=x.dtype).copy_(x.detach())
     if any(isinstance(part, np.ma.MaskedArray) for part in (x if isinstance(x, list | tuple) else (x,))):
         raise refuse(where, "a masked array", "fill in what is masked, as x.filled(0) does, or leave those samples out")
-    try:
-        array = np.asarray(x)
-    except (ValueError, TypeError, RuntimeError) as error:
-        problem = f"no array can be made of it: {' '.join(str(error).split())}"
-        raise refuse(where, problem, "give one array, and all samples one shape") from error
-    kind, size = array.dtype.kind, array.dtype.itemsize
+    values = array(where, x, ANYTHING, "one array, and all samples one shape")
+    kind, size = values.dtype.kind, values.dtype.itemsize
     if kind not in "fiub":
-        given = "" if isinstance(x, np.ndarray) else type(x).__name__
-        raise refuse(where, f"type {given or array.dtype}{f' of {array.dtype}' if given and kind != 'O' else ''}", REAL)
+        given = str(values.dtype) if isinstance(x, np.ndarray) else type(x).__name__
+        inside = "" if isinstance(x, np.ndarray) or kind == "O" else f" of {values.dtype}"
+        raise refuse(where, f"type {given}{inside}", REAL)
     if kind == "f" and size > 8:  # beyond float64 is beyond float32, and not infinity
         largest = np.finfo(np.float64).max
-        array = np.where(np.isfinite(array), array.clip(-largest, largest), array)
+        values = np.where(np.isfinite(values), values.clip(-largest, largest), values)
     # torch knows the computer's own byte order only, and no unsigned integers but bytes.
     known = {"f": f"f{min(size, 8)}", "u": "u1" if size == 1 else "f8"}.get(kind, f"{kind}{size}")
-    return torch.from_numpy(np.array(array, known, order="C"))
+    return torch.from_numpy(np.array(values, known, order="C"))
 
 
 def existing(path: Path) -> Path:
     """Return ``path`` if it is a readable file; raises :class:`Refused` otherwise."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe may take for ever, and a device may have no end
+            kind = "a directory" if path.is_dir() else "no file"
+            raise refuse(str(path), f"is {kind}", "give a file")
         with path.open("rb"):
             return path
     except OSError as error:
         raise refuse(str(path), (error.strerror or str(error)).lower(), "check the path and its permissions") from error
 
 
-def load_arrays(path: Path, shape: Shape | None = None, labels: bool = True) -> tuple[Tensor, Tensor | None]:
+@checked
+def load_arrays(path: str | Path, shape: Shape | None = None, labels: bool = True) -> tuple[Tensor, Tensor | None]:
     """Read model inputs ``x`` (see :func:`as_inputs`) and labels ``y`` (N, ...) from an ``.npz``.
 
     Labels become int64 or float64; which of them fit is the task's to say (:mod:`toolchain.task`). They may be missing
     where ``labels`` is False. Sizes are checked before anything is allocated. Raises
     :class:`Refused`.
     """
+    path = Path(path)
     try:
         with zipfile.ZipFile(existing(path)) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
@@ -100,9 +104,9 @@ def load_arrays(path: Path, shape: Shape | None = None, labels: bool = True) -> 
             raise refuse(str(path), f"holds {size} bytes, more than {ARRAY_LIMIT}", "split the data")
         with np.load(path, allow_pickle=False) as arrays:
             found = {key: _read(path, arrays, key) for key in ("x", "y") if key in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, Refused):
-            raise
+    except Refused:
+        raise
+    except Exception as error:  # a damaged archive, or the text of a header, raises almost any
         raise refuse(
             str(path), "is not a readable .npz file", "save it with numpy.savez(path, x=..., y=...)"
         ) from error
@@ -126,6 +130,7 @@ def _read(path: Path, arrays: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
         raise refuse(f"{path}: {key}", "declares more data than fits into memory", "save it again") from error
 
 
+@checked
 def selected(x: Tensor, y: Tensor | None, samples: int | None) -> tuple[Tensor, Tensor | None]:
     """Take the first ``samples`` (all where None); raises :class:`Refused` if there are fewer or none is asked for."""
     if samples is None:

@@ -6,12 +6,12 @@ from its fields. A new option is written here, in one line, and read by the step
 
 from __future__ import annotations
 
-import operator
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from exporters.report import TaskName
 from sim import chip as chips
+from sim.arguments import shown, whole
 from sim.findings import Finding, Refused, refuse
 
 Method = Literal["none", "static", "potential", "ftbc", "exact", "mse"]
@@ -69,18 +69,20 @@ class Recipe:
         for name, (kind, limits) in _KINDS.items():
             value = getattr(self, name)
             if kind is int:
-                number = None if isinstance(value, bool) else _integer(value)
-                if number is None:
-                    found.append(Finding(name, f"{value!r} is no integer", f"give {limits[0]} to {limits[1]}"))
-                elif not limits[0] <= number <= limits[1]:
+                try:
+                    number = whole(name, value)  # NumPy's become Python's, which JSON knows
+                except Refused as error:
+                    found.append(replace(error.findings[0], remedy=f"give {limits[0]} to {limits[1]}"))
+                    continue
+                if not limits[0] <= number <= limits[1]:
                     found.append(Finding(name, f"{number} is out of range", f"give {limits[0]} to {limits[1]}"))
                 else:
-                    object.__setattr__(self, name, number)  # NumPy's become Python's, which JSON knows
+                    object.__setattr__(self, name, number)
             elif kind is bool:
                 if not isinstance(value, bool):
-                    found.append(Finding(name, f"{value!r} is neither True nor False", "give one of them"))
+                    found.append(Finding(name, f"{shown(value)} is neither True nor False", "give one of them"))
             elif not (isinstance(value, str) and value in get_args(kind)):
-                found.append(Finding(name, f"unknown value {value!r}", f"use one of {', '.join(get_args(kind))}"))
+                found.append(Finding(name, f"unknown value {shown(value)}", f"use one of {', '.join(get_args(kind))}"))
         if found:
             raise Refused(found)
 
@@ -96,13 +98,6 @@ class Recipe:
 
 _HINTS = get_type_hints(Recipe)
 _KINDS: dict[str, tuple[Any, Any]] = {f.name: (_HINTS[f.name], f.metadata["limits"]) for f in fields(Recipe)}
-
-
-def _integer(value: Any) -> int | None:
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
 
 
 _BASELINE = Recipe(holdoff=0, weights="nearest", method="none")

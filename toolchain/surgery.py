@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from sim.arguments import checked
 from sim.findings import Finding, Refused
 
 #: By exact type: what averages where the module takes the maximum.
@@ -20,6 +21,7 @@ _AVERAGES: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
 }
 
 
+@checked
 def replace_max_pooling(model: nn.Module) -> nn.Module:
     """Return a copy in which every module that pools by the maximum averages, with the same kernel, stride and padding.
 

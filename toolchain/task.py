@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from exporters.report import TaskName
+from sim.arguments import array
 from sim.findings import Refused, refuse
 from sim.network import Shape
 from toolchain.recipe import TaskChoice
@@ -23,6 +24,7 @@ from toolchain.recipe import TaskChoice
 #: never decide, and with one scale for all it would keep no more than two bits of its weights.
 SPREAD = 30
 FEWEST = 32  #: inputs; with fewer, spreads differ by chance
+NUMBERS = "numbers, one label for every sample"
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,11 @@ class Task:
         return _LABELS[self.name](values, self.shape)
 
     def _arranged(self, outputs: Any) -> np.ndarray:
-        outputs = np.asarray(outputs.detach().cpu() if isinstance(outputs, Tensor) else outputs)
-        return outputs.reshape(len(outputs), *self.shape)
+        values = array("outputs", outputs, "iuf", "numbers for every sample")
+        if not values.ndim or not values.size or values[0].size != math.prod(self.shape) or np.isnan(values).any():
+            problem = "NaN" if values.dtype.kind == "f" and np.isnan(values).any() else f"shape {values.shape}"
+            raise refuse("outputs", problem, f"give numbers of shape (samples, {', '.join(map(str, self.shape))})")
+        return values.reshape(len(values), *self.shape)
 
 
 def shares_scale(task: TaskChoice) -> bool:
@@ -139,9 +144,9 @@ def _plain(shape: Shape) -> Shape:
 
 def _numbers(y: Any) -> np.ndarray:
     """Labels as an array of int64 or float64; :class:`Refused` for anything else and for what is not finite."""
-    values = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
-    if values.dtype.kind not in "iubf" or not values.ndim or not values.size:
-        raise refuse("labels", f"{values.dtype} of shape {values.shape}", "give numbers, one label for every sample")
+    values = array("labels", y, "iubf", NUMBERS)
+    if not values.ndim or not values.size:
+        raise refuse("labels", f"{values.dtype} of shape {values.shape}", f"give {NUMBERS}")
     if values.dtype.kind == "f":
         values = values.astype(np.float64)
         if not np.isfinite(values).all():

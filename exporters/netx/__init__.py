@@ -2,7 +2,7 @@
 
 from exporters.netx.checks import check, inexact
 from exporters.netx.content import NETX, OURS
-from exporters.netx.file import dump, loaded_by, read, save, write, write_graph
+from exporters.netx.file import dump, loaded_by, read, save, undump, write, write_graph
 from exporters.netx.hdf5 import is_ours
 from exporters.netx.loader import LoadedNetwork, load
 
@@ -18,6 +18,7 @@ __all__ = [
     "loaded_by",
     "read",
     "save",
+    "undump",
     "write",
     "write_graph",
 ]

@@ -13,6 +13,7 @@ from exporters.files import replace_file
 from exporters.netx import hdf5
 from exporters.netx.checks import check, check_storable
 from exporters.netx.content import NETX, OURS, Content, differences, graph_content, network_of, netx_content
+from sim.arguments import checked
 from sim.findings import Finding, Refused, refuse
 from sim.network import Network
 
@@ -23,6 +24,7 @@ FORMS: dict[str, tuple[Callable[[Network], list[Finding]], Callable[[Network], C
 }
 
 
+@checked
 def write(network: Network, path: str | Path) -> None:
     """Write ``network`` as a netx ``.net``; ``path`` is replaced at once when all is written, or left as it was.
 
@@ -31,26 +33,31 @@ def write(network: Network, path: str | Path) -> None:
     replace_file(Path(path), _dump(network, NETX))
 
 
+@checked
 def loaded_by(network: Network) -> str:
     """Say who can load ``network``'s file: ``NETX`` where stock netx can build it, else ``OURS``."""
     return OURS if check(network) else NETX
 
 
+@checked
 def save(network: Network, path: str | Path) -> None:
     """Write any deployable network: for stock netx where it can build it, else in the form of :func:`write_graph`."""
     replace_file(Path(path), dump(network))
 
 
+@checked
 def dump(network: Network) -> bytes:
     """Return what :func:`save` writes; equal networks give equal bytes."""
     return _dump(network, loaded_by(network))
 
 
+@checked
 def write_graph(network: Network, path: str | Path) -> None:
     """Write any deployable network, in the form that only :func:`read` understands; otherwise as :func:`write`."""
     replace_file(Path(path), _dump(network, OURS))
 
 
+@checked
 def read(path: str | Path) -> Network:
     """Read back what :func:`write` or :func:`write_graph` wrote: an equal network.
 
@@ -60,14 +67,23 @@ def read(path: str | Path) -> Network:
     path = Path(path)
     if not path.is_file():
         raise refuse(str(path), "there is no such file", "give the path of a network file")
+    return _read(path, str(path))
+
+
+def undump(data: bytes, where: str) -> Network:
+    """Read back what :func:`dump` returned, as :func:`read` does; findings call the place ``where``."""
+    return _read(data, where)
+
+
+def _read(source: Path | bytes, where: str) -> Network:
     try:
-        return _load(path)
+        return _load(source)
     except Refused as error:
-        raise Refused(Finding(f"{path}: {f.where}", f.problem, f.remedy) for f in error.findings) from None
+        raise Refused(Finding(f"{where}: {f.where}", f.problem, f.remedy) for f in error.findings) from None
     except Exception as error:  # damage raises almost any built-in one
         reason = " ".join(str(error).split())
         raise refuse(
-            str(path), f"it cannot be read as HDF5 ({type(error).__name__}: {reason})", "give an undamaged network file"
+            where, f"it cannot be read as HDF5 ({type(error).__name__}: {reason})", "give an undamaged network file"
         ) from error
 
 

@@ -104,8 +104,8 @@ def _load(file: h5py.File, size: int) -> Content:
         at, group = pending.pop()
         content |= {f"{at}@{name}": _attribute(group, name, budget) for name in group.attrs}
         for name in group:
-            if not (name.isascii() and name.isprintable()):
-                raise refuse(f"{at}{name!a}", "it is not part of the format", "remove it")
+            if not (name.isascii() and name.isprintable() and len(name) < 256):
+                raise refuse(f"{at}{name!a:.80}", "it is not part of the format", "remove it")
             path = at + name
             if type(group.get(name, getlink=True)) is not h5py.HardLink:
                 raise refuse(path, "it is a link to somewhere else", "write the file again")
@@ -136,12 +136,16 @@ def _dataset(dataset: h5py.Dataset, path: str, budget: _Budget) -> np.ndarray:
     if dataset.shape is None or dataset.attrs:
         raise refuse(path, "it is empty or has attributes", "write the file again")
     budget.spend(path, dataset.shape, dataset.dtype)
-    layout = dataset.id.get_create_plist()
-    # Only here do the bytes stand in the file as they are: no filter to unpack, no other file, no fill value.
-    if (
-        layout.get_layout() != h5py.h5d.CONTIGUOUS
-        or layout.get_external_count()
-        or dataset.id.get_storage_size() != math.prod(dataset.shape) * dataset.dtype.itemsize
-    ):
+    if not plain(dataset):
         raise refuse(path, "it is not stored in one plain piece", "write the file again")
     return np.asarray(dataset[()])
+
+
+def plain(dataset: h5py.Dataset) -> bool:
+    """Whether the bytes stand in the file as they are: no filter to unpack, no other file, no fill value."""
+    layout = dataset.id.get_create_plist()
+    return (
+        layout.get_layout() == h5py.h5d.CONTIGUOUS
+        and not layout.get_external_count()
+        and dataset.id.get_storage_size() == math.prod(dataset.shape) * dataset.dtype.itemsize
+    )

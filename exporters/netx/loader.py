@@ -16,6 +16,7 @@ from exporters.netx import file
 from exporters.netx.checks import inexact
 from exporters.netx.content import NETX, SYNAPSES
 from sim import on_lava
+from sim.arguments import checked
 from sim.chip import LOIHI2, Chip
 from sim.findings import Finding, Refused, refuse
 from sim.fixedpoint import Policy
@@ -34,6 +35,7 @@ class LoadedNetwork:
     process: Any  #: as netx built it, None where it cannot; ``run`` builds another, since one process runs one payload
     period: int  #: steps between samples
 
+    @checked
     def run(self, payload: np.ndarray, *, chip: Chip = LOIHI2, overflow: Policy = "strict") -> Trace:
         """Run integer payloads ``(B, *input.shape)`` on the file's network; as :func:`sim.on_lava.run` otherwise.
 
@@ -59,6 +61,7 @@ class LoadedNetwork:
         return runtime.drive("netx", self.network, payload, source, populations, self.period, chip)
 
 
+@checked
 def load(path: str | Path, *, period: int | None = None) -> LoadedNetwork:
     """Load a ``.net`` that :func:`exporters.netx.write` wrote, through lava-dl, or else build it from stock processes.
 

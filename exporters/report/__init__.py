@@ -13,6 +13,7 @@ from exporters.report.schema import (
     EdgeRow,
     EngineRow,
     Estimate,
+    Evaluation,
     Fit,
     FitRow,
     LayerRow,
@@ -27,6 +28,7 @@ from exporters.report.schema import (
     TaskName,
     Trial,
     Verification,
+    outside,
 )
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "EdgeRow",
     "EngineRow",
     "Estimate",
+    "Evaluation",
     "Fit",
     "FitRow",
     "LayerRow",
@@ -56,4 +59,5 @@ __all__ = [
     "TaskName",
     "Trial",
     "Verification",
+    "outside",
 ]

@@ -263,6 +263,23 @@ class Cost(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluation(Record):
+    """How good a network is on labelled data."""
+
+    engine: str
+    task: TaskName
+    samples: int
+    overflowed: int  #: samples in which a potential left the registers; they count with what wider ones would say
+    accuracy_by_step: tuple[StepAccuracy, ...]
+    findings: tuple[str, ...]  #: what casts doubt on it, in sentences
+
+
+def outside(overflowed: int, samples: int) -> str:
+    """Say how many samples left the registers, and what follows."""
+    return f"{overflowed} of {samples} samples leave the registers: on the chip these may end otherwise"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report(Record):
     """Everything that was measured on a conversion."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sim.arguments import checked
 from sim.chip import LOIHI2, Chip
 from sim.findings import Refused, refuse
 from sim.fixedpoint import Policy
@@ -17,6 +18,7 @@ from sim.stock import Form, inexact, legal_period
 from sim.trace import Trace
 
 
+@checked
 def run(
     network: Network,
     payload: np.ndarray,

@@ -36,8 +36,8 @@ def native(network: Network, layer: Layer, ports: dict[str, Any], period: int, c
     common: dict[str, Any] = {
         "name": layer.name,
         "shape": layer.shape[::-1],
-        "v0": _swap(layer.per_neuron(layer.v0)),
-        "bias": _swap(layer.per_neuron(layer.bias)),
+        "v0": swap(layer.per_neuron(layer.v0)),
+        "bias": swap(layer.per_neuron(layer.bias)),
         "start": start,
         "period": period,
         "holdoff": network.phase[layer.name] - start,
@@ -49,7 +49,7 @@ def native(network: Network, layer: Layer, ports: dict[str, Any], period: int, c
         neuron = IntegrateFire(vth=layer.threshold - 1, **common)
         ports[layer.name] = neuron.s_out
     for edge in layer.edges:
-        _connect(network, layer, edge, ports[edge.source], neuron.a_in)
+        connect(network, layer, edge, ports[edge.source], neuron.a_in)
     return Population(layer, neuron.v_out, ports.get(layer.name))
 
 
@@ -58,7 +58,7 @@ def stock(network: Network, layer: Layer, ports: dict[str, Any], period: int, ch
     from lava.proc.lif.process import LIFReset
 
     neuron = LIFReset(name=layer.name, shape=layer.shape[::-1], du=-1, dv=4096, vth=vth(layer), bias_exp=6)
-    currents = [_connect(network, layer, edge, ports[edge.source], neuron.a_in) for edge in layer.edges]
+    currents = [connect(network, layer, edge, ports[edge.source], neuron.a_in) for edge in layer.edges]
     ports[layer.name] = neuron.s_out
     return attach(network, layer, neuron, currents, period, chip)
 
@@ -71,9 +71,6 @@ def attach(
     Adds the recurrent synapse, plays the offsets into ``bias_mant`` and lets LIFReset clear u in the step of the first
     possible arrival. ``currents`` are the OutPorts that already feed the neuron.
     """
-    from lava.proc.conv.process import Conv
-    from lava.proc.sparse.process import Sparse
-
     from sim.lava.bias_writer import BiasWriter
 
     spiking, start = layer.kind == "spiking", network.first_arrival(layer)
@@ -81,13 +78,21 @@ def attach(
     neuron.proc_params.overwrite("reset_offset", (start + 1) % period)  # LIFReset counts its steps from 1
     rows = cycle(network, layer, period, SUPPRESSED if spiking else None)
     writer = BiasWriter(
-        rows=_swap(rows).astype(np.int16),
+        rows=swap(rows).astype(np.int16),
         start=start,
         bias_mant=neuron.bias_mant,
         register=neuron.u if spiking else neuron.v,
     )
     if not spiking:
         return Population(layer, writer.register_out, None, tuple(currents))
+    return Population(layer, writer.register_out, neuron.s_out, (*currents, recur(layer, neuron, chip)))
+
+
+def recur(layer: Layer, neuron: Any, chip: Chip = LOIHI2) -> Any:
+    """Lead a neuron's spikes back to it with weight -theta; returns the synapse's OutPort."""
+    from lava.proc.conv.process import Conv
+    from lava.proc.sparse.process import Sparse
+
     if recurs_by_conv(layer):
         recurrence = Conv(
             weight=np.full((layer.shape[0], 1, 1, 1), -layer.threshold),
@@ -103,11 +108,11 @@ def attach(
             weights=_sparse(np.full(layer.size, -weight), every, every, (layer.size, layer.size)), weight_exp=exponent
         )
         flat(neuron.s_out).connect(recurrence.s_in)
-        _unflat(recurrence.a_out, layer.shape).connect(neuron.a_in)
-    return Population(layer, writer.register_out, neuron.s_out, (*currents, recurrence.a_out))
+        unflat(recurrence.a_out, layer.shape).connect(neuron.a_in)
+    return recurrence.a_out
 
 
-def _connect(network: Network, layer: Layer, edge: Edge, source: Any, target: Any) -> Any:
+def connect(network: Network, layer: Layer, edge: Edge, source: Any, target: Any) -> Any:
     """Put the edge's stock synapse between an OutPort and an InPort; returns the synapse's OutPort."""
     bits = network.input.bits if edge.source == INPUT else 0
     process = SYNAPSES[type(edge.synapse)](edge.synapse, edge, network.shape_of(edge.source), layer.shape, bits)
@@ -116,7 +121,7 @@ def _connect(network: Network, layer: Layer, edge: Edge, source: Any, target: An
         process.a_out.connect(target)
     else:
         flat(source).connect(process.s_in)
-        _unflat(process.a_out, layer.shape).connect(target)
+        unflat(process.a_out, layer.shape).connect(target)
     return process.a_out
 
 
@@ -160,11 +165,11 @@ def flat(port: Any) -> Any:
     return port.transpose([2, 1, 0]).flatten() if len(port.shape) == 3 else port
 
 
-def _unflat(port: Any, shape: Shape) -> Any:
+def unflat(port: Any, shape: Shape) -> Any:
     """Read an (N,) OutPort, in C, H, W order, as (W, H, C)."""
     return port.reshape(shape).transpose([2, 1, 0]) if len(shape) == 3 else port
 
 
-def _swap(values: np.ndarray) -> np.ndarray:
+def swap(values: np.ndarray) -> np.ndarray:
     """Exchange (..., C, H, W) and (..., W, H, C); a trailing (N,) stays."""
     return np.swapaxes(values, -1, -3) if values.ndim >= 3 else values

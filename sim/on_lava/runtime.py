@@ -93,7 +93,8 @@ def drive(
         )
         spikes[layer.name] = fired[:, : len(busy)].astype(np.uint8)
         potentials[layer.name] = (v - layer.threshold * fired)[:, : len(busy)]
-    return Trace(engine, network, spikes, potentials, registers.overflows, registers.peak)
+    overflowed = frozenset(registers.overflowed)
+    return Trace(engine, network, spikes, potentials, registers.overflows, registers.peak, overflowed)
 
 
 @contextmanager

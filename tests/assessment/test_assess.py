@@ -89,12 +89,12 @@ def test_conversions_for_other_t_are_listed_with_the_one_that_is_reported(
     assert report.accuracy_by_step[-1].value == report.accuracy["int8"].value
 
 
-def test_potentials_that_leave_the_registers_are_counted_in_a_finding() -> None:
+def test_samples_that_leave_the_registers_are_counted_in_a_finding() -> None:
     # u and v are 200,000 and 400,000 su of less than 131,072 at the two steps: the threshold is never reached.
     made = conversion(2, 1, a=Spiking(INPUT, [[1.0]], [[100]], 1 << 20, [8.0], v0=[0]))
     made = replace(made, peak={"a": 0, "out": 0})
     report = assessment.report(made, torch.nn.Identity(), torch.tensor([[2000.0]]), None, {})
-    assert report.findings == ("T = 2: 4 potentials left the registers",)
+    assert report.findings == ("T = 2: 1 of 1 samples leave the registers: on the chip these may end otherwise",)
 
 
 def test_a_conversion_saves_itself_with_and_without_a_report(

@@ -18,7 +18,12 @@ from sim.network import INPUT, Dense, Edge, Input, Layer, Network
 from sim.trace import first_difference
 
 #: Functions that decide nothing: they say no, and how far the work is.
-TELLING = {("sim.findings", "refuse"), ("sim.progress", "counting"), ("sim.progress", "track")}
+TELLING = {
+    ("sim.arguments", "checked"),
+    ("sim.findings", "refuse"),
+    ("sim.progress", "counting"),
+    ("sim.progress", "track"),
+}
 
 
 def imports(module: ModuleType) -> set[tuple[str, str]]:
@@ -69,6 +74,15 @@ def test_both_count_and_remember_the_same_overflows() -> None:
         trace = run(network, payload, overflow="count")
         assert trace.overflows == 2 * (20 - 16)  # v and u, which are equal here: 16 * 8065 = 129,040 still fits
         assert trace.peak == {"a": 20 * 8065, "last": 0}
+
+
+@pytest.mark.parametrize("options", [{}, {"batch": 2}])
+def test_both_name_the_samples_that_leave_the_registers(options: dict[str, int]) -> None:
+    network, _ = overflowing()
+    payload = np.array([[0], [-127], [5], [-102], [-104], [0], [-127]])  # -104: 20 * (-104 * 127 >> 1) = -132,080
+    traces = reference.run(network, payload, overflow="count"), fast.run(network, payload, overflow="count", **options)
+    for trace in traces:
+        assert trace.overflowed == {1, 4, 6}
 
 
 def test_a_fault_in_the_watch_or_the_shift_of_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
-"""The commands. Exit codes: 0 done, 1 a check failed, 2 unusable input."""
+"""The commands. Exit codes: 0 done, 1 a check failed, 2 unusable input, 3 no such hardware."""
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -12,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from sim.findings import Refused, refuse
-from toolchain.app import chip
+from toolchain.app import chip, device
 from toolchain.app.console import bars, err, guarded, numbers, out, print_json, say, table
 from toolchain.app.options import (
     Bundle,
@@ -43,6 +44,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Turn a trained PyTorch network into a verified spiking network for Intel Loihi 2.",
 )
+app.add_typer(device.app, name="device")
 
 
 @app.command()
@@ -167,6 +169,13 @@ def evaluate(
     bundle: Bundle,
     data: Data,
     engine: Annotated[str, typer.Option(help="fast, reference, lava, lava-stock or netx.")] = "fast",
+    overflow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="count|strict",
+            help="Count samples that leave the registers, or end at the first.  [count; strict where Lava's wrap]",
+        ),
+    ] = None,
     samples: Samples = None,
     as_json: Json = False,
 ) -> None:
@@ -175,31 +184,23 @@ def evaluate(
     Example: `ann2loihi evaluate build/out --data test.npz`
     """
     from exporters import bundle as bundles
-    from exporters.engines import run
-    from toolchain.assessment import by_step, clipped
+    from toolchain import assessment
     from toolchain.inputs import load_arrays, selected
-    from toolchain.task import resolve
 
     loaded = bundles.load(bundle)
-    network = loaded.network
-    x, y = selected(*load_arrays(data, network.input.model_shape), samples)
-    assert y is not None  # load_arrays has refused data without labels
+    x, y = selected(*load_arrays(data, loaded.network.input.model_shape), samples)
     # Bundles of before tasks were known do not name theirs.
-    task, _ = resolve(loaded.config.get("task", "auto"), network.readout.shape, y)
-    task.labels(y, len(x))
-    if task.name == "regression" and network.output is None:
-        raise refuse(str(bundle), "does not say what its potentials stand for", "convert again")
+    task = loaded.config.get("task", "auto")
+    policy: Any = overflow  # which there are is the registers' to say
     with bars():
-        trace = run(engine, network, network.input.encode(x), record=False)
-    rows = [row.as_dict() for row in by_step(network.decode(trace.logits), y, task)]
-    findings = clipped(network.input, x)
+        found = assessment.evaluate(loaded.network, x, y, engine=engine, task=task, overflow=policy)
     if as_json:
-        found = {"engine": engine, "task": task.name, "samples": len(x)}
-        print_json(found | {"accuracy_by_step": rows, "findings": findings})
-    else:
-        out.print(table(f"{bundle} on {data}, engine {engine}", rows, {"step": "step"} | score_columns(task.name)))
-        for finding in findings:
-            say(finding, "yellow")
+        print_json(found.as_dict())
+        return
+    rows = [row.as_dict() for row in found.accuracy_by_step]
+    out.print(table(f"{bundle} on {data}, engine {engine}", rows, {"step": "step"} | score_columns(found.task)))
+    for finding in found.findings:
+        say(finding, "yellow")
 
 
 @app.command()
@@ -247,7 +248,7 @@ def inspect(
     from exporters import netx
     from toolchain.assessment import layer_table
 
-    bundle = bundles.load(path) if path.is_dir() else None
+    bundle = bundles.load(path) if os.path.isdir(path) else None
     network = netx.read(path) if bundle is None else bundle.network
     rows, output, source = layer_table(network), network.output, network.input
     scale = np.asarray(source.scale)

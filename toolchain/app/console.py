@@ -29,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def guarded(function: F) -> F:
-    """Print what a command refuses, line by line, and end with exit code 2."""
+    """Print what a command refuses, line by line, and end with exit code 2, or 3 where a target is not there."""
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -38,7 +38,7 @@ def guarded(function: F) -> F:
         except (Refused, RegisterOverflow) as error:
             for line in str(error).splitlines():
                 err.print(f"[red]error:[/red] {escape(line)}", soft_wrap=True, highlight=False)
-            raise typer.Exit(2) from None
+            raise typer.Exit(getattr(error, "exit_code", 2)) from None
 
     return run  # type: ignore[return-value]
 
@@ -58,7 +58,9 @@ def bars() -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     # Parts may take minutes: an estimate that looks back 30 s, as rich's does, would never see two of them.
-    with Progress(*columns, console=err, transient=True, speed_estimate_period=36000) as bar:
+    # Where nobody watches, rich would leave an empty line of a bar that goes away.
+    watched = err.is_terminal
+    with Progress(*columns, console=err, transient=True, speed_estimate_period=36000, disable=not watched) as bar:
         tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:

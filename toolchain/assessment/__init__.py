@@ -1,10 +1,10 @@
 """How good a conversion is: the accuracy ladder, each layer against its activations, what costs accuracy, and why."""
 
 from toolchain.assessment.attribution import attribute
+from toolchain.assessment.evaluation import evaluate
 from toolchain.assessment.ladder import model_logits, staircase_logits
 from toolchain.assessment.layers import layer_table, rates
 from toolchain.assessment.measure import report
-from toolchain.assessment.payload import clipped
 from toolchain.assessment.score import accuracy, agreement, by_step
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "agreement",
     "attribute",
     "by_step",
-    "clipped",
+    "evaluate",
     "layer_table",
     "model_logits",
     "rates",

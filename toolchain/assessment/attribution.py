@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from exporters.report import CAUSES, PARTS, Share
+from sim.arguments import checked
 from sim.network import INPUT, Layer
 from sim.progress import track
 from sim.trace import Trace
@@ -67,6 +68,7 @@ class _Sums:
         return _Sums(*(mine + getattr(other, name) for name, mine in vars(self).items()))
 
 
+@checked
 @torch.no_grad()
 def attribute(conversion: Conversion, x: Any) -> tuple[Share, ...]:
     """Split every layer's error on model inputs ``x`` (B, *model_shape) by cause (see the module's docstring).

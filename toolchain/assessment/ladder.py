@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from exporters.report import Rung
+from exporters.report import Rung, outside
+from sim.arguments import Count, checked
+from sim.findings import refuse
 from sim.progress import track
 from toolchain.assessment.payload import clipped
 from toolchain.convert import Conversion
@@ -53,26 +55,31 @@ def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion 
     return Ladder(outputs, steps, tuple(findings))
 
 
+@checked
 @torch.no_grad()
-def model_logits(model: nn.Module, x: Any, batch: int = 256) -> Tensor:
+def model_logits(model: nn.Module, x: Any, batch: Count = 256) -> Tensor:
     """Logits of the torch model, float32 (B, N), in eval mode; every module gets back the mode that it was in.
 
     A model of another precision runs as a copy in float32.
 
     ``x`` are model inputs (see :func:`toolchain.inputs.as_inputs`). The model gets a copy: it may write into it.
     """
-    model = as_float32(unwrapped(model))
+    x, model = as_inputs(x, where="x"), as_float32(unwrapped(model))
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        return torch.cat([model(chunk.clone()).reshape(len(chunk), -1) for chunk in as_inputs(x).split(batch)])
+        return torch.cat([model(chunk.clone()).reshape(len(chunk), -1) for chunk in x.split(batch)])
+    except Exception as error:  # whatever a forward raises
+        problem = f"cannot run on inputs of shape {tuple(x.shape[1:])}: {' '.join(str(error).split())}"
+        raise refuse(type(model).__name__, problem, "give what the model was trained on") from error
     finally:
         for module, training in modes.items():
             module.training = training
 
 
+@checked
 @torch.no_grad()
-def staircase_logits(conversion: Conversion, x: Tensor, batch: int = 256) -> Tensor:
+def staircase_logits(conversion: Conversion, x: Tensor, batch: Count = 256) -> Tensor:
     """Logits of the float graph whose activations take the steps that T spikes can draw, float32 (B, N).
 
     See :meth:`toolchain.graph.FloatGraph.stairs`.
@@ -81,7 +88,7 @@ def staircase_logits(conversion: Conversion, x: Tensor, batch: int = 256) -> Ten
 
 
 def spiking_outputs(conversion: Conversion, x: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return outputs after every window step, float64 (B, T, ...), and findings: potentials that left the registers."""
+    """Return outputs after every window step, float64 (B, T, ...), and findings: samples that left the registers."""
     trace = conversion.run(x, record=False, overflow="count")
-    found = f"T = {conversion.recipe.timesteps}: {trace.overflows} potentials left the registers"
-    return conversion.decode(trace.logits), (found,) if trace.overflows else ()
+    found = f"T = {conversion.recipe.timesteps}: {outside(len(trace.overflowed), len(x))}"
+    return conversion.decode(trace.logits), (found,) if trace.overflowed else ()

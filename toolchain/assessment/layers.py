@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from exporters.report import EdgeRow, LayerRow, Rates
+from sim.arguments import checked
 from sim.fixedpoint import worst_case
 from sim.network import Network
 from toolchain.convert import Conversion
@@ -17,6 +18,7 @@ from toolchain.inputs import as_inputs
 RATE_BATCH = 32  #: inputs traced at a time
 
 
+@checked
 def rates(conversion: Conversion, x: Any) -> Rates:
     """Wanted rates, ``clip(activation / theta, 0, 1)``, and measured ones of each spiking layer; float32 (n,) both.
 
@@ -38,6 +40,7 @@ def rates(conversion: Conversion, x: Any) -> Rates:
     }
 
 
+@checked
 def layer_table(network: Network) -> tuple[LayerRow, ...]:
     """One row per layer."""
     return tuple(

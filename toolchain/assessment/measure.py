@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from exporters import placement
 from exporters.placement.published import CORES
 from exporters.report import Attribution, Cost, Rates, Report, Search
+from sim.arguments import checked
 from toolchain.assessment import layers
 from toolchain.assessment.attribution import attribute
 from toolchain.assessment.ladder import climb, spiking_outputs
@@ -23,6 +24,7 @@ from toolchain.graph.channels import spread
 from toolchain.inputs import as_inputs
 
 
+@checked
 def report(
     conversion: Conversion,
     model: nn.Module,

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from exporters.report import Accuracy, Agreement, OutputError, Score, StepAccuracy
+from sim.arguments import array, checked
 from sim.findings import refuse
 from toolchain.task import Task
 
@@ -16,6 +17,7 @@ S = TypeVar("S", bound=Score)
 Z = 1.959964  #: standard errors each way that hold 95 %
 
 
+@checked
 def wilson(correct: int, n: int) -> tuple[float, float]:
     """95 % Wilson score interval of ``correct`` out of ``n``, in per cent; :class:`Refused` for impossible counts."""
     from scipy.stats import binomtest  # loading it takes half a second
@@ -26,6 +28,7 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     return 100 * float(interval.low), 100 * float(interval.high)
 
 
+@checked
 def standard_error(share: float, n: int) -> float:
     """Give the standard error of a share, 0..1, of ``n`` samples, in per cent.
 
@@ -35,23 +38,34 @@ def standard_error(share: float, n: int) -> float:
     return 100 * math.sqrt(centre * (1 - centre) / n)
 
 
+@checked
 def accuracy(outputs: Any, y: Any, task: Task | None = None) -> Accuracy:
     """How good outputs (B, ...) are about labels (B, ...): of classes, unless there is another ``task``.
 
     The share of right decisions, or R² of a regression. Raises :class:`Refused` for labels that are not of the task.
     """
-    task = task or Task("classes", tuple(outputs.shape[1:]))
+    outputs = array("outputs", outputs, "iuf", "numbers for every sample")
+    task = task or Task("classes", outputs.shape[1:])
     return _score(Accuracy, task.decide(outputs), task.labels(y, len(outputs)), task)
 
 
+@checked
 def agreement(outputs: Any, trained: Any, task: Task | None = None) -> Agreement:
     """How often outputs (B, ...) decide like the trained network's (B, ...), or R² against them."""
-    task = task or Task("classes", tuple(outputs.shape[1:]))
-    return _score(Agreement, task.decide(outputs), task.decide(trained), task)
+    outputs = array("outputs", outputs, "iuf", "numbers for every sample")
+    task = task or Task("classes", outputs.shape[1:])
+    wanted = task.decide(trained)
+    if len(wanted) != len(outputs):
+        raise refuse("trained", f"{len(wanted)} for {len(outputs)} samples", "give the same samples' outputs")
+    return _score(Agreement, task.decide(outputs), wanted, task)
 
 
+@checked
 def by_step(outputs: Any, y: Any, task: Task | None = None) -> tuple[StepAccuracy, ...]:
     """Accuracy of outputs (B, T, ...) read at every window step 1..T."""
+    outputs = array("outputs", outputs, "iuf", "numbers for every sample and step")
+    if outputs.ndim < 3:
+        raise refuse("outputs", f"shape {outputs.shape}", "give outputs (samples, T, ...) of every step")
     steps = range(outputs.shape[1])
     return tuple(StepAccuracy(step=step + 1, **vars(accuracy(outputs[:, step], y, task))) for step in steps)
 

@@ -21,6 +21,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from sim.arguments import checked
 from sim.findings import Refused, refuse
 from sim.network import Shape
 from toolchain.frontends.checks import prepared
@@ -39,6 +40,7 @@ __all__ = ["DENSE_LIMIT", "LayerReport", "import_model", "inspect_model", "opera
 DENSE_LIMIT = 1 << 25  #: weights of the largest matrix that folding may create: 1,000 classes after 7x7 maps of 512
 
 
+@checked
 def import_model(
     model: nn.Module,
     input_shape: Shape,
@@ -64,6 +66,7 @@ def import_model(
     return replace(graph, layers=tuple(map(_stored, graph.layers)), import_error=error)
 
 
+@checked
 def inspect_model(
     model: nn.Module,
     input_shape: Shape,
@@ -96,6 +99,8 @@ def _run(
     if samples is not None and (tuple(samples.shape[1:]) != shape or not len(samples)):
         wanted = f"(N, {', '.join(map(str, shape))})"
         raise refuse("samples", f"shape {tuple(samples.shape)}", f"give model inputs of shape {wanted}")
+    if samples is not None and not samples.isfinite().all():
+        raise refuse("samples", "they hold NaN or infinity", "clean the data")
     model = unwrapped(model)
     log = Log(type(model).__name__)
     regions = Regions(shape, log, dense_limit)

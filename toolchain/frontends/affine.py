@@ -18,6 +18,8 @@ from toolchain.graph import FloatLayer
 
 BATCH = 2  #: samples in every constant: enough to notice an operation that mixes samples
 
+TERMS = 1 << 10  #: of a value; branches that are joined again and again without an activation double them each time
+
 MIXES = "mixes the samples of a batch", "keep the batch as the first dimension and treat every sample alike"
 
 #: A product of two values, and the way out.

@@ -17,6 +17,7 @@ from toolchain.frontends.advice import LEAVE_OFF, advice, advice_for_gate, kept_
 from toolchain.frontends.affine import (
     BATCH,
     MIXES,
+    TERMS,
     UNREACHED,
     Affine,
     Current,
@@ -81,6 +82,9 @@ class Interpreter:
         row = self._new_row(node)
         if unreached:
             row.fates[""] = "not reached: what it needs is refused"
+            return UNREACHED
+        if (terms := sum(len(operand.terms) for operand in operands)) > TERMS:
+            self.log.refuse(row, f"it joins {terms} branches since the last activation", f"join {TERMS} at the most")
             return UNREACHED
         try:
             return self._apply(node, row, args, kwargs, operands)

@@ -97,7 +97,7 @@ class Regions:
                 f"the network ends in the ReLU of {emitter.name}, and a readout has none",
                 "leave the last ReLU out: the largest logit stays the largest",
             )
-        elif len(value.shape) not in (1, 3):
+        elif len(value.shape) not in (1, 3) or min(value.shape) < 1:
             self.log.refuse(row, f"it has the shape {value.shape}", "return logits of shape (N,) or (C, H, W)")
         else:
             chains = [reduce(term.chain, self.limit) for term in value.terms]

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
+from sim.arguments import checked, shown
 from sim.findings import refuse
 
 Function = Callable[..., Any]
@@ -84,6 +85,7 @@ def handles(
     return enter
 
 
+@checked
 def operation(module: type[nn.Module], *, replace: bool = False) -> Callable[[F], F]:
     """Teach the importer a module that it cannot trace, by a function that computes the same in eval mode::
 
@@ -99,12 +101,12 @@ def operation(module: type[nn.Module], *, replace: bool = False) -> Callable[[F]
     It holds for this class and not for those derived from it. Raises :class:`sim.findings.Refused` for what is no class
     of modules, and for a class that is known already where ``replace`` is False.
     """
-    if not (isinstance(module, type) and issubclass(module, nn.Module)):
-        raise refuse("operation", f"{module!r} is no class of modules", "give a class derived from torch.nn.Module")
     if not replace and (module in MODULES or module in TAUGHT):
         raise refuse("operation", f"{module.__name__} is known already", "pass replace=True where that is meant")
 
     def enter(function: F) -> F:
+        if not callable(function):
+            raise refuse("operation", f"{shown(function)} given", "give a function of the module and its input")
         TAUGHT[module] = function
         return function
 

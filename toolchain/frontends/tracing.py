@@ -96,7 +96,10 @@ IN_PLACE = {
 }
 
 
-def one_line(error: Exception) -> str:
+VALUES, GROWTH = 1 << 22, 1 << 8  #: of a sample, and relative to the input's; what is larger than both is not kept
+
+
+def one_line(error: BaseException) -> str:
     """Write what an exception says, or its class, without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -120,7 +123,7 @@ def trace(model: nn.Module, input_shape: Shape, log: Log, dtype: torch.dtype = t
                     stack.enter_context(_as_tensors())
                 graph = tracer.trace(model, _defaults(model))
             return Traced(model, graph, tracer.places, untraceable, tracer.constants, tuple(tracer.events))
-        except Exception as error:  # whatever the model's own Python code does when it meets symbolic values
+        except (Exception, SystemExit) as error:  # whatever the model's own Python does when it meets symbolic values
             path, reason, line = tracer.path[-1], one_line(error), _user_line(error)
         if type(model) is Program:
             log.refuse_part("operation", f"it fails: {reason}", "check input_shape, or export it again", model.place)
@@ -261,6 +264,7 @@ class _Tracer(fx.Tracer):
         self.opaque = opaque
         self.dtype = dtype
         self.input: Tensor | None = sample  #: consumed by the first placeholder
+        self.limit = max(VALUES, GROWTH * sample.numel())
         self.path = [""]
         self.taught: set[str] = set()  # paths of modules that users have taught
         self.evaluating = False  # fx catches what modules call and read while it traces, also when a sample is computed
@@ -366,7 +370,9 @@ class _Tracer(fx.Tracer):
             elif node.op == "get_attr":
                 proxy.sample = self._sample(node)
             else:
-                proxy.sample = evaluate(self.root, node, *map_aggregate((node.args, node.kwargs), self._sample))
+                sample = evaluate(self.root, node, *map_aggregate((node.args, node.kwargs), self._sample))
+                if not (isinstance(sample, Tensor) and sample.numel() > self.limit):
+                    proxy.sample = sample
         self.evaluating = False
         proxy.known = node.op != "placeholder" and all(map(self._known, node.all_input_nodes))
         if node.op == "call_function" and node.target is getattr:
@@ -434,7 +440,7 @@ class _Creations(TorchFunctionMode):
         return result if tensors else self.tracer.created(result)
 
 
-def _user_line(error: Exception) -> str:
+def _user_line(error: BaseException) -> str:
     """Name the last line of the user's own code in a traceback."""
     own = (_TORCH, str(Path(__file__).parent))
     lines = [

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sim.arguments import checked
 from sim.findings import Finding, Refused
 
 
@@ -50,6 +51,7 @@ class QCFS(nn.Module):
 
     noise: Tensor
 
+    @checked
     def __init__(self, levels: int, threshold: float = 8.0) -> None:
         super().__init__()
         _check("QCFS", threshold, levels)
@@ -78,6 +80,7 @@ class TReLU(nn.Module):
 
     threshold: Tensor
 
+    @checked
     def __init__(self, threshold: float) -> None:
         super().__init__()
         _check("TReLU", threshold)

@@ -48,9 +48,9 @@ def build(spec: str) -> nn.Module:
         with _as_a_script(path, root):
             value = _named(_imported(path, package, root), file, name)
             model = value if isinstance(value, nn.Module) else value()
-    except Refused:
+    except (Refused, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # the user's code may raise anything: its place and text are what helps
+    except BaseException as error:  # the user's code may raise anything: its place and text are what helps
         raise refuse(spec, *_failure(error, root)) from error
     if not isinstance(model, nn.Module):
         raise refuse(spec, f"returns {described(model)}, not an nn.Module", "return the model alone")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from sim.arguments import checked
 from sim.findings import refuse
 from toolchain.frontends import exported, onnx_file
 from toolchain.frontends.plain import unwrapped
@@ -20,6 +21,7 @@ READERS: dict[str, Callable[[Path], nn.Module]] = {".pt2": exported.load, ".onnx
 _WEIGHTS = {".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors"}
 
 
+@checked
 def load_model(model: str | Path | nn.Module, weights: str | Path | None = None) -> nn.Module:
     """Return a model without its wrappers, with the weights of a file if one is given, in eval mode.
 

@@ -1,0 +1,234 @@
+"""Runs the stock form step by step with a host between the steps: on Lava's CPU models, or on a board.
+
+The neurons are those of :mod:`sim.stock`, and every process is Lava's own. All that is asked of the target is to run
+one step and to read and write variables. Before a step the host writes ``bias_mant`` where the schedule changes it.
+After it, u and v are read, and the spikes with them: v is u + bias, or 0 where the neuron has fired. One more step
+empties the synapses when all windows are closed; then u is cleared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from sim.chip import LOIHI2, Chip
+from sim.findings import Finding
+from sim.network import INPUT, Layer, Network
+from sim.on_lava import graph, runtime
+from sim.stock import SUPPRESSED, by_conv, encoded, vth
+
+Schedule = Literal["written", "clock"]  #: who brings the biases: the host, or a chain of neurons on the chip
+Recording = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]  #: spikes and potentials of a sample, as in Trace
+
+
+@dataclass(frozen=True)
+class Host:
+    """What differs between targets."""
+
+    config: Callable[[], Any]  #: () -> Lava's run configuration
+    #: (OutPort of a process on the host, whether a Conv reads it, bits of a message) -> OutPort that the chip can read
+    inward: Callable[[Any, bool, int], Any]
+    silence: int = SUPPRESSED  #: bias_mant outside the firing windows, su
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where one process runs, as the runtime has it."""
+
+    name: str  #: the layer's, for its neurons; what Lava calls the process otherwise
+    process: str  #: type of the process
+    model: str  #: type of the model that was compiled for it
+    resources: tuple[str, ...]  #: that the model needs
+    node: str  #: type of the node that it was mapped to
+
+
+def _simulated() -> Any:
+    from lava.magma.core.run_configs import Loihi2SimCfg
+
+    return Loihi2SimCfg(select_tag="fixed_pt")
+
+
+CPU = Host(_simulated, lambda port, conv, bits: port)
+
+
+def unclocked(network: Network) -> list[Finding]:
+    """List what keeps a clock from carrying the schedule: with a hold-off somebody has to silence the neurons."""
+    found = []
+    for layer in network.layers:
+        if network.phase[layer.name] != network.first_arrival(layer):
+            problem = "its window opens after the first current has arrived"
+            found.append(Finding(layer.name, problem, "use hold-off 0 and one path to every layer"))
+        if encoded(layer.bias, 0) is None:
+            problem = f"biases {layer.bias.min()}..{layer.bias.max()} are no weights of the clock's synapses"
+            found.append(Finding(layer.name, problem, "let the host write the schedule"))
+    return found
+
+
+class Stepped:
+    """A network on Lava with payloads (B, *input.shape) in it, one sample after the other."""
+
+    def __init__(
+        self,
+        network: Network,
+        payload: np.ndarray,
+        read: Sequence[str],
+        host: Host = CPU,
+        schedule: Schedule = "written",
+        chip: Chip = LOIHI2,
+    ) -> None:
+        """Build the processes; ``read`` names the layers whose registers are read.
+
+        What :func:`sim.stock.inexact` and, for a clock, :func:`unclocked` list must be ruled out. Raises
+        :class:`sim.findings.Refused` where Lava is missing.
+        """
+        runtime.require_lava()
+        from lava.proc.io.source import RingBuffer
+        from lava.proc.lif.process import LIF
+
+        self._network, self._read, self._host, self._chip = network, set(read), host, chip
+        self._clocked, self._samples = schedule == "clock", len(payload)
+        self._lead = int(self._clocked)  # the clock starts one step before the input
+        self._period = self._lead + network.steps + 1
+        data = np.zeros((*network.input.shape[::-1], len(payload), self._period), np.int32)
+        for sample, image in enumerate(payload):
+            data[..., sample, self._lead : self._lead + network.timesteps] = image.T[..., None]
+        self._source = RingBuffer(data=data.reshape(*data.shape[:-2], -1))
+        readers = [edge for layer in network.layers for edge in layer.edges if edge.source == INPUT]
+        conv = any(by_conv(edge) for edge in readers)
+        port = self._source.s_out if conv else graph.flat(self._source.s_out)
+        ports = {INPUT: host.inward(port, conv, network.input.bits)}
+        self._neurons: dict[str, Any] = {}
+        self._written: dict[str, np.ndarray] = {}
+        clock = self._clock() if self._clocked else None
+        for layer in network.layers:
+            neuron = LIF(name=layer.name, shape=layer.shape[::-1], du=-1, dv=4096, vth=vth(layer), bias_exp=6)
+            for edge in layer.edges:
+                graph.connect(network, layer, edge, ports[edge.source], neuron.a_in)
+            if layer.kind == "spiking":
+                graph.recur(layer, neuron, chip)
+            if clock is not None:
+                self._schedule(layer, clock, neuron)
+            ports[layer.name] = neuron.s_out
+            self._neurons[layer.name] = neuron
+            row = self._row(layer, 0)
+            neuron.bias_mant.init, self._written[layer.name] = graph.swap(row).astype(np.int32), row
+
+    def start(self) -> tuple[list[Placed], list[str]]:
+        """Compile and load; returns where every process runs, and the types of the nodes, as the runtime has them."""
+        self._source.create_runtime(self._host.config())
+        executable = self._source.runtime._executable
+        of = {neuron: name for name, neuron in self._neurons.items()}
+        placed, nodes = [], []
+        for config in executable.node_configs:
+            nodes += [node.node_type.__name__ for node in config.nodes]
+            for process, node in config.node_map.items():
+                model = executable.proc_builders[process].proc_model
+                needs = tuple(resource.__name__ for resource in model.required_resources)
+                name = of.get(process, process.name)
+                placed.append(Placed(name, type(process).__name__, model.__name__, needs, node.node_type.__name__))
+        return placed, nodes
+
+    def samples(self, at: Callable[[int, int], None]) -> Iterator[Recording]:
+        """Run sample after sample; ``at(sample, step)`` is called before every step."""
+        from lava.magma.core.run_conditions import RunSteps
+
+        network = self._network
+        for sample in range(self._samples):
+            spikes, potentials = self._empty(), self._empty()
+            for step in range(self._period):
+                at(sample, step - self._lead)
+                if sample or step:
+                    self._write(step)
+                self._source.run(RunSteps(1))
+                for name in self._read:
+                    busy = network.busy(network[name])
+                    if (t := step - self._lead) in busy:
+                        fired, v = self._registers(network[name], step)
+                        spikes[name][t - busy.start], potentials[name][t - busy.start] = fired, v
+            for neuron in self._neurons.values():
+                neuron.u.set(np.zeros(neuron.u.shape, np.int32))
+            yield {name: fired.astype(np.uint8) for name, fired in spikes.items()}, potentials
+
+    def stop(self) -> None:
+        """End Lava's processes."""
+        self._source.stop()
+
+    def _clock(self) -> Any:
+        """Build a chain of neurons of which number k fires k + 1 steps after a pulse from the host."""
+        from lava.proc.dense.process import Dense as LavaDense
+        from lava.proc.io.source import RingBuffer
+        from lava.proc.lif.process import LIF
+
+        length = self._network.steps - 1
+        pulse = RingBuffer(data=(np.arange(self._period) == 0).astype(np.int32)[None])
+        start, chain = np.zeros((length, 1), int), np.eye(length, k=-1, dtype=int)
+        start[0] = 1
+        relays = LIF(name="clock", shape=(length,), du=4095, dv=4096, vth=0, bias_mant=0, bias_exp=6)
+        source = self._host.inward(pulse.s_out, False, 0)
+        for port, weights in ((source, start), (relays.s_out, chain)):
+            synapse = LavaDense(weights=weights)
+            port.connect(synapse.s_in)
+            synapse.a_out.connect(relays.a_in)
+        return relays
+
+    def _schedule(self, layer: Layer, clock: Any, neuron: Any) -> None:
+        """Let relay k bring what the schedule adds at t = k + 1 into u."""
+        from lava.proc.dense.process import Dense as LavaDense
+
+        weight = np.zeros((layer.size, self._network.steps - 1), int)
+        first = self._network.phase[layer.name] - 1
+        rows = layer.per_neuron(layer.bias).reshape(len(layer.bias), -1)
+        weight[:, first : first + len(rows)] = rows.T
+        weight, exponent = encoded(weight, 0) or (weight, 0)  # `unclocked` has refused None
+        synapse = LavaDense(weights=weight, weight_exp=exponent)
+        clock.s_out.connect(synapse.s_in)
+        graph.unflat(synapse.a_out, layer.shape).connect(neuron.a_in)
+
+    def _row(self, layer: Layer, step: int) -> np.ndarray:
+        """Return what bias_mant holds in a step of the sample's cycle, su (*shape)."""
+        network = self._network
+        opens = self._lead + network.phase[layer.name]
+        window = range(opens, opens + network.timesteps)
+        silent = step == self._period - 1 if self._clocked else step not in window
+        if silent and layer.kind == "spiking":
+            return np.full(layer.shape, self._host.silence)
+        return layer.per_neuron(layer.v0) if self._clocked else self._offset(layer, step)
+
+    def _offset(self, layer: Layer, step: int) -> np.ndarray:
+        """Return v0 and what the schedule has added by a step of the sample's cycle, su (*shape)."""
+        tau = min(step - self._lead - self._network.phase[layer.name], self._network.timesteps - 1)
+        return layer.per_neuron(layer.v0 if tau < 0 else layer.offsets[tau])
+
+    def _write(self, step: int) -> None:
+        for layer in self._network.layers:
+            row = self._row(layer, step)
+            if not np.array_equal(row, self._written[layer.name]):
+                self._neurons[layer.name].bias_mant.set(graph.swap(row).astype(np.int32))
+                self._written[layer.name] = row
+
+    def _registers(self, layer: Layer, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Spikes and potentials after the reset, su (*shape), of the step that has just run."""
+        neuron, bias = self._neurons[layer.name], self._written[layer.name]
+        v = self._get(neuron.v, layer)
+        if layer.kind == "readout":
+            return np.zeros_like(v), v
+        u = self._get(neuron.u, layer)
+        fired = (v == 0) & (u + bias != 0)
+        v = np.where(fired, u + bias - layer.threshold, v)
+        # What silences a neuron is no part of its potential.
+        return fired, v if self._clocked else v - bias + self._offset(layer, step)
+
+    def _get(self, var: Any, layer: Layer) -> np.ndarray:
+        values: np.ndarray = graph.swap(var.get().astype(np.int64).reshape(layer.shape[::-1]))
+        return values >> self._chip.fraction_bits
+
+    def _empty(self) -> dict[str, np.ndarray]:
+        network = self._network
+        return {
+            layer.name: np.zeros((len(network.busy(layer)), *layer.shape), np.int32)
+            for layer in network.layers
+            if layer.name in self._read
+        }
