@@ -18,10 +18,13 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from exporters import netx
 from exporters.engines import available_engines
+from sim.network import INPUT, Dense, Edge, Input, Layer, Network
 from toolchain import convert as converting
 from toolchain.app import cli
 from toolchain.demo import data, load_model
+from toolchain.graph.channels import spread
 
 MODEL = f"{Path(load_model.__code__.co_filename).parent / 'model.py'}:digits_cnn"
 
@@ -482,7 +485,59 @@ def test_lava_commands_say_which_environment_to_create_where_lava_is_absent(plac
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["check", "convert", "evaluate", "verify", "inspect", "demo"])
+def test_fit_shows_cores_and_says_with_1_that_a_layer_cannot_be_placed(place: Workplace, tmp_path: Path) -> None:
+    found = json.loads(run("fit", place.bundle, "--json").stdout)
+    assert found["cores"] == sum(row["cores"] for row in found["layers"])
+    assert json.loads(run("fit", place.bundle / "network.net", "--json").stdout) == found
+    assert json.loads((place.bundle / "report.json").read_text())["fit"] == found
+    assert f"{found['cores']} cores, 1 chip, {found['neurons']} neurons" in run("fit", place.bundle).stdout
+    edge = Edge(INPUT, Dense(np.ones((2, 20_000), int)))
+    readout = Layer("fc", (2,), (edge,), 0, np.zeros(2, int), np.zeros((1, 2), int), "readout")
+    netx.save(Network(Input((20_000,)), (readout,), 1), tmp_path / "wide.net")
+    result = run("fit", tmp_path / "wide.net")
+    assert result.exit_code == 1
+    assert "fc: no tile is within the limits of a core; use fewer inputs" in result.stdout
+    for arguments in (("fit", place.bundle), ("cost", place.bundle, "--data", place.test)):
+        assert "'wide' are not known; use loihi2" in refused(run(*arguments, "--chip", "wide"))
+
+
+def test_cost_counts_on_data_and_shows_ranges_with_their_sources(place: Workplace) -> None:
+    arguments = ("cost", place.bundle, "--data", place.test, "--samples", 5)
+    found = json.loads(run(*arguments, "--json").stdout)
+    assert found["samples"] == 5
+    assert found["spikes"] == pytest.approx(sum(row["spikes"] for row in found["layers"]))
+    shown = run(*arguments).stdout
+    assert "n/a" in shown
+    assert "Loihi 1" in shown
+    assert f"logits after {found['steps']} steps, samples every {found['period']}" in shown
+
+
+def test_compare_puts_directories_beside_each_other_and_draws_them(place: Workplace, tmp_path: Path) -> None:
+    found = json.loads(run("compare", place.bundle, place.bundle, "--json").stdout)
+    report = json.loads((place.bundle / "report.json").read_text())
+    assert len(found) == 2
+    assert found[0]["accuracy"] == report["accuracy"]["int8"]["accuracy"]
+    assert found[0]["synaptic_events"] == report["cost"]["synaptic_events"]
+    assert found[0]["cores"] == report["fit"]["cores"]
+    assert "conversions beside each other" in run("compare", place.bundle, "--plot", tmp_path / "a.png").stdout
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    bare = shutil.copytree(place.bundle, tmp_path / "bare")
+    (bare / "report.json").unlink()
+    assert json.loads(run("compare", bare, "--json").stdout)[0].keys().isdisjoint({"accuracy", "spikes"})
+    assert "nothing was measured" in refused(run("compare", bare, "--plot", tmp_path / "b.png"))
+
+
+def test_the_report_counts_what_the_command_counts_on_the_same_inputs(place: Workplace, tmp_path: Path) -> None:
+    with np.load(place.calibration) as arrays:
+        x = arrays["x"]
+    np.savez(tmp_path / "same.npz", x=x[spread(len(x)).numpy()])
+    found = json.loads(run("cost", place.bundle, "--data", tmp_path / "same.npz", "--json").stdout)
+    assert json.loads((place.bundle / "report.json").read_text())["cost"] == found
+
+
+@pytest.mark.parametrize(
+    "command", ["check", "convert", "evaluate", "verify", "inspect", "fit", "cost", "compare", "demo"]
+)
 def test_every_command_has_an_example_in_its_help(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from sim.findings import Refused, refuse
-from toolchain.app import device
+from toolchain.app import chip, device
 from toolchain.app.console import bars, err, guarded, numbers, out, print_json, say, table
 from toolchain.app.options import (
     AnyModel,
@@ -344,6 +344,10 @@ def inspect(
     for key, value in ({} if bundle is None else bundle.provenance).items():
         listed = ", ".join(f"{name} {entry}" for name, entry in value.items()) if isinstance(value, dict) else value
         say(f"{key}: {listed}")
+
+
+for command in (chip.fit, chip.cost, chip.compare):
+    app.command()(command)
 
 
 @app.command()
