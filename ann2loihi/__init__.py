@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, which makes them public
     from exporters import device as device
     from exporters.bundle import Bundle as Bundle
+    from exporters.bundle import legality as legality
     from exporters.bundle import load as load_bundle  # noqa: F401
     from exporters.comparison import compare as compare
     from exporters.engines import available_engines as available_engines
@@ -55,7 +56,7 @@ if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, whi
 _HOMES: dict[str, tuple[str, str]] = {
     name: (module, name)
     for module, names in {
-        "exporters.bundle": ("Bundle",),
+        "exporters.bundle": ("Bundle", "legality"),
         "exporters.comparison": ("compare",),
         "exporters.engines": ("available_engines", "run", "verify"),
         "exporters.netx": ("load", "read"),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
 
 from rich.table import Table
 
+from exporters.netx import RULES, Issue
 from exporters.report import MEASURES, RUNGS, Cost, Fit, LayerRow, Report, TaskName, Verification
 from exporters.report.markdown import estimated
 from toolchain.app.console import out, say, table, text
@@ -59,6 +63,23 @@ COMPARED = {
 }
 
 
+COLOURS = {"error": "red", "warning": "yellow", "note": None}
+BLOCKS = {
+    "block": "block",
+    "type": "type",
+    "shape": "shape",
+    "weight": "weights",
+    "range": "values",
+    "neuron": "neurons",
+    "parameters": "parameters",
+}
+
+
+def blocks(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Lay out the blocks of a netx file."""
+    return table(title, rows, BLOCKS)
+
+
 def score_columns(task: TaskName) -> dict[str, str]:
     """Head the columns of an accuracy with what it is of such a task."""
     return {"accuracy": f"{MEASURES[task]} %", "low": "95 % low", "high": "high", "n": "samples"}
@@ -76,6 +97,17 @@ def layers(title: str, rows: Sequence[LayerRow]) -> Table:
         for row in rows
     ]
     return table(title, shown, LAYERS)
+
+
+def show_issues(found: Sequence[Issue]) -> None:
+    """Print rule by rule what a check has found, and how much of each kind."""
+    for (severity, rule), group in groupby(found, lambda issue: (issue.severity, issue.rule)):
+        first, *_ = same = list(group)
+        say(f"{severity} {rule}, {RULES[rule].about}: {first.limit}; {first.remedy}", COLOURS[severity])
+        for issue in same:
+            say(f"    {issue.where}: {issue.value}")
+    counted = Counter[str](issue.severity for issue in found)
+    say(", ".join(f"{counted[kind]} {kind}{'s' * (counted[kind] != 1)}" for kind in COLOURS))
 
 
 def show_report(report: Report) -> None:
