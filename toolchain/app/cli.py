@@ -352,6 +352,32 @@ for command in (chip.fit, chip.cost, chip.compare):
 
 @app.command()
 @guarded
+def export(
+    path: Annotated[Path, typer.Argument(metavar="DIR|FILE.net", help="A converted directory or a single file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.net", help="File to write.")],
+    form: Annotated[
+        str | None,
+        typer.Option(
+            metavar="netx|stock|graph",
+            help="For stock netx; for it, with the resets in the file (dense networks); for us.  [netx, else graph]",
+        ),
+    ] = None,
+) -> None:
+    """Write the network in a form of its own choice; every layer that the form cannot hold is named.
+
+    Example: `ann2loihi export build/out --form stock -o network.net`
+    """
+    from exporters import bundle as bundles
+    from exporters import netx
+
+    network = bundles.load(path).network if path.is_dir() else netx.read(path)
+    kind: Any = form  # which there are is the exporter's to say
+    netx.save(network, output, form=kind)
+    say(f"written to {output}, in the form {netx.form_of(output)}")
+
+
+@app.command()
+@guarded
 def demo(
     output: Output = Path("build/demo"),
     samples: Annotated[int, typer.Option(help="Test digits that every engine runs.")] = 16,
