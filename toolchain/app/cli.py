@@ -253,6 +253,13 @@ def verify(
     bundle: Bundle,
     data: Data,
     samples: Samples = None,
+    inputs: Annotated[
+        str,
+        typer.Option(
+            metavar="graded|currents",
+            help="Payloads, or bias currents that the host computes; the first engine always gets payloads.",
+        ),
+    ] = "graded",
     as_json: Json = False,
 ) -> None:
     """Run every engine on the same samples and compare spike for spike; exit code 1 and the first difference if any.
@@ -266,8 +273,9 @@ def verify(
 
     loaded = bundles.load(bundle)
     x, _ = selected(*load_arrays(data, loaded.network.input.model_shape, labels=False), samples)
+    form: Any = inputs  # which there are is the exporter's to say
     with bars():
-        result = run(loaded.network, loaded.network.input.encode(x), net_path=loaded.net_path)
+        result = run(loaded.network, loaded.network.input.encode(x), net_path=loaded.net_path, inputs=form)
     if as_json:
         print_json(result.as_dict())
     else:
