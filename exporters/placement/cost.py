@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from sim.network import INPUT, Conv2d, Dense, Layer, Network, Shape, SynapseTabl
 
 SAMPLES = 32  #: traced at a time
 
+EventKind = Literal["conv", "dense"]  #: of a synaptic event, for which figures are published
 #: Along channels, rows, columns: how many neurons of each reader's tile one of the source reaches, int64 (n, tiles)
 Reach = Sequence[np.ndarray]
 
@@ -54,11 +55,10 @@ def counted(network: Network, spikes: Mapping[str, np.ndarray], payload: np.ndar
     work = {layer.name: _Work.of(placed[layer.name]) for layer in network.layers}
     for layer in network.layers:
         for edge in layer.edges:
-            reach = _reach(edge.synapse, network.shape_of(edge.source), placed[layer.name])
+            kind, reached = REACH[type(edge.synapse)]
+            reach = reached(edge.synapse, network.shape_of(edge.source), placed[layer.name])
             arrived = work[layer.name]
-            arriving = _through(sent[edge.source], reach)
-            arrived.conv += arriving * isinstance(edge.synapse, Conv2d)
-            arrived.dense += arriving * isinstance(edge.synapse, Dense)
+            arrived.events[kind] += _through(sent[edge.source], reach)
             touched = tuple((axis > 0).astype(np.int64) for axis in reach)
             arrived.received += _through(sent[edge.source], touched)
             if edge.source != INPUT:
@@ -88,8 +88,7 @@ class _Work:
     """What the cores of a layer do, summed over the samples; by core int64 (channels, rows, columns)."""
 
     neurons: int  #: in its fullest core
-    conv: np.ndarray  #: synaptic events
-    dense: np.ndarray
+    events: dict[EventKind, np.ndarray]  #: synaptic ones
     received: np.ndarray  #: messages
     fired: np.ndarray  #: spikes
     sent: np.ndarray  #: messages
@@ -99,7 +98,8 @@ class _Work:
 
     @classmethod
     def of(cls, placed: Placed) -> _Work:
-        return cls(placed.tile.neurons, *np.zeros((5, *placed.grid), np.int64))
+        conv, dense, *others = np.zeros((5, *placed.grid), np.int64)
+        return cls(placed.tile.neurons, {"conv": conv, "dense": dense}, *others)
 
     def send(self, source: Placed, reader: Placed, sent: np.ndarray, touched: Reach, cores: Cores) -> None:
         """Add the messages from every core to every core of a reader, and their hops by the shortest way."""
@@ -195,19 +195,17 @@ def _conv_reach(synapse: Conv2d, source: Shape, placed: Placed) -> Reach:
     return channels, rows, columns
 
 
-#: (synapse, shape of its source, its reader) -> what each neuron of the source reaches
-REACH = SynapseTable[Callable[[Any, Shape, Placed], Reach]]({Dense: _dense_reach, Conv2d: _conv_reach})
-
-
-def _reach(synapse: Any, source: Shape, placed: Placed) -> Reach:
-    return REACH[type(synapse)](synapse, source, placed)
+#: The kind of its events, and (synapse, shape of its source, its reader) -> what each neuron of the source reaches.
+REACH = SynapseTable[tuple[EventKind, Callable[[Any, Shape, Placed], Reach]]](
+    {Dense: ("dense", _dense_reach), Conv2d: ("conv", _conv_reach)}
+)
 
 
 def _row(network: Network, layer: Layer, work: _Work, samples: int) -> CostRow:
     return CostRow(
         name=layer.name,
         spikes=int(work.fired.sum()) / samples,
-        synaptic_events=int(work.conv.sum() + work.dense.sum()) / samples,
+        synaptic_events=int(sum(part.sum() for part in work.events.values())) / samples,
         neuron_updates=layer.size * len(network.busy(layer)),
         messages=int(work.sent.sum()) / samples,
         hops=(work.east_west + work.north_south) / samples,
@@ -279,8 +277,8 @@ def _energy(network: Network, work: list[_Work], samples: int, events: Events) -
     active = network.steps * sum(layer.size for layer in network.layers)
     spent = sum(
         float(done.fired.sum()) * (events.spike + events.message + events.sparse)  # the last two for its reset
-        + float(done.conv.sum()) * events.conv
-        + float(done.dense.sum()) * events.dense
+        + float(done.events["conv"].sum()) * events.conv
+        + float(done.events["dense"].sum()) * events.dense
         + float(done.sent.sum()) * events.message
         + done.east_west * events.hop_east_west
         + done.north_south * events.hop_north_south
@@ -296,8 +294,8 @@ def _time(network: Network, work: list[_Work], samples: int, events: Events) -> 
     for done in work:
         by_core = (
             done.fired * (events.spike_time + events.send_time + events.receive_time + events.sparse_time)
-            + done.conv * events.conv_time
-            + done.dense * events.dense_time
+            + done.events["conv"] * events.conv_time
+            + done.events["dense"] * events.dense_time
             + done.sent * events.send_time
             + done.received * events.receive_time
         )
