@@ -147,7 +147,8 @@ def check_recurrent(network: Network) -> list[Finding]:
             problem = "it has a hold-off, netx clears every layer one step after the layer before it"
             found.append(Finding(layer.name, problem, "convert with hold-off 0"))
         for edge in layer.edges:
-            if not isinstance(edge.synapse, Dense):
+            form = SYNAPSES.get(type(edge.synapse))
+            if form is None or form.recurrent is None:
                 problem = f"{type(edge.synapse).__name__}, netx has recurrent synapses in dense layers alone"
                 found.append(Finding(f"{layer.name} <- {edge.source}", problem, "use the form 'netx'"))
             elif layer.kind == "spiking" and not holds_reset(edge.synapse.weight, layer.threshold):

@@ -152,7 +152,8 @@ def netx_content(network: Network, version: int = NETX_FORMAT) -> Content:
         if layer.kind == "readout":
             blocks[-1] |= _output_content(network.output)
         elif version == STOCK_FORMAT:
-            blocks[-1] |= {"type": _netx_type(RECURRENT), "weight_rec": recurrent(layer.threshold, layer.size)}
+            word = SYNAPSES[type(edge.synapse)].recurrent or b""  # `check_recurrent` has refused None
+            blocks[-1] |= {"type": _netx_type(word), "weight_rec": recurrent(layer.threshold, layer.size)}
     content = _header(network, NETX, version if latest else _format(network))
     for index, block in enumerate(blocks):
         content |= _under(f"layer/{index}", block)
@@ -253,23 +254,21 @@ class SynapseForm:
     flat: bool  #: whether netx flattens a (C, H, W) source before it
     numbers: Callable[[Any], dict[str, Any]]  #: (synapse) -> integers beside the weight, by field
     read: Callable[[_Fields, str, np.ndarray], Synapse]  #: (fields, where the synapse stands, weight) -> synapse
+    recurrent: bytes | None = None  #: netx's word where the layer also feeds itself; None where there is none
 
 
 SYNAPSES = SynapseTable[SynapseForm](
     {
-        Dense: SynapseForm(b"dense", True, lambda _: {}, lambda fields, at, weight: Dense(weight)),
+        Dense: SynapseForm(b"dense", True, lambda _: {}, lambda fields, at, weight: Dense(weight), b"dense_rec"),
         Conv2d: SynapseForm(b"conv", False, lambda synapse: synapse.geometry._asdict(), _read_conv2d),
     }
 )
 
 
-RECURRENT = b"dense_rec"  #: netx's word for a Dense whose layer also feeds itself
-
-
 def network_of(content: Content) -> Network:
     """Build the network of either form; raises :class:`Refused` for a field that is missing or makes no sense."""
     fields = _Fields(content)
-    reading = {form.type: form.read for form in SYNAPSES.values()} | {RECURRENT: SYNAPSES[Dense].read}
+    reading = {word: form.read for form in SYNAPSES.values() for word in (form.type, form.recurrent) if word}
 
     def layer(at: str, edges: list[str]) -> Layer:
         return Layer(
