@@ -712,3 +712,16 @@ def test_export_writes_a_form_or_names_what_it_cannot_hold(place: Workplace, tmp
     again = run("export", tmp_path / "same.net", "--form", "graph", "-o", tmp_path / "graph.net")
     assert again.exit_code == 0
     assert netx.read(tmp_path / "graph.net") == netx.read(tmp_path / "same.net")
+
+
+def test_fit_prices_a_clock_and_verify_takes_the_input_as_currents(place: Workplace) -> None:
+    written, clocked = (
+        json.loads(run("fit", place.bundle, "--schedule", who, "--json").stdout) for who in ("written", "clock")
+    )
+    assert [row["name"] for row in clocked["layers"]] == ["(clock)", *(row["name"] for row in written["layers"])]
+    assert clocked["neurons"] - written["neurons"] == clocked["layers"][0]["neurons"]
+    shown = run("verify", place.bundle, "--data", place.test, "--samples", 1, "--inputs", "currents")
+    assert shown.exit_code == 0, shown.output
+    assert "inputs: 'spikes' is unknown" in refused(
+        run("verify", place.bundle, "--data", place.test, "--samples", 1, "--inputs", "spikes")
+    )
