@@ -251,6 +251,20 @@ def test_a_network_runs_the_same_in_batches_of_any_size(batch: int, small: tuple
     assert found.peak == expected.peak
 
 
+@pytest.mark.parametrize("method", RULES)
+def test_whatever_the_rule_the_readout_is_right_on_average_after_every_step(
+    method: str, small: tuple[nn.Module, torch.Tensor]
+) -> None:
+    model, x = small
+    conversion = convert(model, x, 4, method=method, weights="nearest")
+    su = next(reversed(conversion.plans.values())).su.numpy()
+    steps = np.arange(1, 5)[:, None]
+    wanted = steps * conversion.graph.logits(x).double().mean(0).numpy() * su
+    apart = np.abs(conversion.run(x).logits.mean(0) - wanted)
+    # Each row of the schedule is the nearest integer. Without a rule the trained bias stays.
+    assert (apart.max() < 0.51) == (method != "none")
+
+
 # ---- options ---------------------------------------------------------------------------------------------------------
 
 
