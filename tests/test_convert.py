@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from exporters import netx
 from sim import chip, fast, reference
-from sim.findings import Refused
+from sim.findings import Finding, Refused
 from sim.network import INPUT
 from sim.trace import first_difference
 from toolchain.calibration import batch, fit
@@ -177,6 +177,16 @@ def test_calibration_data_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(Refused, match=message):
         convert(trained, calibration)
+
+
+def test_what_the_chip_cannot_hold_is_refused_after_all(
+    small: tuple[nn.Module, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        chip, "check", lambda network, limits: [Finding("a", f"{limits.name} is too small", "take another")]
+    )
+    with pytest.raises(Refused, match="a: Loihi 2 is too small"):
+        convert(*small, 2, weights="nearest")
 
 
 def test_weights_that_are_not_finite_are_refused_by_name(trained: nn.Module, digits: Digits) -> None:
