@@ -18,13 +18,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, which makes them public
     from exporters import device as device
     from exporters.bundle import Bundle as Bundle
+    from exporters.bundle import legality as legality
     from exporters.bundle import load as load_bundle  # noqa: F401
+    from exporters.comparison import compare as compare
     from exporters.engines import available_engines as available_engines
     from exporters.engines import run as run
     from exporters.engines import verify as verify
     from exporters.netx import load as load
     from exporters.netx import read as read
     from exporters.netx import save as write  # noqa: F401
+    from exporters.placement import cost as cost
+    from exporters.placement import fit as fit
     from exporters.report import Report as Report
     from exporters.report import figures as figures
     from sim.findings import Finding as Finding
@@ -52,9 +56,11 @@ if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, whi
 _HOMES: dict[str, tuple[str, str]] = {
     name: (module, name)
     for module, names in {
-        "exporters.bundle": ("Bundle",),
+        "exporters.bundle": ("Bundle", "legality"),
+        "exporters.comparison": ("compare",),
         "exporters.engines": ("available_engines", "run", "verify"),
         "exporters.netx": ("load", "read"),
+        "exporters.placement": ("cost", "fit"),
         "exporters.report": ("Report",),
         "sim.findings": ("Finding", "Refused"),
         "sim.network": ("Network",),

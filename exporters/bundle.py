@@ -32,6 +32,7 @@ from exporters.report.markdown import PICTURES
 from sim.arguments import checked
 from sim.findings import Finding, Refused, refuse
 from sim.network import Network
+from sim.stock import peak_outside
 
 NET = "network.net"
 CONFIG, PROVENANCE, REPORT, TEXT = "config.json", "provenance.json", "report.json", "report.md"
@@ -42,6 +43,7 @@ BEGINNINGS = {
     TEXT: b"# ",
     **dict.fromkeys(PICTURES, b"\x89PNG\r\n\x1a\n"),
 }
+MEASURED_AT_ONCE = 8  #: inputs; all potentials of so many are held
 JSON_LIMIT = 1 << 24  #: bytes of a JSON file that is read; a report holds thousands of numbers, not millions
 
 #: Distributions whose version may change a result; those that are not installed are left out.
@@ -172,6 +174,41 @@ def load(directory: str | Path) -> Bundle:
         Report.from_dict(_read(report), str(report)) if os.path.lexists(report := directory / REPORT) else None,
         directory / NET,
     )
+
+
+def legality(path: str | Path, x: Any = None) -> list[netx.Issue]:
+    """List what stands in the way of Loihi 2, or is to be known there, of a bundle or of any netx ``.net``.
+
+    What no bound proves is measured on model inputs ``x`` (B, *input's model_shape), where given, or taken from the
+    bundle's report. Raises :class:`Refused` for what cannot be read.
+    """
+    path, measured = Path(path), None
+    if path.is_dir():
+        bundle = load(path)
+        network, path = bundle.network, bundle.net_path
+        peaks = {} if bundle.report is None else {row.name: row.peak for row in bundle.report.layers}
+        if known := {name: peak for name, peak in peaks.items() if peak is not None}:
+            measured = netx.Measured("the calibration inputs", known)
+    elif x is not None:
+        network = netx.read(path)
+    if x is not None:
+        measured = _measured(network, network.input.encode(x))
+    return netx.legality(path, measured)
+
+
+def _measured(network: Network, payload: np.ndarray) -> netx.Measured:
+    from exporters.engines import run  # torch loads where something runs
+
+    peak = dict.fromkeys((layer.name for layer in network.layers), 0)
+    outside = {layer.name: 0 for layer in network.layers if layer.kind == "spiking"}
+    for start in range(0, len(payload), MEASURED_AT_ONCE):
+        trace = run("fast", network, payload[start : start + MEASURED_AT_ONCE], overflow="count")
+        for layer in network.layers:
+            peak[layer.name] = max(peak[layer.name], trace.peak[layer.name])
+            if layer.name in outside:
+                held = peak_outside(network, layer, trace.potentials[layer.name])
+                outside[layer.name] = max(outside[layer.name], held)
+    return netx.Measured(f"{len(payload)} inputs", peak, outside)
 
 
 def _foreign(directory: Path) -> list[str]:

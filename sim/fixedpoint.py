@@ -7,6 +7,7 @@ and its v saturates; neither ever happens silently here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -109,17 +110,27 @@ def largest_current(network: Network, layer: Layer) -> int:
     return sum(bound << max(edge.exponent, 0) for bound, edge in sums)
 
 
-def worst_case(network: Network, layer: Layer) -> int:
-    """Bound |v| and |u| of ``layer`` over all possible inputs, su, by interval arithmetic per channel and step.
+@dataclass(frozen=True)
+class Bounds:
+    """What a layer may reach over all possible inputs, su."""
 
-    Where the bound is below the chip's ``state_limit``, no input whatever can overflow the layer.
-    """
+    register: int  #: |v| and |u|; below the chip's ``state_limit`` no input whatever can overflow the layer
+    outside: int  #: u before the firing window, and from its end until the layer is cleared
+
+
+def worst_case(network: Network, layer: Layer) -> int:
+    """Bound |v| and |u| of ``layer`` over all possible inputs, su, as :func:`bounds` does."""
+    return bounds(network, layer).register
+
+
+def bounds(network: Network, layer: Layer) -> Bounds:
+    """Bound ``layer`` over all possible inputs, by interval arithmetic per channel and step."""
     phase = network.phase[layer.name]
     # Python's integers where NumPy's might wrap.
     most = largest_current(network, layer) * len(network.busy(layer)) + int(np.abs(layer.offsets).max())
     kind: Any = np.int64 if most < 1 << 61 else object
     offset = low = high = layer.per_neuron(layer.v0).astype(kind)
-    bound = int(np.abs(low).max())
+    bound, outside = int(np.abs(low).max()), 0
     for t in network.busy(layer):
         for edge in layer.edges:
             begin = network.phase[edge.source] + 1
@@ -131,6 +142,8 @@ def worst_case(network: Network, layer: Layer) -> int:
         if t >= phase:
             b = layer.per_neuron(layer.bias[t - phase])
             low, high, offset = low + b, high + b, layer.per_neuron(layer.offsets[t - phase])
+        else:
+            outside = max(outside, int((high - offset).max()))
         bound = max(bound, *(int(np.abs(x).max()) for x in (low, high, low - offset, high - offset)))
         if t >= phase and layer.kind == "spiking":
             theta = layer.threshold
@@ -140,4 +153,4 @@ def worst_case(network: Network, layer: Layer) -> int:
                 np.where(stays, np.where(fires, np.minimum(low, 0), low), low - theta),
                 np.where(fires, np.where(stays, np.maximum(high - theta, theta - 1), high - theta), high),
             )
-    return bound
+    return Bounds(bound, max(outside, int((high - offset).max())))

@@ -3,13 +3,14 @@
 The stock form makes the neuron of :mod:`sim.network` out of nothing but Lava's LIFReset and synapses. There
 ``LIF(du=-1, dv=4096)`` makes u a perfect integrator and v = u + bias; a recurrent synapse of weight -theta subtracts
 the threshold one step after the spike, before the next comparison; and ``bias_mant`` plays ``v0 + cumulative bias``
-inside the firing window and a suppressing offset outside. Files hold it (:mod:`exporters.netx`), :mod:`sim.on_lava`
-runs it. Sources are files of lava-nc 0.10.0.
+inside the firing window and a suppressing offset outside (:class:`Silence`). Files hold it (:mod:`exporters.netx`),
+:mod:`sim.on_lava` runs it. Sources are files of lava-nc 0.10.0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,6 @@ Form = Literal["native", "stock"]  #: how a network is built on Lava: our own ne
 
 #: Registers of LIF, in su * 2**6: u wraps beyond, v saturates (lava/proc/lif/models.py).
 STATE_BITS, FRACTION_BITS = 24, 6
-SUPPRESSED = -(1 << 15)  #: su; the lowest bias_mant: LIF stores 16 bits of it and wraps silently beyond
 NEVER = (1 << LOIHI2.threshold_bits) - 1  #: vth of a readout: no potential inside the register exceeds it
 CURRENT_BITS = 26  #: LIF shifts the int32 sum of its currents left by 6
 CONV_SUM_BITS = 24  #: Conv wraps its sums (lava/proc/conv/models.py)
@@ -39,12 +39,47 @@ def _conv_holds(synapse: Conv2d) -> bool:
 CONV_HOLDS = SynapseTable[Callable[[Any], bool]]({Dense: lambda _: False, Conv2d: _conv_holds})
 
 
-def legal_period(network: Network, form: Form, period: int | None = None) -> int:
+@dataclass(frozen=True)
+class Silence:
+    """What keeps a spiking layer from firing outside its window, exactly while u stays below :meth:`limit` there."""
+
+    offset: int  #: bias_mant outside the window, su
+    lift: int  #: added to every bias_mant inside the window, and to the threshold: there it changes nothing
+
+    def limit(self, layer: Layer) -> int:
+        """Return the smallest u, su, at which ``layer`` would fire outside its window."""
+        return layer.threshold + self.lift - self.offset
+
+
+def silence(layer: Layer, chip: Chip = LOIHI2) -> Silence:
+    """Use the whole of ``chip``'s bias register: the lowest value outside the window, inside as high as it goes."""
+    room = min(chip.bias_limit - int(layer.offsets.max()), chip.threshold_limit - layer.threshold)
+    return Silence(-chip.bias_limit - 1, max(room, 0))
+
+
+def peak_outside(network: Network, layer: Layer, potentials: np.ndarray) -> int:
+    """Return the largest u, su, where ``layer`` has to be silent; at least 0, which it holds before all arrivals.
+
+    ``potentials`` are those after the reset, (B, busy steps, *shape), as a trace has them. After the window u stays as
+    the last step has left it, until it is cleared.
+    """
+    before = network.phase[layer.name] - network.first_arrival(layer)
+    held = [
+        potentials[:, :before] - layer.per_neuron(layer.v0),
+        potentials[:, -1] - layer.per_neuron(layer.offsets[-1]),
+    ]
+    return max(int(np.max(u, initial=0)) for u in held)
+
+
+def legal_period(network: Network, form: Form, period: int | Literal["power of two"] | None = None) -> int:
     """Return ``period``, or the smallest legal one if it is None; raises :class:`Refused` for a smaller one.
 
-    The stock form needs one step more: in it the last -theta arrives, which LIFReset then clears.
+    The stock form needs one step more: in it the last -theta arrives, which LIFReset then clears. "power of two" is the
+    smallest legal one that silicon takes for the interval of LIFReset.
     """
     smallest = network.period + (form == "stock")
+    if period == "power of two":
+        return 1 << (smallest - 1).bit_length()
     if period is not None and period < smallest:
         raise refuse(
             "period",
@@ -103,12 +138,12 @@ def inexact(
             )
         if form == "stock":
             played = np.append(layer.offsets, layer.v0)
-            if played.min() < SUPPRESSED or played.max() >= -SUPPRESSED:
+            if played.min() < -chip.bias_limit - 1 or played.max() > chip.bias_limit:
                 found.append(
                     Finding(
                         layer.name,
-                        f"v0 + cumulative bias of {played.min()}..{played.max()} leaves the 16 "
-                        "bits of Lava's bias_mant",
+                        f"v0 + cumulative bias of {played.min()}..{played.max()} leaves the {chip.bias_bits} "
+                        f"bits of {chip.name}'s bias_mant",
                         "lower the layer's integer threshold",
                     )
                 )
@@ -145,17 +180,17 @@ def encoded(weight: np.ndarray, exponent: int) -> tuple[np.ndarray, int] | None:
     return (weight * 2, exponent - 1) if max(-low, high) <= 127 else None
 
 
-def vth(layer: Layer) -> int:
+def vth(layer: Layer, silent: Silence) -> int:
     """Threshold of the layer's LIF, su; Lava fires on a strict ``>``."""
-    return NEVER if layer.kind == "readout" else layer.threshold - 1
+    return NEVER if layer.kind == "readout" else layer.threshold - 1 + silent.lift
 
 
-def cycle(network: Network, layer: Layer, period: int, outside: int | None = None) -> np.ndarray:
-    """Offset at every step of the layer's cycle, su (period, *shape): ``outside`` (v0 if None) around the window."""
+def cycle(network: Network, layer: Layer, period: int, silent: Silence | None = None) -> np.ndarray:
+    """Offset at every step of the layer's cycle, su (period, *shape): v0 around the window, or what silences it."""
     begin = network.phase[layer.name] - network.first_arrival(layer)
     rows = np.empty((period, *layer.shape), np.int64)
-    rows[:] = layer.per_neuron(layer.v0) if outside is None else outside
-    rows[begin : begin + network.timesteps] = layer.per_neuron(layer.offsets)
+    rows[:] = layer.per_neuron(layer.v0) if silent is None else silent.offset
+    rows[begin : begin + network.timesteps] = layer.per_neuron(layer.offsets) + (silent.lift if silent else 0)
     return rows
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from exporters import netx
 from exporters.netx import checks, content
+from exporters.placement import load
+from exporters.placement.cost import REACH
 from sim import fast, fixedpoint, reference, stock
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network, Shape, Synapse, SynapseTable
 from sim.on_lava import graph
@@ -28,6 +30,8 @@ TABLES: dict[str, SynapseTable[Any]] = {
     "sim/on_lava/graph.py": graph.SYNAPSES,
     "exporters/netx/checks.py": checks.CHECKS,
     "exporters/netx/content.py": content.SYNAPSES,
+    "exporters/placement/cost.py": REACH,
+    "exporters/placement/load.py": load.LOADS,
     "toolchain/calibration/fit.py": fit.SYNAPSES,
 }
 FILES = [path for package in ("sim", "exporters", "toolchain") for path in sorted((ROOT / package).rglob("*.py"))]

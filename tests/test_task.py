@@ -154,7 +154,7 @@ TEN, ONE, MANY = ("classes", (10,)), ("binary", (1,)), ("labels", (3,))
         (TEN, [0.5, 1.0], "labels: of shape (2,), with fractions; give a class number 0..9 for every sample"),
         (TEN, np.ones((2, 10)), '(2, 10); give a class number 0..9 for every sample, or task="labels"'),
         (TEN, np.zeros((2, 3)), "labels: of shape (2, 3); give a class number 0..9 for every sample"),
-        (TEN, ["a", "b"], "labels: <U1 of shape (2,); give numbers, one label for every sample"),
+        (TEN, ["a", "b"], "labels: list of shape (2,); give numbers, one label for every sample"),
         (TEN, [0.0, np.nan], "labels: sample 1 holds NaN or infinity; clean the data"),
         (TEN, [], "labels: float64 of shape (0,)"),
         (TEN, 3, "labels: int64 of shape ()"),

@@ -3,17 +3,25 @@
 from exporters.netx.checks import check, inexact
 from exporters.netx.content import NETX, OURS
 from exporters.netx.file import dump, loaded_by, read, save, undump, write, write_graph
+from exporters.netx.foreign import block_table
 from exporters.netx.hdf5 import is_ours
+from exporters.netx.legality import RULES, Issue, Measured, Rule, legality
 from exporters.netx.loader import LoadedNetwork, load
 
 __all__ = [
     "NETX",
     "OURS",
+    "RULES",
+    "Issue",
     "LoadedNetwork",
+    "Measured",
+    "Rule",
+    "block_table",
     "check",
     "dump",
     "inexact",
     "is_ours",
+    "legality",
     "load",
     "loaded_by",
     "read",

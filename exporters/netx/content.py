@@ -5,25 +5,27 @@ The netx form is a ``.net``: one group per block below ``/layer`` holding what s
 word for: v0, the bias schedule, the hold-off, names. Open it there with ``input_message_bits`` equal to the input's
 bits. On its own it stays silent: its neurons hold the stock form of the integrate-and-fire neuron, u + bias >= theta,
 whose bias is an offset (:mod:`sim.stock`); ``v0 + cumulative bias`` inside the firing window has to be written step by
-step, and the offset in force when the clock starts, before every window, suppresses all spikes. The recurrent synapse
-of weight -theta that resets by subtraction is attached by the loader too.
+step, and the offset in force when the clock starts, before every window, suppresses all spikes. How far the threshold
+is lifted above theta - 1, inside the window the bias is too. The recurrent synapse of weight -theta that resets by
+subtraction is attached by the loader as well.
 
 The graph form keeps, in the same fields below ``/graph``, the networks that netx cannot build (residual connections,
 weight exponents). netx finds no ``/layer`` in such a file and stops, rather than building half a network.
 
-Formats 1 and 2, with ``@`` marking an attribute; integers are int64, and nothing else may stand in the file::
+Formats 1 to 3, with ``@`` marking an attribute; integers are int64, and nothing else may stand in the file::
 
     @tool @format_version @loader @timesteps @holdoff @sha256                   the digest covers everything else
     layer/0          type=input shape @bits @signed @scale              (graph/input, without type)
-      format 2 only  [scale, instead of @scale] [order given]
+      from format 2  [scale, instead of @scale] [order given]
     layer/<i>        type=flatten                                       only where a Dense reads a (C, H, W) source
     layer/<i>        shape v0 bias_schedule @name @kind @threshold [@holdoff]           (graph/layer/<i>)
-      format 2 only  [output_scale output_offset], of the readout
+      from format 2  [output_scale output_offset], of the readout
       edge           type=conv|dense weight [stride padding dilation groups] @source @exponent
                                                  in the layer's own group (graph/layer/<i>/edge/<k>)
       netx only      bias neuron/{type iDecay vDecay vThMant refDelay gradedSpike}      (not below graph)
 
-A file that needs nothing of format 2 is written in format 1.
+Format 3 is the netx form with what silicon holds: a suppressing bias of 13 bits and a lifted threshold, where the netx
+form of 1 and 2 has -32768 and theta - 1. The graph form says neither: it is of format 1, or 2 where it needs that.
 """
 
 from __future__ import annotations
@@ -37,11 +39,12 @@ import numpy as np
 
 from sim.findings import Finding, refuse
 from sim.network import Conv2d, Dense, Edge, Geometry, Input, Layer, Network, Output, Synapse, SynapseTable
-from sim.stock import SUPPRESSED, vth
+from sim.stock import Silence, silence, vth
 
 TOOL = "ann2loihi"
 NETX, OURS = "lava-dl netx", "ann2loihi"  #: who can load a file: stock netx, or only :func:`exporters.netx.load`
-FORMATS = (1, 2)  #: that are read; a file is written in the first that can hold it
+FORMATS = (1, 2, 3)  #: that are read; a file is written in the first that can hold it
+FIRST_SILENCE = Silence(-(1 << 15), 0)  #: of the netx form until format 2: 16 bits of bias_mant, as Lava's LIF stores
 
 Content = dict[str, np.ndarray]  #: what a file holds: "group/dataset" or "group/@attribute" to its value
 
@@ -58,10 +61,10 @@ def _netx_type(name: bytes) -> np.ndarray:
     return np.array([name], "S10")  # the form in which lava-dl's own exporter writes it
 
 
-def _header(network: Network, loader: str) -> Content:
+def _header(network: Network, loader: str, version: int) -> Content:
     return {
         "@tool": np.array(TOOL.encode()),
-        "@format_version": _integer(_format(network)),
+        "@format_version": _integer(version),
         "@loader": np.array(loader.encode()),
         "@timesteps": _integer(network.timesteps),
         "@holdoff": _integer(network.holdoff),
@@ -69,6 +72,7 @@ def _header(network: Network, loader: str) -> Content:
 
 
 def _format(network: Network) -> int:
+    """Tell the first format that can hold what both forms say."""
     plain = network.output is None and network.input.order is None and np.ndim(network.input.scale) == 0
     return FORMATS[0] if plain else FORMATS[1]
 
@@ -113,31 +117,36 @@ def _edge_content(edge: Edge) -> Content:
     }
 
 
-def _neuron_content(layer: Layer) -> Content:
+def _neuron_content(layer: Layer, silent: Silence) -> Content:
     """Describe the stock neuron: netx makes du = iDecay - 1 of it (u never decays), dv = 4096 (v forgets at once)."""
     readout = layer.kind == "readout"
     return {
-        "bias": _integer(layer.v0 if readout else np.full(layer.shape[0], SUPPRESSED)),
+        "bias": _integer(layer.v0 if readout else np.full(layer.shape[0], silent.offset)),
         "neuron/type": _netx_type(b"CUBA"),
         "neuron/iDecay": _integer(0),
         "neuron/vDecay": _integer(4096),
-        "neuron/vThMant": _integer(vth(layer)),
+        "neuron/vThMant": _integer(vth(layer, silent)),
         "neuron/refDelay": _integer(1),
         "neuron/gradedSpike": _integer(0),
     }
 
 
-def netx_content(network: Network) -> Content:
-    """Describe a chain of layers, which :func:`exporters.netx.check` has passed, for stock netx."""
+def netx_content(network: Network, version: int = FORMATS[-1]) -> Content:
+    """Describe a chain of layers, which :func:`exporters.netx.check` has passed, for stock netx.
+
+    Below the latest ``version``, as it was described before that: to compare with what has been read.
+    """
+    latest = version == FORMATS[-1]
     blocks: list[Content] = [{"type": _netx_type(b"input"), **_input_content(network.input)}]
     for layer in network.layers:
         (edge,) = layer.edges
         if SYNAPSES[type(edge.synapse)].flat and len(network.shape_of(edge.source)) == 3:
             blocks.append({"type": _netx_type(b"flatten")})
-        blocks.append(_layer_content(layer) | _edge_content(edge) | _neuron_content(layer))
+        silent = silence(layer) if latest else FIRST_SILENCE
+        blocks.append(_layer_content(layer) | _edge_content(edge) | _neuron_content(layer, silent))
         if layer.kind == "readout":
             blocks[-1] |= _output_content(network.output)
-    content = _header(network, NETX)
+    content = _header(network, NETX, version if latest else _format(network))
     for index, block in enumerate(blocks):
         content |= _under(f"layer/{index}", block)
     return _sealed(content)
@@ -145,7 +154,7 @@ def netx_content(network: Network) -> Content:
 
 def graph_content(network: Network) -> Content:
     """Describe any network for :func:`network_of` alone."""
-    content = _header(network, OURS) | _under("graph/input", _input_content(network.input))
+    content = _header(network, OURS, _format(network)) | _under("graph/input", _input_content(network.input))
     for index, layer in enumerate(network.layers):
         content |= _under(f"graph/layer/{index}", _layer_content(layer))
         if layer.kind == "readout":

@@ -69,7 +69,7 @@ def _check_origin(file: h5py.File) -> None:
     if int(version) not in FORMATS:
         raise refuse(
             "@format_version",
-            f"the file has format {version}, this {TOOL} reads formats {FORMATS[0]} and {FORMATS[-1]}",
+            f"the file has format {version}, this {TOOL} reads formats {FORMATS[0]} to {FORMATS[-1]}",
             f"use a newer {TOOL}" if version > FORMATS[-1] else "write the file again",
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,9 +20,9 @@ from sim.arguments import checked
 from sim.chip import LOIHI2, Chip
 from sim.findings import Finding, Refused, refuse
 from sim.fixedpoint import Policy
-from sim.network import Network
+from sim.network import Layer, Network
 from sim.on_lava import graph, runtime
-from sim.stock import legal_period
+from sim.stock import Silence, legal_period
 from sim.trace import Trace
 
 
@@ -55,25 +55,33 @@ class LoadedNetwork:
             first = SYNAPSES[type(self.network.layers[0].edges[0].synapse)]
             (graph.flat(source.s_out) if first.flat else source.s_out).connect(process.inp)
             populations = [
-                graph.attach(self.network, layer, block.neuron, [block.synapse.a_out], self.period, chip)
+                graph.attach(
+                    self.network, layer, block.neuron, [block.synapse.a_out], self.period, _silence(layer, block), chip
+                )
                 for layer, block in zip(self.network.layers, process.layers, strict=True)
             ]
         return runtime.drive("netx", self.network, payload, source, populations, self.period, chip)
 
 
 @checked
-def load(path: str | Path, *, period: int | None = None) -> LoadedNetwork:
+def load(path: str | Path, *, period: int | Literal["power of two"] | None = None) -> LoadedNetwork:
     """Load a ``.net`` that :func:`exporters.netx.write` wrote, through lava-dl, or else build it from stock processes.
 
     What :func:`exporters.netx.write_graph` wrote, netx cannot build: its ``run`` is the stock form of
-    :func:`sim.on_lava.run`. ``period`` is the distance between samples in steps, the smallest legal one by default.
-    Raises :class:`Refused` for any other file, a period too small, and where Lava or lava-dl is missing.
+    :func:`sim.on_lava.run`. ``period`` is the distance between samples in steps, the smallest legal one by default;
+    "power of two" is the smallest that silicon's reset takes (see :func:`sim.stock.legal_period`). Raises
+    :class:`Refused` for any other file, a period too small, and where Lava or lava-dl is missing.
     """
     network = file.read(path)
     period = legal_period(network, "stock", period)
     with runtime.silenced():
         process = _build(Path(path), network, period) if file.loaded_by(network) == NETX else None
     return LoadedNetwork(Path(path), network, process, period)
+
+
+def _silence(layer: Layer, block: Any) -> Silence:
+    """Tell by what netx has built how the file silences a layer; formats have differed in it."""
+    return Silence(int(block.neuron.bias_mant.init.max()), int(block.neuron.vth.init) - layer.threshold + 1)
 
 
 def _build(path: Path, network: Network, period: int) -> Any:

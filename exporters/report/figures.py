@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import cycle
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,6 +17,9 @@ from matplotlib.ticker import MaxNLocator
 
 from exporters.report.schema import MEASURES, PARTS, Rates, Report, Share
 from sim.network import Layer, Network
+
+if TYPE_CHECKING:
+    from exporters.comparison import Compared
 
 #: Okabe and Ito's colours, told apart by readers with any common colour vision deficiency.
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#595959"
@@ -89,6 +94,35 @@ def accuracy_figure(report: Report) -> Figure:
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
+    return figure
+
+
+def compared_figure(rows: Sequence[Compared]) -> Figure:
+    """Draw what conversions get right, or how often they agree, against synaptic events and against steps.
+
+    At least one of them must have been measured.
+    """
+    figure = Figure(figsize=(9.2, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, field, label in zip(
+        panels, ("synaptic_events", "steps"), ("synaptic events per sample", "steps to the answer"), strict=True
+    ):
+        points = [row for row in rows if row.score is not None and getattr(row, field) is not None]
+        for holdoff, colour in zip(
+            sorted({row.holdoff for row in points}), cycle((BLUE, VERMILION, GREY)), strict=False
+        ):
+            line = sorted((getattr(row, field), row.score, row.timesteps) for row in points if row.holdoff == holdoff)
+            axes.plot(*list(zip(*line, strict=True))[:2], color=colour, marker="o", label=f"K = {holdoff}")
+            for x, y, timesteps in line:
+                axes.annotate(f"T = {timesteps}", (x, y), (4, -12), textcoords="offset points", fontsize=8)
+        axes.set_xlabel(label)
+        axes.margins(x=0.12, y=0.12)
+        axes.grid(axis="y", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    labelled = all(row.accuracy is not None for row in rows)
+    panels[0].set_ylabel(f"{rows[0].measure if labelled else 'agreement with the trained network'} (%)")
+    panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[1].legend(frameon=False)
     return figure
 
 

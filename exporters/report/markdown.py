@@ -9,6 +9,9 @@ from exporters.report.schema import (
     PARTS,
     RUNGS,
     Attribution,
+    Cost,
+    Estimate,
+    Fit,
     LayerRow,
     OutputError,
     Report,
@@ -21,6 +24,16 @@ from exporters.report.schema import (
 MISSING = "not measured"
 AGREEMENT = "Agreement is how often a network decides like the trained one"
 AGREEMENTS: dict[TaskName, str] = {"regression": "Agreement is R² against the outputs of the trained network"}
+UNKNOWN = "n/a"
+#: What a core holds, as the compiler's tables call it.
+WORDS = {
+    "neurons": "neurons",
+    "synapses": "synapses",
+    "axon_in": "AxonIn",
+    "axon_map": "AxonMap",
+    "axon_mem": "AxonMem",
+    "total": "total",
+}
 WORST = 12  #: outputs whose errors are listed
 PICTURES = {
     "accuracy.png": "Accuracy against T",
@@ -48,6 +61,10 @@ def render(report: Report, pictures: Sequence[str] = ()) -> str:
         "## Verification",
         _verification(report.verification),
     ]
+    if report.fit is not None:
+        sections += [f"## On {report.fit.chip}", _fit(report.fit)]
+    if report.cost is not None:
+        sections += ["## What an inference takes", _cost(report.cost)]
     if report.findings:
         sections += ["## Findings", "\n".join(f"- {finding}" for finding in report.findings)]
     if pictures:
@@ -224,6 +241,61 @@ def _verification(verification: Verification | None) -> str:
     if verification.skipped:
         parts.append("\n".join(f"- not run: {finding}" for finding in verification.skipped))
     return "\n\n".join(parts)
+
+
+def _fit(fit: Fit) -> str:
+    rows = [
+        (
+            row.name,
+            "x".join(map(str, row.tile)),
+            UNKNOWN if row.cores is None else row.cores,
+            *(getattr(row, name) for name in WORDS),
+            f"{WORDS[row.bottleneck]}, {row.share:.0f} %",
+            row.remedy or "",
+        )
+        for row in fit.layers
+    ]
+    header = ("layer", "tile", "cores", *WORDS.values(), "fullest", "for fewer cores")
+    outcome = (
+        "It does not fit" if fit.cores is None else f"{fit.cores} cores, {fit.chips} chip" + "s" * (fit.chips != 1)
+    )
+    return "\n\n".join(
+        [
+            f"{outcome}, {fit.neurons} neurons.",
+            _table(header, rows),
+            "By a model of cores fitted to what the compiler printed of public networks. A tile is what a core holds "
+            "of the layer's shape; the numbers are words of 64 bit in the fullest core. The network is counted in its "
+            "stock form, with a synapse for each neuron's reset; its input comes from the host.",
+        ]
+    )
+
+
+def _cost(cost: Cost) -> str:
+    kinds = ("spikes", "synaptic_events", "neuron_updates", "messages", "hops")
+    counts = [
+        (name, *(f"{getattr(row, kind):.1f}" for kind in kinds))
+        for name, row in (*((row.name, row) for row in cost.layers), ("sum", cost))
+    ]
+    header = ("layer", "spikes", "synaptic events", "neuron updates", "messages", "hops")
+    estimates = [(e.quantity, estimated(e), e.chip, e.source) for e in cost.estimates]
+    return "\n\n".join(
+        [
+            f"The logits are there after {cost.steps} steps; samples may follow each other every {cost.period} steps.",
+            _table(header, counts),
+            f"Per sample, the mean of {cost.samples}. The host sends {cost.payloads:.1f} payloads other than 0. A "
+            "synaptic event is a spike or payload that goes through one synapse, zeros included; a message is a spike "
+            f"on its way to one core, and {cost.between_chips:.1f} of them leave a chip.",
+            _table(("of one inference", "range", "by figures of", "source"), estimates),
+        ]
+    )
+
+
+def estimated(estimate: Estimate) -> str:
+    """Write a range with its unit, or that it is not available."""
+    if estimate.low is None or estimate.high is None:
+        return UNKNOWN
+    low, high = (f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in (estimate.low, estimate.high))
+    return f"{low} to {high} {estimate.unit}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

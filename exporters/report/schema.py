@@ -191,6 +191,78 @@ class Verification(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FitRow(Record):
+    """What a layer takes on a chip; words, of 64 bit, are those in its fullest core."""
+
+    name: str
+    shape: tuple[int, ...]
+    tile: tuple[int, ...]  #: of the shape, in a core
+    cores: int | None  #: None where no tile is within the limits; the words are then the smallest tile's
+    neurons: int
+    synapses: int
+    axon_in: int
+    axon_map: int
+    axon_mem: int
+    total: int
+    bottleneck: str  #: what is fullest: neurons, synapses, axon_in, axon_map or total
+    share: float  #: how full that is, in per cent
+    remedy: str | None  #: what would take fewer cores; None for a layer that takes one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(Record):
+    """What a network takes on a chip by the core model of :mod:`exporters.placement`."""
+
+    chip: str
+    cores: int | None  #: None where a layer cannot be placed
+    chips: int | None
+    neurons: int
+    layers: tuple[FitRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostRow(Record):
+    """What a layer did, per sample."""
+
+    name: str
+    spikes: float
+    synaptic_events: float  #: that arrived at it: one for each synapse that a spike, or a payload but 0, goes through
+    neuron_updates: int  #: over its busy steps
+    messages: float  #: its spikes times the cores that each is sent to
+    hops: float  #: of these messages, between tiles of a chip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate(Record):
+    """What one inference takes by published figures, a range; None where nothing is published."""
+
+    quantity: str
+    unit: str
+    low: float | None
+    high: float | None
+    chip: str  #: whose figures they are
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost(Record):
+    """What an inference takes: counts, the mean over samples, and what follows from published figures."""
+
+    samples: int
+    steps: int  #: until the logits are there
+    period: int  #: steps between samples that follow each other
+    spikes: float  #: of neurons
+    payloads: float  #: that the host sends, but those that are 0
+    synaptic_events: float
+    neuron_updates: int
+    messages: float
+    hops: float
+    between_chips: float  #: messages that leave a chip
+    layers: tuple[CostRow, ...]
+    estimates: tuple[Estimate, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation(Record):
     """How good a network is on labelled data."""
 
@@ -232,6 +304,8 @@ class Report(Record):
     accuracy_by_timesteps: Mapping[int, Accuracy] = field(default_factory=dict)  #: of networks converted for each T
     errors: tuple[OutputError, ...] = ()  #: of a regression, by output (or channel)
     verification: Verification | None = None
+    fit: Fit | None = None
+    cost: Cost | None = None
 
     def __getitem__(self, key: str) -> Any:
         """Read it as its JSON form, which is what scripts and notebooks have when they come from ``report.json``."""

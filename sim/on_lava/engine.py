@@ -6,6 +6,8 @@ and clears itself. ``stock``: nothing but Lava's own processes, as :mod:`sim.sto
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from sim.arguments import checked
@@ -26,11 +28,12 @@ def run(
     form: Form = "native",
     chip: Chip = LOIHI2,
     overflow: Policy = "strict",
-    period: int | None = None,
+    period: int | Literal["power of two"] | None = None,
 ) -> Trace:
     """Run integer payloads ``(B, *input.shape)`` back to back on Lava and record every layer.
 
-    ``period`` is the distance between samples in steps; the smallest legal one is the default. Raises
+    ``period`` is the distance between samples in steps; the smallest legal one is the default, and "power of two" the
+    smallest that silicon's reset takes. Raises
     :class:`sim.fixedpoint.RegisterOverflow` when a potential leaves ``chip``'s registers, unless ``overflow`` is
     "count", or breaks the stock form's suppression, :class:`sim.findings.Refused` where Lava is missing or could not
     compute exactly, as the stock form cannot beyond its registers, and RuntimeError, with what Lava printed, where Lava

@@ -11,7 +11,7 @@ import numpy as np
 from sim.chip import LOIHI2, Chip
 from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Layer, Network, Shape, SynapseTable
 from sim.on_lava.runtime import Population, require_lava
-from sim.stock import SUPPRESSED, by_conv, cycle, encoded, lead, recurs_by_conv, vth
+from sim.stock import Silence, by_conv, cycle, encoded, lead, recurs_by_conv, silence, vth
 
 
 def stimulus(network: Network, payload: np.ndarray, period: int) -> Any:
@@ -57,26 +57,33 @@ def stock(network: Network, layer: Layer, ports: dict[str, Any], period: int, ch
     """Build one layer from Lava's own processes; its OutPort joins ``ports``."""
     from lava.proc.lif.process import LIFReset
 
-    neuron = LIFReset(name=layer.name, shape=layer.shape[::-1], du=-1, dv=4096, vth=vth(layer), bias_exp=6)
+    silent = silence(layer, chip)
+    neuron = LIFReset(name=layer.name, shape=layer.shape[::-1], du=-1, dv=4096, vth=vth(layer, silent), bias_exp=6)
     currents = [connect(network, layer, edge, ports[edge.source], neuron.a_in) for edge in layer.edges]
     ports[layer.name] = neuron.s_out
-    return attach(network, layer, neuron, currents, period, chip)
+    return attach(network, layer, neuron, currents, period, silent, chip)
 
 
 def attach(
-    network: Network, layer: Layer, neuron: Any, currents: Sequence[Any], period: int, chip: Chip = LOIHI2
+    network: Network,
+    layer: Layer,
+    neuron: Any,
+    currents: Sequence[Any],
+    period: int,
+    silent: Silence,
+    chip: Chip = LOIHI2,
 ) -> Population:
     """Turn a LIFReset with u as integrator (du = -1, dv = 4096, bias_exp = 6) into the layer's neurons.
 
     Adds the recurrent synapse, plays the offsets into ``bias_mant`` and lets LIFReset clear u in the step of the first
-    possible arrival. ``currents`` are the OutPorts that already feed the neuron.
+    possible arrival. ``currents`` are the OutPorts that already feed the neuron, whose threshold is that of ``silent``.
     """
     from sim.lava.bias_writer import BiasWriter
 
     spiking, start = layer.kind == "spiking", network.first_arrival(layer)
     neuron.proc_params.overwrite("reset_interval", period)
     neuron.proc_params.overwrite("reset_offset", (start + 1) % period)  # LIFReset counts its steps from 1
-    rows = cycle(network, layer, period, SUPPRESSED if spiking else None)
+    rows = cycle(network, layer, period, silent if spiking else None)
     writer = BiasWriter(
         rows=swap(rows).astype(np.int16),
         start=start,
@@ -85,7 +92,8 @@ def attach(
     )
     if not spiking:
         return Population(layer, writer.register_out, None, tuple(currents))
-    return Population(layer, writer.register_out, neuron.s_out, (*currents, recur(layer, neuron, chip)))
+    currents = (*currents, recur(layer, neuron, chip))
+    return Population(layer, writer.register_out, neuron.s_out, currents, silent.limit(layer))
 
 
 def recur(layer: Layer, neuron: Any, chip: Chip = LOIHI2) -> Any:

@@ -10,11 +10,8 @@ import os
 import subprocess
 from typing import Any
 
-from sim.chip import LOIHI2
 from sim.findings import Finding, refuse
 from sim.on_lava.stepped import Host
-
-SILENCE = -LOIHI2.bias_limit - 1  #: su; the lowest bias_mant of 13 bits
 
 
 def missing() -> list[Finding]:
@@ -76,4 +73,4 @@ def _inward(port: Any, conv: bool, bits: int) -> Any:
     return entry.out
 
 
-HOST = Host(_hardware, _inward, SILENCE)
+HOST = Host(_hardware, _inward)

@@ -23,7 +23,7 @@ from sim.findings import Finding, refuse
 from sim.fixedpoint import Policy, RegisterOverflow, Registers
 from sim.network import Layer, Network, Shape
 from sim.progress import track
-from sim.stock import SUPPRESSED, cycle, lead
+from sim.stock import cycle, lead
 from sim.trace import Trace
 
 _PATIENCE = 600.0  #: seconds that one step may take; a large CIFAR network takes some
@@ -37,6 +37,7 @@ class Population:
     register: Any  #: native: v after the reset; stock: u (v of a readout); su << fraction bits
     spikes: Any | None  #: None for a readout
     currents: tuple[Any, ...] = ()  #: stock: everything that feeds the neurons, the recurrent synapse included
+    silent_below: int | None = None  #: stock: u, su, from which the layer would fire outside its window
 
     @property
     def ports(self) -> list[Any]:
@@ -89,7 +90,7 @@ def drive(
         stray = fired.copy()
         stray[:, begin : begin + network.timesteps] = 0
         _require(
-            stray == 0, layer, start, f"u >= theta + {-SUPPRESSED} broke the suppression outside the firing window"
+            stray == 0, layer, start, f"u >= {population.silent_below} broke the suppression outside the firing window"
         )
         spikes[layer.name] = fired[:, : len(busy)].astype(np.uint8)
         potentials[layer.name] = (v - layer.threshold * fired)[:, : len(busy)]

@@ -18,7 +18,7 @@ from sim.chip import LOIHI2, Chip
 from sim.findings import Finding
 from sim.network import INPUT, Layer, Network
 from sim.on_lava import graph, runtime
-from sim.stock import SUPPRESSED, by_conv, encoded, vth
+from sim.stock import Silence, by_conv, encoded, silence, vth
 
 Schedule = Literal["written", "clock"]  #: who brings the biases: the host, or a chain of neurons on the chip
 Recording = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]  #: spikes and potentials of a sample, as in Trace
@@ -31,7 +31,6 @@ class Host:
     config: Callable[[], Any]  #: () -> Lava's run configuration
     #: (OutPort of a process on the host, whether a Conv reads it, bits of a message) -> OutPort that the chip can read
     inward: Callable[[Any, bool, int], Any]
-    silence: int = SUPPRESSED  #: bias_mant outside the firing windows, su
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,14 @@ class Stepped:
         ports = {INPUT: host.inward(port, conv, network.input.bits)}
         self._neurons: dict[str, Any] = {}
         self._written: dict[str, np.ndarray] = {}
+        self._silent: dict[str, Silence] = {}
         clock = self._clock() if self._clocked else None
         for layer in network.layers:
-            neuron = LIF(name=layer.name, shape=layer.shape[::-1], du=-1, dv=4096, vth=vth(layer), bias_exp=6)
+            # A clock leaves v0 in the bias all along, which may be above all that `silence` has lifted.
+            silent = self._silent[layer.name] = (
+                Silence(-chip.bias_limit - 1, 0) if self._clocked else silence(layer, chip)
+            )
+            neuron = LIF(name=layer.name, shape=layer.shape[::-1], du=-1, dv=4096, vth=vth(layer, silent), bias_exp=6)
             for edge in layer.edges:
                 graph.connect(network, layer, edge, ports[edge.source], neuron.a_in)
             if layer.kind == "spiking":
@@ -194,8 +198,9 @@ class Stepped:
         window = range(opens, opens + network.timesteps)
         silent = step == self._period - 1 if self._clocked else step not in window
         if silent and layer.kind == "spiking":
-            return np.full(layer.shape, self._host.silence)
-        return layer.per_neuron(layer.v0) if self._clocked else self._offset(layer, step)
+            return np.full(layer.shape, self._silent[layer.name].offset)
+        lift = self._silent[layer.name].lift if layer.kind == "spiking" else 0
+        return layer.per_neuron(layer.v0) if self._clocked else self._offset(layer, step) + lift
 
     def _offset(self, layer: Layer, step: int) -> np.ndarray:
         """Return v0 and what the schedule has added by a step of the sample's cycle, su (*shape)."""
@@ -218,7 +223,7 @@ class Stepped:
         u = self._get(neuron.u, layer)
         fired = (v == 0) & (u + bias != 0)
         v = np.where(fired, u + bias - layer.threshold, v)
-        # What silences a neuron is no part of its potential.
+        # What silences a neuron, or lifts it, is no part of its potential.
         return fired, v if self._clocked else v - bias + self._offset(layer, step)
 
     def _get(self, var: Any, layer: Layer) -> np.ndarray:

@@ -18,10 +18,13 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from exporters import netx
 from exporters.engines import available_engines
+from sim.network import INPUT, Dense, Edge, Input, Layer, Network
 from toolchain import convert as converting
 from toolchain.app import cli
 from toolchain.demo import data, load_model
+from toolchain.graph.channels import spread
 
 MODEL = f"{Path(load_model.__code__.co_filename).parent / 'model.py'}:digits_cnn"
 
@@ -205,6 +208,59 @@ def test_verify_ends_with_1_and_names_the_first_difference(place: Workplace, mon
         r"differ: layer conv1, step 1, sample 0, neuron \(0, 0, 0\): potential \S+ on reference, \S+ on fast",
         " ".join(result.stdout.split()),
     )
+
+
+def test_check_judges_a_conversion_for_the_chip_and_measures_what_no_bound_proves(place: Workplace) -> None:
+    checking = ("check", place.bundle, "--chip", "loihi2")
+    found = json.loads(run(*checking, "--json").stdout)
+    assert {"rule", "severity", "where", "value", "limit", "remedy"} == found[0].keys()
+    assert not [issue for issue in found if issue["severity"] == "error"]
+    measured = run(*checking, "--calibration", place.calibration)
+    assert measured.exit_code == 0
+    assert re.search(
+        r"^note silence-measured, .*\n    conv1: \d+ at most, below \d+, on 256 inputs", measured.stdout, re.M
+    )
+    assert measured.stdout.splitlines()[-1].startswith("0 errors, ")
+
+
+def foreign(path: Path) -> Path:
+    """A file of another tool, with one layer whose weights are all 0."""
+    with h5py.File(path, "w") as file:
+        file["layer/0/type"], file["layer/0/shape"] = np.array([b"input"], "S10"), [3]
+        file["layer/1/type"], file["layer/1/shape"] = np.array([b"dense"], "S10"), [2]
+        file["layer/1/weight"] = np.zeros((2, 3))
+    return path
+
+
+def test_check_and_inspect_take_files_of_other_tools(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "other.net")
+    result = run("check", path, "--chip", "loihi2")
+    assert result.exit_code == 1
+    assert re.search(r"^error dense-zero, dense weights: .*\n    layer/1 dense: all 6 are 0$", result.stdout, re.M)
+    (first, second) = json.loads(run("inspect", path, "--json").stdout)
+    assert (first["type"], second["type"], second["weight"], second["range"]) == ("input", "dense", [2, 3], "0..0")
+    assert "dense" in run("inspect", path).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "error: check: --model is missing; give DIR --chip loihi2, or --model and --input-shape"),
+        (["--chip", "loihi2"], "error: check: a network is missing; "),
+        (["--model", MODEL], "error: check: --input-shape is missing; "),
+        (["a.net"], "error: a.net: with --chip None and --model None; give --chip loihi2 and no model"),
+        (["a.net", "--chip", "tpu"], "error: a.net: with --chip tpu and --model None; "),
+        (["nowhere.net", "--chip", "loihi2"], "error: nowhere.net: there is no such file; "),
+    ],
+)
+def test_check_says_what_is_missing(arguments: list[str], line: str) -> None:
+    assert refused(run("check", *arguments)).startswith(line)
+
+
+def test_inspect_shows_what_a_power_of_two_costs(place: Workplace) -> None:
+    text = run("inspect", place.bundle).stdout
+    # T = 8 and K = 1: a layer is busy for 9 steps, and one more clears it.
+    assert "samples follow each other every 10 steps, 16 where resets come at powers of two (+6)" in text
 
 
 def test_inspect_shows_the_same_for_directory_and_file(place: Workplace) -> None:
@@ -391,17 +447,15 @@ def test_the_demo_refuses_samples_that_there_are_not_before_it_converts(
     ("content", "message"),
     [
         ("cut", "cannot be read as HDF5"),
-        ("foreign", "another tool"),
         ("newer", "format"),
     ],
 )
-def test_a_net_file_that_is_not_ours_or_not_whole_is_refused(place: Workplace, content: str, message: str) -> None:
+def test_a_net_file_that_is_not_whole_or_of_a_later_version_is_refused(
+    place: Workplace, content: str, message: str
+) -> None:
     path = place.folder / f"{content}.net"
     whole = (place.bundle / "network.net").read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content == "cut" else whole)
-    if content == "foreign":
-        with h5py.File(path, "r+") as file:
-            del file.attrs["tool"]
     if content == "newer":
         with h5py.File(path, "r+") as file:
             file.attrs["format_version"] = 99
@@ -431,7 +485,59 @@ def test_lava_commands_say_which_environment_to_create_where_lava_is_absent(plac
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["check", "convert", "evaluate", "verify", "inspect", "demo"])
+def test_fit_shows_cores_and_says_with_1_that_a_layer_cannot_be_placed(place: Workplace, tmp_path: Path) -> None:
+    found = json.loads(run("fit", place.bundle, "--json").stdout)
+    assert found["cores"] == sum(row["cores"] for row in found["layers"])
+    assert json.loads(run("fit", place.bundle / "network.net", "--json").stdout) == found
+    assert json.loads((place.bundle / "report.json").read_text())["fit"] == found
+    assert f"{found['cores']} cores, 1 chip, {found['neurons']} neurons" in run("fit", place.bundle).stdout
+    edge = Edge(INPUT, Dense(np.ones((2, 20_000), int)))
+    readout = Layer("fc", (2,), (edge,), 0, np.zeros(2, int), np.zeros((1, 2), int), "readout")
+    netx.save(Network(Input((20_000,)), (readout,), 1), tmp_path / "wide.net")
+    result = run("fit", tmp_path / "wide.net")
+    assert result.exit_code == 1
+    assert "fc: no tile is within the limits of a core; use fewer inputs" in result.stdout
+    for arguments in (("fit", place.bundle), ("cost", place.bundle, "--data", place.test)):
+        assert "'wide' are not known; use loihi2" in refused(run(*arguments, "--chip", "wide"))
+
+
+def test_cost_counts_on_data_and_shows_ranges_with_their_sources(place: Workplace) -> None:
+    arguments = ("cost", place.bundle, "--data", place.test, "--samples", 5)
+    found = json.loads(run(*arguments, "--json").stdout)
+    assert found["samples"] == 5
+    assert found["spikes"] == pytest.approx(sum(row["spikes"] for row in found["layers"]))
+    shown = run(*arguments).stdout
+    assert "n/a" in shown
+    assert "Loihi 1" in shown
+    assert f"logits after {found['steps']} steps, samples every {found['period']}" in shown
+
+
+def test_compare_puts_directories_beside_each_other_and_draws_them(place: Workplace, tmp_path: Path) -> None:
+    found = json.loads(run("compare", place.bundle, place.bundle, "--json").stdout)
+    report = json.loads((place.bundle / "report.json").read_text())
+    assert len(found) == 2
+    assert found[0]["accuracy"] == report["accuracy"]["int8"]["accuracy"]
+    assert found[0]["synaptic_events"] == report["cost"]["synaptic_events"]
+    assert found[0]["cores"] == report["fit"]["cores"]
+    assert "conversions beside each other" in run("compare", place.bundle, "--plot", tmp_path / "a.png").stdout
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    bare = shutil.copytree(place.bundle, tmp_path / "bare")
+    (bare / "report.json").unlink()
+    assert json.loads(run("compare", bare, "--json").stdout)[0].keys().isdisjoint({"accuracy", "spikes"})
+    assert "nothing was measured" in refused(run("compare", bare, "--plot", tmp_path / "b.png"))
+
+
+def test_the_report_counts_what_the_command_counts_on_the_same_inputs(place: Workplace, tmp_path: Path) -> None:
+    with np.load(place.calibration) as arrays:
+        x = arrays["x"]
+    np.savez(tmp_path / "same.npz", x=x[spread(len(x)).numpy()])
+    found = json.loads(run("cost", place.bundle, "--data", tmp_path / "same.npz", "--json").stdout)
+    assert json.loads((place.bundle / "report.json").read_text())["cost"] == found
+
+
+@pytest.mark.parametrize(
+    "command", ["check", "convert", "evaluate", "verify", "inspect", "fit", "cost", "compare", "demo"]
+)
 def test_every_command_has_an_example_in_its_help(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0

@@ -162,10 +162,11 @@ def test_the_neuron_is_the_stock_integrator_suppressed_until_its_window(path: Pa
             {key: file[f"layer/{i}/neuron/{key}"][()] for key in ("iDecay", "vDecay", "vThMant")} for i in (1, 5)
         ]
         assert neurons == [
-            {"iDecay": 0, "vDecay": 4096, "vThMant": 63},
+            # Offsets reach 2 - 2 + 2 + 6 = 8: the bias of 13 bits has 4087 left, which the threshold is lifted by.
+            {"iDecay": 0, "vDecay": 4096, "vThMant": 63 + 4087},
             {"iDecay": 0, "vDecay": 4096, "vThMant": 131071},
         ]
-        assert file["layer/1/bias"][()].tolist() == [-32768] * 4
+        assert file["layer/1/bias"][()].tolist() == [-4096] * 4
         assert file["layer/5/bias"][()].tolist() == [-1, 0, 1]
         assert {d.dtype for d in (file["layer/2/weight"], file["layer/0/shape"], file["layer/4/bias_schedule"])} == {
             np.dtype(np.int64)
@@ -433,8 +434,12 @@ def virtual(file: h5py.File) -> None:
 HUGE = np.int64(1 << 40)
 TAMPERED = {
     "newer format": (
-        rewrite("@format_version", np.int64(3)),
-        "@format_version: the file has format 3, this .* reads formats 1 and 2; use a newer",
+        rewrite("@format_version", np.int64(4)),
+        "@format_version: the file has format 4, this .* reads formats 1 to 3; use a newer",
+    ),
+    "older format": (
+        rewrite("@format_version", np.int64(1)),
+        "layer/1/neuron/vThMant: it contradicts the rest of the file",
     ),
     "no format": (remove("@format_version"), "@format_version: it is missing or no integer"),
     "format is text": (rewrite("@format_version", "1"), "@format_version: .* is neither int64"),
@@ -657,9 +662,10 @@ def test_stock_netx_opens_every_accepted_form_and_holds_exactly_our_numbers(tmp_
             assert np.array_equal(effective(block, synapse), synapse.weight)
             assert tuple(block["shape"]) == layer.shape[::-1]
             assert block["decays"] == [-1, 4096]
-            assert block["threshold"] == (131071 if readout else layer.threshold - 1)
+            lift = 4095 - int(layer.offsets.max())
+            assert block["threshold"] == (131071 if readout else layer.threshold - 1 + lift)
             held = np.moveaxis(np.array(block["bias"]), -1, 0).reshape(layer.shape[0], -1)
-            assert (held == (layer.v0[:, None] if readout else -32768)).all()
+            assert (held == (layer.v0[:, None] if readout else -4096)).all()
             if type(synapse) is Conv2d:
                 *pairs, groups = synapse.geometry
                 assert block["geometry"] == [*(list(pair[::-1]) for pair in pairs), [groups]]

@@ -14,6 +14,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from reports import REPORT, accuracy
 
+from exporters.comparison import Compared
 from exporters.report import PARTS, RUNGS, figures
 from exporters.report.markdown import render
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network
@@ -178,7 +179,7 @@ def test_every_table_row_has_as_many_cells_as_its_header() -> None:
     lines = [line.replace("\\|", "") for line in render(REPORT).splitlines()]
     tables = "\n".join(line if line[:1] == "|" else "" for line in lines).split("\n\n")
     widths = [{line.count("|") for line in table.splitlines() if line} for table in tables if table.strip()]
-    assert len(widths) == 6
+    assert len(widths) == 9
     assert all(len(width) == 1 for width in widths)
 
 
@@ -304,3 +305,45 @@ def test_figures_are_drawn_without_pyplot() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.stdout == "True False\n", done.stderr
+
+
+def test_cores_and_cost_are_printed_and_what_is_not_known_is_no_zero() -> None:
+    text = render(REPORT)
+    table = rows(text)
+    assert [
+        "conv\\|1",
+        "16x4x8",
+        "2",
+        "512",
+        "59",
+        "4",
+        "128",
+        "32",
+        "735",
+        "neurons, 12 %",
+        "use fewer channels",
+    ] in table
+    assert ["fc", "10", "n/a", "10", "17000", "512", "10", "0", "17532", "synapses, 106 %", ""] in table
+    assert "5 cores, 1 chip, 1037 neurons." in text
+    assert ["sum", "979.8", "88000.2", "5000.0", "1200.0", "0.5"] in table
+    assert ["time to the answer", "0.103 to 1.22 ms", "Loihi 2", "a notebook"] in table
+    assert ["dynamic energy", "n/a", "Loihi 2", "nothing is published"] in table
+    assert "It does not fit, 1037 neurons." in render(replace(REPORT, fit=replace(REPORT.fit, cores=None, chips=None)))
+    without = render(replace(REPORT, fit=None, cost=None))
+    assert "## On" not in without
+    assert "## What an inference takes" not in without
+
+
+def test_conversions_are_drawn_by_hold_off_and_only_where_they_were_measured() -> None:
+    row = Compared(name="a", timesteps=4, holdoff=0, steps=6, period=5, cores=3, accuracy=90.0, synaptic_events=1e6)
+    found = (
+        row,
+        replace(row, name="b", timesteps=2, steps=4, accuracy=80.0, synaptic_events=5e5),
+        replace(row, name="c", holdoff=1, accuracy=95.0),
+        replace(row, name="old", accuracy=None, synaptic_events=None),
+    )
+    events, steps = figures.compared_figure(found).axes
+    assert [line.get_xydata().tolist() for line in steps.lines] == [[[4, 80], [6, 90]], [[6, 95]]]
+    assert [line.get_xydata().tolist() for line in events.lines] == [[[5e5, 80], [1e6, 90]], [[1e6, 95]]]
+    assert events.get_ylabel() == "agreement with the trained network (%)"
+    assert figures.compared_figure(found[:3]).axes[0].get_ylabel() == "accuracy (%)"

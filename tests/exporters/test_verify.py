@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -215,7 +216,7 @@ def test_what_the_stock_form_cannot_suppress_leaves_the_other_engines_compared()
     assert [(run.engine, run.differences) for run in found.runs] == [("reference", 0), ("fast", 0), ("lava", 0)]
     assert [finding.where for finding in found.skipped] == ["lava-stock", "netx"]
     for line in found.summary.split("\n")[1:]:
-        assert "layer eager, channel 0, step 4 of sample 0: u >= theta + 32768 broke the suppression" in line
+        assert re.search(r"layer eager, channel 0, step 4 of sample 0: u >= 8\d{3} broke the suppression", line)
     with pytest.raises(Refused, match=r"^lava-stock: layer eager, channel 0, step 4 .* broke the suppression"):
         verify(*eager(), ["reference", "lava-stock"])
 

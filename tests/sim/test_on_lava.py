@@ -237,7 +237,7 @@ def test_a_potential_too_high_for_the_suppression_raises_in_the_stock_form_only(
     eager = layer("eager", (1,), Edge(INPUT, Dense(np.array([[127]]))), theta=10, timesteps=3)
     network = Network(Input((1,)), (eager, layer("last", (1,), Edge("eager", Dense(np.array([[1]]))), timesteps=3)), 3)
     assert_equal(network, np.array([[127]]), form="native")
-    with pytest.raises(RegisterOverflow, match=r"layer eager, channel 0, step 4 .* 32768 broke the suppression"):
+    with pytest.raises(RegisterOverflow, match=r"layer eager, channel 0, step 4 .*: u >= 8\d{3} broke the suppression"):
         on_lava.run(network, np.array([[127]]), form="stock")
 
 
@@ -293,7 +293,7 @@ def narrow(weight: int = 1, theta: int = 10, v0: int = 0, bits: int = 8, exponen
         (narrow(weight=131), r"flat <- image: weights -1..131 lose bits in Lava's Dense and Sparse"),
         (narrow(weight=-300, exponent=1), r"image <- input: weights -300..-300 lose bits"),
         (narrow(theta=257), r"flat: threshold 257 is not a recurrent weight"),
-        (narrow(v0=40000), r"image: v0 \+ cumulative bias of 4\d+..4\d+ leaves the 16 bits"),
+        (narrow(v0=40000), r"image: v0 \+ cumulative bias of 4\d+..4\d+ leaves the 13 bits of Loihi 2"),
         (narrow(weight=127, bits=20), r"image <- input: a sum of up to \d+ leaves the 24 bits of Lava's Conv"),
         (narrow(weight=127, bits=20, exponent=3), r"image: currents of up to \d+ leave the 26 bits"),
     ],

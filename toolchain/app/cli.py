@@ -13,9 +13,10 @@ import typer
 from rich.markup import escape
 
 from sim.findings import Refused, refuse
-from toolchain.app import device
+from toolchain.app import chip, device
 from toolchain.app.console import bars, err, guarded, numbers, out, print_json, say, table
 from toolchain.app.options import (
+    AnyModel,
     Bundle,
     Data,
     DenseLimit,
@@ -29,7 +30,7 @@ from toolchain.app.options import (
     importing,
     with_recipe,
 )
-from toolchain.app.show import layers, score_columns, show_report, show_verification
+from toolchain.app.show import blocks, layers, score_columns, show_issues, show_report, show_verification
 
 if TYPE_CHECKING:  # torch takes seconds, which no command's help should
     from exporters.report import Search
@@ -50,22 +51,50 @@ app.add_typer(device.app, name="device")
 @app.command()
 @guarded
 def check(
-    model: Model,
-    input_shape: Annotated[str, typer.Option(metavar="C,H,W", help="Shape of one input, for example 3,32,32.")],
+    path: Annotated[
+        Path | None, typer.Argument(metavar="DIR|FILE.net", help="A network for --chip: converted, or any netx file.")
+    ] = None,
+    chip: Annotated[str | None, typer.Option(metavar="loihi2", help="What the network is to run on.")] = None,
+    model: AnyModel = None,
+    input_shape: Annotated[
+        str | None, typer.Option(metavar="C,H,W", help="Shape of one input of the model, for example 3,32,32.")
+    ] = None,
     weights: Weights = None,
     calibration: Annotated[
-        Path | None, typer.Option(metavar="FILE.npz", help="Inputs x (N,C,H,W) to compare on, beside drawn ones.")
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Inputs x (N,C,H,W) to compare on, beside drawn ones, or to measure on."),
     ] = None,
     dense_limit: DenseLimit = None,
     leave_off_last: LeaveOffLast = False,
     as_json: Json = False,
 ) -> None:
-    """List every layer of a model and what becomes of it; exit code 1 if anything is refused.
+    """List what becomes of a model's layers, or what a network meets on its chip; exit code 1 if there is an error.
 
-    What is not refused is compared with the model itself.
+    What is not refused of a model is compared with the model itself. A network is checked against every limit of the
+    chip, and for what stock netx would leave out or corrupt.
 
-    Example: `ann2loihi check --model model.py:build --input-shape 1,8,8`
+    Example: `ann2loihi check --model model.py:build --input-shape 1,8,8`, or `ann2loihi check build/out --chip loihi2`
     """
+    if path is not None:
+        if model is not None or chip != "loihi2":
+            raise refuse(str(path), f"with --chip {chip} and --model {model}", "give --chip loihi2 and no model")
+        _check_network(path, calibration, as_json)
+    elif chip is not None or model is None or input_shape is None:
+        missing = "a network" if chip is not None else "--model" if model is None else "--input-shape"
+        raise refuse("check", f"{missing} is missing", "give DIR --chip loihi2, or --model and --input-shape")
+    else:
+        limits = importing(dense_limit, leave_off_last)
+        _check_model(model, input_shape, weights, calibration, limits, as_json)
+
+
+def _check_model(
+    model: str,
+    input_shape: str,
+    weights: Path | None,
+    calibration: Path | None,
+    limits: dict[str, Any],
+    as_json: bool,
+) -> None:
     from toolchain.frontends import inspect_model
     from toolchain.inputs import load_arrays
     from toolchain.loading import load_model
@@ -78,15 +107,30 @@ def check(
         raise refuse("--input-shape", repr(input_shape), "give C,H,W, or C,L, or one number of features")
     samples = None if calibration is None else load_arrays(calibration, shape, labels=False)[0]
     with redirect_stdout(sys.stderr):  # what the model prints while it is traced
-        found = inspect_model(
-            load_model(model, weights), shape, samples=samples, **importing(dense_limit, leave_off_last)
-        )
+        found = inspect_model(load_model(model, weights), shape, samples=samples, **limits)
         rows = [asdict(row) for row in found]
     if as_json:
         print_json(rows)
     else:
         out.print(table(f"{model}, input {input_shape}", rows, {key: key for key in rows[0]} if rows else {}))
     if any(str(row["fate"]).startswith("refused") for row in rows):
+        raise typer.Exit(1)
+
+
+def _check_network(path: Path, calibration: Path | None, as_json: bool) -> None:
+    from exporters import bundle, netx
+    from toolchain.inputs import load_arrays
+
+    x = None
+    if calibration is not None:
+        network = netx.read(path / bundle.NET if path.is_dir() else path)
+        x = load_arrays(calibration, network.input.model_shape, labels=False)[0]
+    found = bundle.legality(path, x)
+    if as_json:
+        print_json([issue.as_dict() for issue in found])
+    else:
+        show_issues(found)
+    if any(issue.severity == "error" for issue in found):
         raise typer.Exit(1)
 
 
@@ -240,24 +284,37 @@ def inspect(
 ) -> None:
     """Print a table of layers: shape, weights, theta, phase, bias range, neurons; and where a directory came from.
 
+    Of any other netx file: what its blocks hold.
+
     Example: `ann2loihi inspect build/out`
     """
     import numpy as np
 
     from exporters import bundle as bundles
     from exporters import netx
+    from sim.stock import legal_period
     from toolchain.assessment import layer_table
 
     bundle = bundles.load(path) if os.path.isdir(path) else None
+    if path.is_file() and not netx.is_ours(path):
+        described = netx.block_table(path)
+        if as_json:
+            print_json(described)
+        else:
+            out.print(blocks(str(path), described))
+        return
     network = netx.read(path) if bundle is None else bundle.network
     rows, output, source = layer_table(network), network.output, network.input
     scale = np.asarray(source.scale)
+    shortest, silicon = legal_period(network, "stock"), legal_period(network, "stock", "power of two")
     if as_json:
         print_json(
             {
                 "timesteps": network.timesteps,
                 "holdoff": network.holdoff,
                 "steps": network.steps,
+                "period": shortest,
+                "reset_interval": silicon,
                 "loader": netx.loaded_by(network),
                 "input": {
                     "shape": source.shape,
@@ -280,11 +337,17 @@ def inspect(
         soft_wrap=True,
         highlight=False,
     )
+    more = f", {silicon} where resets come at powers of two (+{silicon - shortest})" if silicon > shortest else ""
+    say(f"in the stock form, samples follow each other every {shortest} steps{more}")
     if output is not None:
         say(f"output = potential / {numbers(output.scale)} + {numbers(output.offset)}, after the whole window")
     for key, value in ({} if bundle is None else bundle.provenance).items():
         listed = ", ".join(f"{name} {entry}" for name, entry in value.items()) if isinstance(value, dict) else value
         say(f"{key}: {listed}")
+
+
+for command in (chip.fit, chip.cost, chip.compare):
+    app.command()(command)
 
 
 @app.command()

@@ -14,14 +14,13 @@ import typer
 from toolchain.recipe import RECIPES, Recipe
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        metavar="FILE.py:FACTORY|FILE.pt2|FILE.onnx",
-        help="Function or class that builds the model, or the model itself; or a file that holds it.",
-    ),
-]
+_model = typer.Option(
+    "--model",
+    metavar="FILE.py:FACTORY|FILE.pt2|FILE.onnx",
+    help="Function or class that builds the model, or the model itself; or a file that holds it.",
+)
+Model = Annotated[str, _model]
+AnyModel = Annotated[str | None, _model]
 Weights = Annotated[
     Path | None,
     typer.Option(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
 
 from rich.table import Table
 
-from exporters.report import MEASURES, RUNGS, LayerRow, Report, TaskName, Verification
+from exporters.netx import RULES, Issue
+from exporters.report import MEASURES, RUNGS, Cost, Fit, LayerRow, Report, TaskName, Verification
+from exporters.report.markdown import estimated
 from toolchain.app.console import out, say, table, text
 
 LAYERS = {
@@ -25,6 +30,54 @@ ENGINES = {
     "seconds": "seconds",
 }
 TRIALS = {"T": "T", "K": "K", "method": "bias rule", "steps": "steps", "agreement": "agrees %", "refused": "refused"}
+FIT = {
+    "name": "layer",
+    "tile": "tile",
+    "cores": "cores",
+    "neurons": "neurons",
+    "synapses": "synapses",
+    "axons": "axons",
+    "total": "total",
+    "fullest": "fullest",
+}
+COUNTS = {
+    "name": "layer",
+    "spikes": "spikes",
+    "synaptic_events": "synaptic events",
+    "neuron_updates": "updates",
+    "messages": "messages",
+    "hops": "hops",
+}
+ESTIMATES = {"quantity": "of one inference", "range": "range", "chip": "figures of", "source": "source"}
+COMPARED = {
+    "name": "directory",
+    "accuracy": "right %",
+    "agreement": "agrees %",
+    "timesteps": "T",
+    "holdoff": "K",
+    "steps": "steps",
+    "period": "period",
+    "spikes": "spikes",
+    "synaptic_events": "synaptic events",
+    "cores": "cores",
+}
+
+
+COLOURS = {"error": "red", "warning": "yellow", "note": None}
+BLOCKS = {
+    "block": "block",
+    "type": "type",
+    "shape": "shape",
+    "weight": "weights",
+    "range": "values",
+    "neuron": "neurons",
+    "parameters": "parameters",
+}
+
+
+def blocks(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Lay out the blocks of a netx file."""
+    return table(title, rows, BLOCKS)
 
 
 def score_columns(task: TaskName) -> dict[str, str]:
@@ -44,6 +97,17 @@ def layers(title: str, rows: Sequence[LayerRow]) -> Table:
         for row in rows
     ]
     return table(title, shown, LAYERS)
+
+
+def show_issues(found: Sequence[Issue]) -> None:
+    """Print rule by rule what a check has found, and how much of each kind."""
+    for (severity, rule), group in groupby(found, lambda issue: (issue.severity, issue.rule)):
+        first, *_ = same = list(group)
+        say(f"{severity} {rule}, {RULES[rule].about}: {first.limit}; {first.remedy}", COLOURS[severity])
+        for issue in same:
+            say(f"    {issue.where}: {issue.value}")
+    counted = Counter[str](issue.severity for issue in found)
+    say(", ".join(f"{counted[kind]} {kind}{'s' * (counted[kind] != 1)}" for kind in COLOURS))
 
 
 def show_report(report: Report) -> None:
@@ -82,3 +146,41 @@ def show_verification(verification: Verification, what: str) -> None:
     rows = [row.as_dict() for row in verification.engines]
     out.print(table(f"{what}: {verification.samples} samples on every engine", rows, ENGINES))
     say(verification.summary, "green" if verification.difference is None else "red")
+
+
+def show_fit(fit: Fit, what: str) -> None:
+    """Print what each layer takes and what would take less."""
+    rows = [
+        {
+            **row.as_dict(),
+            "tile": row.tile,
+            "axons": row.axon_in + row.axon_map + row.axon_mem,
+            "fullest": f"{row.bottleneck} {row.share:.0f} %",
+        }
+        for row in fit.layers
+    ]
+    out.print(table(f"{what}: words of 64 bit in the fullest core of each layer, {fit.chip}", rows, FIT))
+    for row in fit.layers:
+        if row.cores is None:
+            say(f"{row.name}: no tile is within the limits of a core; {row.remedy}", "red")
+    for remedy in dict.fromkeys(row.remedy for row in fit.layers if row.cores is not None and row.remedy):
+        say(f"{', '.join(row.name for row in fit.layers if row.remedy == remedy)}: {remedy}")
+    if fit.cores is None:
+        say("It does not fit.", "red")
+    else:
+        chips = f"{fit.chips} chip{'s' * (fit.chips != 1)}"
+        say(f"{fit.cores} cores, {chips}, {fit.neurons} neurons, in the stock form, its input coming from the host")
+
+
+def show_cost(cost: Cost, what: str) -> None:
+    """Print counts, and the ranges that published figures make of them."""
+    rows = [row.as_dict() for row in cost.layers]
+    rows.append({"name": "sum", **{key: getattr(cost, key) for key in COUNTS if key != "name"}})
+    shown = [{key: f"{value:.0f}" if isinstance(value, float) else value for key, value in row.items()} for row in rows]
+    out.print(table(f"{what}: per sample, the mean of {cost.samples}", shown, COUNTS))
+    estimates = [{**e.as_dict(), "range": estimated(e)} for e in cost.estimates]
+    out.print(table("by published figures", estimates, ESTIMATES))
+    say(
+        f"logits after {cost.steps} steps, samples every {cost.period}; the host sends {cost.payloads:.0f} payloads "
+        f"other than 0; {cost.between_chips:.0f} messages leave a chip"
+    )

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
-from exporters.report import Attribution, Rates, Report, Search
+from exporters import placement
+from exporters.placement.published import CORES
+from exporters.report import Attribution, Cost, Rates, Report, Search
 from sim.arguments import checked
 from toolchain.assessment import layers
 from toolchain.assessment.attribution import attribute
@@ -81,4 +84,19 @@ def report(
         accuracy=scores,
         accuracy_by_step=() if y is None else by_step(ladder.steps, y, task),
         accuracy_by_timesteps={t: by_timesteps[t] for t in sorted(by_timesteps)},
+        fit=placement.fit(conversion.network, recipe.chip) if recipe.chip in CORES else None,
+        cost=_cost(conversion, explained, rates),
     )
+
+
+def _cost(conversion: Conversion, x: Tensor, rates: Rates) -> Cost | None:
+    """Count what the spikes behind the rates cause; None where rates, or the cores of the chip, are not known."""
+    network, chip = conversion.network, conversion.recipe.chip
+    spiking = [layer for layer in network.layers if layer.kind == "spiking"]
+    if chip not in CORES or any(layer.name not in rates for layer in spiking):
+        return None
+    spikes = {
+        layer.name: np.rint(rates[layer.name][1] * network.timesteps).astype(np.int64).reshape(len(x), *layer.shape)
+        for layer in spiking
+    }
+    return placement.counted(network, spikes, network.input.encode(x), chip)

@@ -1,0 +1,100 @@
+"""The commands about cores, counts and costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sim.findings import refuse
+from toolchain.app.console import bars, guarded, out, print_json, say, table
+from toolchain.app.options import Bundle, Data, Json, Samples
+from toolchain.app.show import COMPARED, show_cost, show_fit
+
+Chip = Annotated[str, typer.Option("--chip", metavar="NAME", help="Whose cores: loihi2.")]
+
+
+@guarded
+def fit(
+    path: Annotated[Path, typer.Argument(metavar="DIR|FILE.net", help="A converted directory or a single file.")],
+    chip: Chip = "loihi2",
+    as_json: Json = False,
+) -> None:
+    """Say which cores a network takes, what fills them and what to change; exit code 1 if a layer cannot be placed.
+
+    Example: `ann2loihi fit build/out`
+    """
+    from exporters import bundle as bundles
+    from exporters import netx
+    from exporters.placement import fit as run
+
+    found = run(bundles.load(path).network if path.is_dir() else netx.read(path), chip)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        show_fit(found, str(path))
+    if found.cores is None:
+        raise typer.Exit(1)
+
+
+@guarded
+def cost(
+    bundle: Bundle,
+    data: Data,
+    chip: Chip = "loihi2",
+    samples: Samples = None,
+    as_json: Json = False,
+) -> None:
+    """Count spikes, synaptic events, messages and hops on data, and say what published figures make of them.
+
+    Example: `ann2loihi cost build/out --data test.npz --samples 64`
+    """
+    from exporters import bundle as bundles
+    from exporters.placement import cost as run
+    from toolchain.inputs import load_arrays, selected
+
+    network = bundles.load(bundle).network
+    x, _ = selected(*load_arrays(data, network.input.shape, labels=False), samples)
+    with bars():
+        found = run(network, network.input.encode(x), chip)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        show_cost(found, str(bundle))
+
+
+@guarded
+def compare(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR ...", help="What `convert` has written.")],
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw what is right against synaptic events and steps.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put conversions beside each other: what they get right, steps, spikes, synaptic events, cores.
+
+    Example: `ann2loihi compare build/t4 build/t8 --plot build/compared.png`
+    """
+    from exporters.comparison import compare as run
+
+    found = run(directories)
+    if plot is not None:
+        if all(row.score is None for row in found):
+            raise refuse("--plot", "nothing was measured", "convert again, or leave --plot out")
+        from io import BytesIO
+
+        from exporters.files import replace_file
+        from exporters.report.figures import DPI, compared_figure
+
+        picture = BytesIO()
+        compared_figure(found).savefig(picture, dpi=DPI, format="png")
+        replace_file(plot, picture.getvalue())
+    if as_json:
+        print_json([row.as_dict() for row in found])
+        return
+    counts = ("spikes", "synaptic_events")
+    rows = [row.as_dict() for row in found]
+    rows = [{key: round(value) if key in counts else value for key, value in row.items()} for row in rows]
+    out.print(table("conversions beside each other", rows, COMPARED))
+    say("spikes and synaptic events are per sample; accuracy (or R²) and agreement in per cent")
