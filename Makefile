@@ -1,6 +1,6 @@
 # `make demo` and `make test` set up whatever is missing: they need Python 3, make and a package index, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-processors test-slow lint clean
+.PHONY: help setup demo test test-processors test-slow mutants lint clean
 
 # uv from the PATH, else installed into a private folder.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
@@ -34,6 +34,9 @@ test-processors: setup  ## the tests that compare numbers, as on two other proce
 
 test-slow: setup  ## the tests that take minutes
 	$(RUN) pytest -m slow
+
+mutants: setup  ## plant 100 bugs, one at a time, and count those that a test notices; takes hours, goes on where it was
+	$(RUN) python -m benchmarks.mutants --count 100 --json build/mutants.json --resume
 
 lint: setup
 	$(RUN) ruff check

@@ -149,6 +149,17 @@ def test_choosing_ends_where_more_steps_no_longer_help() -> None:
     assert choice.conversion.recipe.timesteps == 1
 
 
+def test_of_equals_the_one_with_fewer_steps_is_the_best() -> None:
+    tried = [
+        (
+            Trial(timesteps=8, holdoff=1, method="mse", steps=steps, agreement=90.0, error=1.0, refused=None),
+            Recipe(timesteps=steps),
+        )
+        for steps in (9, 5, 7)
+    ]
+    assert auto._best(tried) == tried[1]
+
+
 def test_the_choice_is_made_of_json_types(calibration: Tensor) -> None:
     choice = choose(load_model(), calibration[:64], latency_budget=6)
     document = choice.search.as_dict()

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from exporters import netx
 from sim import chip, fast, reference
-from sim.findings import Refused
+from sim.findings import Finding, Refused
 from sim.network import INPUT
 from sim.trace import first_difference
 from toolchain.calibration import batch, fit
@@ -179,6 +179,16 @@ def test_calibration_data_that_does_not_fit_is_refused(
         convert(trained, calibration)
 
 
+def test_what_the_chip_cannot_hold_is_refused_after_all(
+    small: tuple[nn.Module, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        chip, "check", lambda network, limits: [Finding("a", f"{limits.name} is too small", "take another")]
+    )
+    with pytest.raises(Refused, match="a: Loihi 2 is too small"):
+        convert(*small, 2, weights="nearest")
+
+
 def test_weights_that_are_not_finite_are_refused_by_name(trained: nn.Module, digits: Digits) -> None:
     broken = copy.deepcopy(trained)
     with torch.no_grad():
@@ -249,6 +259,20 @@ def test_a_network_runs_the_same_in_batches_of_any_size(batch: int, small: tuple
     expected, found = fast.run(network, payload), fast.run(network, payload, batch=batch)
     assert first_difference(expected, found) is None
     assert found.peak == expected.peak
+
+
+@pytest.mark.parametrize("method", RULES)
+def test_whatever_the_rule_the_readout_is_right_on_average_after_every_step(
+    method: str, small: tuple[nn.Module, torch.Tensor]
+) -> None:
+    model, x = small
+    conversion = convert(model, x, 4, method=method, weights="nearest")
+    su = next(reversed(conversion.plans.values())).su.numpy()
+    steps = np.arange(1, 5)[:, None]
+    wanted = steps * conversion.graph.logits(x).double().mean(0).numpy() * su
+    apart = np.abs(conversion.run(x).logits.mean(0) - wanted)
+    # Each row of the schedule is the nearest integer. Without a rule the trained bias stays.
+    assert (apart.max() < 0.51) == (method != "none")
 
 
 # ---- options ---------------------------------------------------------------------------------------------------------

@@ -297,6 +297,21 @@ def test_weights_that_are_kept_are_only_rounded_and_the_bias_makes_the_mean_righ
 # ---- size ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_weights_finer_than_a_synaptic_unit_are_integers_of_their_own_unit(keep: bool) -> None:
+    # With exponent -2 an integer is a quarter of a su.
+    right = np.array([[40, -80, 13], [7, 90, -21]])
+    first = Layer("a", (2,), (Edge(INPUT, Dense(right * 0 + 1), -2),), 100, [0, 0], np.zeros((T, 2), int))
+    out = Layer("out", (1,), (Edge("a", Dense([[1, 1]])),), 0, [0], np.zeros((T, 1), int), "readout")
+    payload = torch.from_numpy(np.random.default_rng(0).integers(-100, 101, (400, 3)))
+    nominal = torch.from_numpy(right / 4)
+    wanted = (payload.double() @ nominal.T).float()
+    network = Network(Input((3,)), (first, out), T)
+    made = fit.fit(network, first, [nominal], {INPUT: payload}, wanted, LOIHI2, keep=keep)
+    assert made.edges[0].synapse.weight.tolist() == right.tolist()
+    assert not made.bias.any()
+
+
 def test_a_layer_of_too_many_synapses_is_returned_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     given = problem((3, 5, 6), Conv2d(integers(4, 3, 3, 3)), 0, samples=50)
     monkeypatch.setattr(fit, "LARGEST", 27)

@@ -340,8 +340,11 @@ def test_the_spikes_of_the_whole_window_come_nearer_to_the_activations(rule: str
 # ---- schedules -------------------------------------------------------------------------------------------------------
 
 
-def test_the_schedule_stays_inside_the_bias_register() -> None:
-    layer, _ = rules.exact(arriving([[-3000] * 4] * 3, [[1.0]] * 4, v0=500, limit=4095))
+@pytest.mark.parametrize("trained", [0, 300])
+def test_the_schedule_stays_inside_the_bias_register(trained: int) -> None:
+    # What the trained bias was does not count: the schedule takes its place.
+    batch = arriving([[-3000] * 4] * 3, [[1.0]] * 4, v0=500, limit=4095, bias=[[trained]] * 3)
+    layer, _ = rules.exact(batch)
     assert layer.offsets.flatten().tolist() == [4000, 4095, 4095]
 
 

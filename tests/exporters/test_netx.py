@@ -209,6 +209,10 @@ REFUSED = {
         dense([[-64, -3]]),
         "no weight is positive and the lowest is -64, .*make one weight positive",
     ),
+    "no positive weight beside a zero": (
+        dense([[-64, 0]]),
+        "no weight is positive and the lowest is -64, .*make one weight positive",
+    ),
     "groups": (
         two(Conv2d(weights(128, 1, 1, 1), Geometry(groups=128)), (128, 1, 1), (128, 1, 1)),
         "first <- input: groups 128 is above 127, the int8 of lava-nc's Conv",
@@ -509,6 +513,10 @@ TAMPERED = {
     ),
     "chunked": (rewrite("layer/1/v0", np.arange(4) - 1, chunks=(4,)), "layer/1/v0: it is not stored in one"),
     "another byte order": (rewrite("layer/1/v0", (np.arange(4) - 1).astype(">i8")), "layer/1/v0: it contradicts"),
+    "a little more than the file": (
+        lambda file: file.create_dataset("layer/1/hollow", (1 << 17,), np.int64),
+        r"layer/1/hollow: shape \(131072,\) is more than the file can hold",
+    ),
     "a bomb": (
         lambda file: file.create_dataset("layer/1/bomb", (1 << 50,), np.int64, chunks=(1 << 10,), compression="gzip"),
         r"layer/1/bomb: shape \(1125899906842624,\) is more than the file can hold",

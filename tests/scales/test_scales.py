@@ -245,6 +245,79 @@ def test_thresholds_of_channels_are_taken_as_they_are() -> None:
     assert torch.equal(bounded.run(x)["a"], torch.minimum(x, own))
 
 
+# ---- registers -------------------------------------------------------------------------------------------------------
+
+
+def planned(current: Any, theta: list[float], beta: list[float], weight: float = 1e-3) -> plan.Plan:
+    """Plan a layer for 8 steps on Loihi 2 that currents (B, C) reach whatever its weights are."""
+    n = len(theta)
+    net = graph(torch.full((n, 1), weight), torch.tensor(beta), torch.eye(n))
+    return plan.plan_layer(
+        *(net, net.layers[0], torch.tensor(theta)),
+        units={INPUT: torch.tensor(1.0)},
+        values={INPUT: torch.ones(1, 1)},
+        current=torch.tensor(current),
+        recipe=Recipe(timesteps=8, threshold="max"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("current", "beta", "threshold"),
+    [
+        # 1.5 * 8 * su * 1000 + THETA < 131072: 120,010 at 10 su, 132,011 at 11.
+        ([[1.0], [-1000.0]], 0.0, 10),
+        # Above its threshold a neuron loses one a step: 999 stay, 119,890 at 10 su, 131,879 at 11.
+        ([[1.0], [1000.0]], 0.0, 10),
+        ([[1.0], [-992.4]], 0.0, 11),  # 131,007.8
+        # u lacks the bias, 1.5 * 8 * 11 * 1 more: 131,139.8.
+        ([[1.0], [-992.4]], 1.0, 10),
+    ],
+)
+def test_the_threshold_is_the_finest_whose_potentials_stay_in_the_state_register(
+    current: list[list[float]], beta: float, threshold: int
+) -> None:
+    assert planned(current, [1.0], [beta]).threshold == threshold
+
+
+def test_the_threshold_itself_counts_among_what_the_state_register_holds() -> None:
+    # 1.5 * 8 * 11 * 992.9 = 131,062.8 fits the register's 131,072, and 11 more do not.
+    assert planned([[1.0], [-992.9]], [1.0], [0.0]).threshold == 10
+
+
+@pytest.mark.parametrize("beta", [10.0, -10.0])
+def test_a_bias_fills_the_bias_register_beside_the_initial_potential_with_the_margin_to_spare(beta: float) -> None:
+    # The second channel asks for a fine threshold, so the first has to give way.
+    made = planned([[0.5, 100.0], [1.0, 50.0]], [1.0, 100.0], [beta, 0.0])
+    assert made.threshold > 30
+    assert made.su[0].item() == pytest.approx((4095 - made.threshold) / (1.5 * 8 * 10))
+    assert made.theta[0].item() == pytest.approx(made.threshold / made.su[0].item())
+    assert made.su[1].item() == pytest.approx(made.threshold / 100)
+
+
+@pytest.mark.parametrize(
+    ("task", "weight", "beta", "current", "su"),
+    [
+        ("classes", 0.127, 0.0, 1.0, 127 / 0.127),
+        ("classes", 0.001, 1.0, 1.0, 4095 / (1.5 * 8)),
+        ("classes", 0.001, 0.0, -100.0, 131072 / (1.5 * 8 * 100)),
+        ("classes", 0.001, 10.0, 1000.0, 131072 / (1.5 * 8 * 1010)),
+        ("regression", 0.127, 5.0, 6.0, 127 / 0.127),
+        # Only what moves around the constant is held, beside a bias that may fill its register.
+        ("regression", 0.001, 10.0, 1010.0, (131072 - 4095) / (1.5 * 8 * 1000)),
+    ],
+)
+def test_a_readout_is_as_fine_as_weights_biases_and_potentials_allow(
+    task: Any, weight: float, beta: float, current: float, su: float
+) -> None:
+    layer = FloatLayer("out", (1,), (FloatEdge("a", FloatDense(torch.full((1, 1), weight))),), torch.tensor([beta]))
+    hidden = FloatLayer("a", (1,), (FloatEdge(INPUT, FloatDense(torch.eye(1))),), torch.zeros(1))
+    net = FloatGraph((1,), (hidden, replace(layer, kind="readout")))
+    made = plan.plan_readout(
+        *(net, net.layers[1], {"a": torch.ones(1)}, torch.tensor([[current]])), Recipe(timesteps=8, task=task)
+    )
+    assert made.su.tolist() == pytest.approx([su])
+
+
 # ---- the graded input ------------------------------------------------------------------------------------------------
 
 

@@ -129,6 +129,46 @@ def test_a_bound_on_potentials_accounts_for_the_reset() -> None:
     assert worst_case(binary, binary["a"]) == 7
 
 
+def test_a_bound_on_potentials_reaches_from_just_below_the_threshold() -> None:
+    # 3, 6, and of what stays below 6 the highest is 5, to which 3 more come.
+    network = build(neuron("a", (INPUT, 3), theta=6, bias=(0,) * 9), readout("a", bias=(0,) * 9), timesteps=9)
+    binary = Network(Input((1,), bits=1, signed=False), network.layers, 9)
+    assert worst_case(binary, binary["a"]) == 8
+
+
+def test_a_bound_on_currents_reaches_from_the_lowest_reset() -> None:
+    # 4 or 5 come in a step. A neuron that fires may be left with 0 each time, then v is 4 after nine biases, 36 in all,
+    # and u = 4 - 36.
+    network = build(neuron("a", (INPUT, 1), bias=(4,) * 9), readout("a", bias=(0,) * 9), timesteps=9)
+    binary = Network(Input((1,), bits=1, signed=False), network.layers, 9)
+    assert worst_case(binary, binary["a"]) == 32
+
+
+@ENGINES
+@pytest.mark.parametrize("payload", [64, -64])
+def test_the_register_ends_before_its_limit(run: Run, payload: int) -> None:
+    # 64 * 64 su a step make 2**17 = 131072 in step 32.
+    network = build(readout(INPUT, 64, bias=(0,) * 32), timesteps=32)
+    with pytest.raises(RegisterOverflow, match=rf"layer out, channel 0, step 32: v = {payload * 2048} leaves"):
+        run(network, [[payload]])
+
+
+@ENGINES
+def test_an_odd_sum_beyond_24_bits_is_exact(run: Run) -> None:
+    # 3 * (2**23 - 1) is odd, and above 2**24 float32 holds even numbers only.
+    out = Layer("out", (1,), (Edge(INPUT, Dense([[1, 1, 1]])),), 0, [0], [[0]], "readout")
+    network = Network(Input((3,), bits=24), (out,), 1)
+    assert run(network, [[2**23 - 1] * 3], chip=chip.WIDE).logits.tolist() == [[[25165821]]]
+
+
+def test_sums_that_no_float_holds_exactly_are_refused() -> None:
+    # (2**31 - 1) * (2**23 - 1) is nearly 2**54.
+    out = Layer("out", (1,), (Edge(INPUT, Dense([[2**31 - 1]])),), 0, [0], [[0]], "readout")
+    network = Network(Input((1,), bits=24), (out,), 1)
+    with pytest.raises(Refused, match="out: currents of up to 18014396353609729 cannot be summed exactly"):
+        fast.run(network, [[1]])
+
+
 def test_encoding_rounds_scales_and_clips_to_the_payload() -> None:
     assert Input((3,), bits=8, scale=10.0).encode([[0.26, -1.0, 99.0]]).tolist() == [[3, -10, 127]]
     assert Input((2,), bits=4, signed=False).limits == (0, 15)
@@ -228,6 +268,15 @@ def test_the_chip_check_lists_every_value_out_of_range() -> None:
     ):
         assert any(part in finding for finding in findings)
     assert len(findings) == 5
+
+
+def test_the_chip_check_names_what_is_too_low() -> None:
+    low = Layer("a", (1,), (Edge(INPUT, Dense([[-128]]), -8),), 5, [0], [[-5000]] * 3)
+    assert [str(finding).split(" (")[0] for finding in chip.check(build(low, readout("a")))] == [
+        "a <- input: weight -128 is outside -127..127",
+        "a <- input: weight exponent -8 is outside -7..7",
+        "a: v0 + cumulative bias -15000 is outside -4095..4095",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,351 @@
+"""How much of the product the tests hold: single lines are changed for the worse, and some test has to fail.
+
+A copy of the tree gets one change at a time, drawn by ``--seed`` from all comparisons, arithmetic, constants, booleans,
+conditions and statements of sim, exporters and toolchain, messages left out. Its nearest tests run first: those of the
+same name, those that import the file, those of its package::
+
+    python -m benchmarks.mutants --count 100 --json build/mutants.json --resume
+
+The first that fails ends a mutant's run. What is out of time is not counted as killed.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Annotated, Any, Literal
+
+import typer
+
+from benchmarks.workload import ROOT, JsonFile, write_json
+from sim.findings import refuse
+from sim.progress import track
+from toolchain.app.console import bars, guarded, say
+
+PACKAGES = ("sim", "exporters", "toolchain")
+#: Not copied: what is no part of the tree, and what another tree has made.
+LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "build", "shared")
+#: Calls whose arguments are for people to read.
+MESSAGES = {"Finding", "refuse", "Refused", "say", "track", "counting"}
+
+COMPARISONS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "=="}
+COMPARISONS |= {"is not": "is", "is": "is not", "not in": "in", "in": "not in"}
+ARITHMETIC = {"+": "-", "-": "+", "*": "+", "/": "*", "//": "*", "%": "+", "**": "*", "<<": ">>", ">>": "<<"}
+ARITHMETIC |= {"&": "|", "|": "&", "^": "|", "@": "*"}
+LOGIC = {"and": "or", "or": "and"}
+
+Kind = Literal["comparison", "arithmetic", "constant", "boolean", "off by one", "deleted statement"]
+State = Literal["killed", "survived", "out of time"]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One changed line."""
+
+    file: str  #: from the root of the tree
+    line: int  #: from 1
+    kind: Kind
+    old: str  #: the line as it is
+    new: str  #: and as it is planted
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the tests said to a mutant."""
+
+    state: State
+    by: str | None = None  #: the test that failed first
+
+
+# ---- changes ---------------------------------------------------------------------------------------------------------
+
+
+def mutants(file: str, source: str) -> list[Mutant]:
+    """List all changes of one Python file, in the order of its lines; at most a few do not parse."""
+    lines = source.splitlines()
+    found = [
+        Mutant(file, line, kind, lines[line - 1], new)
+        for node in _computing(ast.parse(source))
+        for kind, line, new in _changes(node, lines)
+    ]
+    return sorted(dict.fromkeys(found), key=lambda mutant: mutant.line)
+
+
+def _computing(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk what computes: no annotations, decorators, assertions (a strict ``zip`` is one) or texts."""
+    if isinstance(node, ast.JoinedStr | ast.Assert) or (isinstance(node, ast.Call) and _name(node.func) in MESSAGES):
+        return
+    yield node
+    if isinstance(node, ast.Raise) or (isinstance(node, ast.keyword) and node.arg == "strict"):
+        return
+    for field, value in ast.iter_fields(node):
+        if field not in ("annotation", "returns", "decorator_list", "bases"):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from _computing(child)
+
+
+def _name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def _changes(node: ast.AST, lines: list[str]) -> Iterator[tuple[Kind, int, str]]:
+    """Yield every change of one node, as kind, line and the line that is planted."""
+    if not hasattr(node, "lineno") or node.lineno != node.end_lineno:
+        return
+    line, text = node.lineno, lines[node.lineno - 1]
+
+    def between(left: ast.expr, right: ast.expr, table: dict[str, str]) -> Iterator[str]:
+        """Change the operator between two operands."""
+        start, end = _column(text, left.end_col_offset), _column(text, right.col_offset)
+        for operator in sorted(table, key=len, reverse=True):
+            at = re.search(
+                rf"(?<!\w){re.escape(operator)}(?!\w)" if operator.isalpha() else re.escape(operator), text[start:end]
+            )
+            if at:
+                yield text[: start + at.start()] + table[operator] + text[start + at.end() :]
+                return
+
+    def instead(of: ast.expr | ast.stmt, new: str) -> str:
+        return text[: _column(text, of.col_offset)] + new + text[_column(text, of.end_col_offset) :]
+
+    def same(of: ast.expr | ast.stmt) -> str:
+        return text[_column(text, of.col_offset) : _column(text, of.end_col_offset)]
+
+    match node:
+        case ast.Compare(left=left, comparators=[right]):
+            yield from (("comparison", line, new) for new in between(left, right, COMPARISONS))
+        case ast.BinOp(left=left, right=right) if not {type(left), type(right)} & {ast.JoinedStr} and not _strings(
+            node
+        ):
+            yield from (("arithmetic", line, new) for new in between(left, right, ARITHMETIC))
+        case ast.BoolOp(values=[left, right]):
+            yield from (("boolean", line, new) for new in between(left, right, LOGIC))
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            yield "boolean", line, instead(node, same(operand))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            yield "arithmetic", line, instead(node, same(operand))
+        case ast.IfExp(test=test):
+            yield "boolean", line, instead(test, f"(not ({same(test)}))")
+        case ast.Constant(value=bool() as value):
+            yield "constant", line, instead(node, str(not value))
+        case ast.Constant(value=int() as value):
+            yield "constant", line, instead(node, str(2 * value or 1))
+            yield "off by one", line, instead(node, str(value + 1))
+            yield "off by one", line, instead(node, f"({value - 1})" if value < 1 else str(value - 1))
+        case ast.Constant(value=float() as value):
+            yield "constant", line, instead(node, repr(2 * value or 1.0))
+        case ast.Raise() | ast.Break() | ast.Continue() | ast.AugAssign() | ast.Expr(value=ast.Call()):
+            yield "deleted statement", line, instead(node, "pass")
+        case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]):
+            yield "deleted statement", line, instead(node, "pass")
+
+
+def _strings(node: ast.BinOp) -> bool:
+    return any(isinstance(side, ast.Constant) and isinstance(side.value, str) for side in (node.left, node.right))
+
+
+def _column(text: str, offset: int | None) -> int:
+    """Find a character of a line, which ``ast`` counts in bytes."""
+    return len(text.encode()[:offset].decode())
+
+
+def planted(mutant: Mutant, source: str) -> str:
+    """Put a mutant's line into the file's text; :class:`Refused` where the file has another line there."""
+    lines = source.splitlines(keepends=True)
+    if lines[mutant.line - 1].rstrip("\n") != mutant.old:
+        raise refuse(f"{mutant.file}:{mutant.line}", "the line is another one", "draw again")
+    lines[mutant.line - 1] = mutant.new + "\n"
+    return "".join(lines)
+
+
+def _parses(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return False
+    return True
+
+
+def drawn(root: Path, count: int, seed: int) -> list[Mutant]:
+    """Draw so many mutants, at most one a line; fewer are the first of more with the same seed."""
+    sources = {
+        path.relative_to(root).as_posix(): path.read_text()
+        for package in PACKAGES
+        for path in sorted((root / package).rglob("*.py"))
+    }
+    found = [mutant for file, source in sources.items() for mutant in mutants(file, source)]
+    random.Random(seed).shuffle(found)
+    first: dict[tuple[str, int], Mutant] = {}
+    for mutant in found:
+        if len(first) == count:
+            break
+        if (mutant.file, mutant.line) not in first and _parses(planted(mutant, sources[mutant.file])):
+            first[mutant.file, mutant.line] = mutant
+    return list(first.values())
+
+
+# ---- tests -----------------------------------------------------------------------------------------------------------
+
+
+def nearest(root: Path, file: str) -> list[list[str]]:
+    """Find the tests of a file, the nearest first: of the same name, that import it, of its package's folder."""
+    module = Path(file).with_suffix("")
+    dotted = ".".join(module.parts).removesuffix(".__init__")
+    tests = sorted((root / "tests").rglob("test_*.py"))
+    words = {part.replace("-", "_") for part in module.parts[1:]} or {module.parts[0]}
+    named = [test for test in tests if any(re.fullmatch(rf"test_{word}s?", test.stem) for word in words)]
+    folders = [root / "tests" / part for part in module.parts[:2]]
+    importing = [test for test in tests if dotted in _imported(test)]
+    importing.sort(key=lambda test: test.parent not in folders)
+    beside = [test for folder in reversed(folders) for test in sorted(folder.glob("test_*.py"))]
+    stages, seen = [], set()
+    for stage in (named, importing, beside):
+        fresh = [test.relative_to(root).as_posix() for test in dict.fromkeys(stage) if test not in seen]
+        seen.update(stage)
+        if fresh:
+            stages.append(fresh)
+    return stages or [["tests"]]
+
+
+def _imported(test: Path) -> set[str]:
+    """Dotted names that a test imports, and those that they are part of by one."""
+    found = set()
+    for node in ast.walk(ast.parse(test.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def judge(tree: Path, mutant: Mutant, marks: str, seconds: float) -> Outcome:
+    """Plant a mutant in a copy of the tree, run its tests for at most so long, and take it out again."""
+    path = tree / mutant.file
+    source = path.read_text()
+    path.write_text(planted(mutant, source))
+    tests = [test for stage in nearest(tree, mutant.file) for test in stage]
+    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
+    try:
+        done = subprocess.run(
+            [*command, "-m", marks, *tests],
+            cwd=tree,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome("out of time")
+    finally:
+        path.write_text(source)
+    if done.returncode in (0, 5):  # 5: there is no test at all
+        return Outcome("survived")
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    return Outcome("killed", failed[1] if failed else None)
+
+
+def judged(
+    root: Path, wanted: Iterable[Mutant], marks: str, seconds: float, jobs: int
+) -> Iterator[tuple[Mutant, Outcome]]:
+    """Judge mutants in ``jobs`` copies of the tree, and yield them as they are done."""
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(jobs) as pool:
+        trees: SimpleQueue[Path] = SimpleQueue()
+        for job in range(jobs):
+            trees.put(shutil.copytree(root, Path(folder) / str(job), ignore=LEFT_OUT))
+
+        def one(mutant: Mutant) -> Outcome:
+            tree = trees.get()
+            try:
+                return judge(tree, mutant, marks, seconds)
+            finally:
+                trees.put(tree)
+
+        futures = {pool.submit(one, mutant): mutant for mutant in wanted}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+# ---- command ---------------------------------------------------------------------------------------------------------
+
+app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode="markdown")
+
+
+def known(path: Path | None, again: bool) -> dict[Mutant, Outcome]:
+    """Read what an earlier run has found; ``again`` forgets what was not killed."""
+    if path is None or not path.exists():
+        return {}
+    try:
+        rows: list[dict[str, Any]] = json.loads(path.read_text())
+        found = {Mutant(**row["mutant"]): Outcome(**row["outcome"]) for row in rows}
+    except (ValueError, TypeError, KeyError) as error:
+        raise refuse(
+            str(path), f"it holds no results ({error})", "name another file, or leave --resume away"
+        ) from error
+    return {mutant: outcome for mutant, outcome in found.items() if outcome.state == "killed" or not again}
+
+
+def show(mutant: Mutant, outcome: Outcome) -> None:
+    """Print one mutant: what became of it, where, and both lines."""
+    by = f" by {outcome.by}" if outcome.by else ""
+    say(f"{outcome.state}{by}: {mutant.file}:{mutant.line} ({mutant.kind})")
+    say(f"  - {mutant.old.strip()}\n  + {mutant.new.strip()}")
+
+
+@app.command(help=__doc__)
+@guarded
+def main(
+    count: Annotated[int, typer.Option(help="Mutants to try.")] = 100,
+    seed: Annotated[int, typer.Option(help="Which ones are drawn.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Mutants that are tried at a time, each in a copy of the tree.")] = 1,
+    seconds: Annotated[float, typer.Option(help="Time limit of a mutant's tests.")] = 600,
+    marks: Annotated[str, typer.Option(help="Tests that run, as pytest's -m has it.")] = "not slow",
+    json_file: JsonFile = None,
+    resume: Annotated[bool, typer.Option(help="Keep what the JSON file holds already.")] = False,
+    again: Annotated[bool, typer.Option(help="With --resume: try again what was not killed.")] = False,
+    root: Annotated[Path, typer.Option(hidden=True)] = ROOT,
+) -> None:
+    """Try mutants and print what became of each."""
+    if min(count, jobs) < 1 or seconds <= 0:
+        raise refuse("--count, --jobs, --seconds", f"{count}, {jobs}, {seconds:g}", "give more than 0")
+    if resume and json_file is None:
+        raise refuse("--resume", "nothing to go on from", "name the results with --json")
+    wanted = drawn(root, count, seed)
+    found = known(json_file, again) if resume else {}
+    missing = [mutant for mutant in wanted if mutant not in found]
+    with bars():
+        for mutant, outcome in track("trying mutants", judged(root, missing, marks, seconds, jobs), len(missing)):
+            found[mutant] = outcome
+            show(mutant, outcome)
+            if json_file is not None:
+                write_json(json_file, [{"mutant": asdict(m), "outcome": asdict(o)} for m, o in found.items()])
+    states = Counter(found[mutant].state for mutant in wanted)
+    for mutant in wanted:
+        if mutant not in missing and found[mutant].state != "killed":
+            show(mutant, found[mutant])
+    say(
+        f"{states['killed']} of {len(wanted)} killed, {states['survived']} survived, "
+        f"{states['out of time']} out of time (seed {seed})"
+    )
+
+
+if __name__ == "__main__":
+    app()
