@@ -81,6 +81,7 @@ def test_what_goes_in_comes_back_and_is_checked_like_every_file(tmp_path: Path) 
     network = perceptron(99, 101)
     netx.save(network, tmp_path / "a.net", form="stock")
     assert (netx.read(tmp_path / "a.net"), netx.form_of(tmp_path / "a.net")) == (network, "stock")
+    assert not [issue for issue in netx.legality(tmp_path / "a.net") if issue.severity == "error"]
     with h5py.File(tmp_path / "a.net", "r+") as file:
         blocks = [file[f"layer/{index}"] for index in (1, 2, 3)]
         assert [block["type"][0] for block in blocks] == [b"dense_rec", b"dense_rec", b"dense"]
