@@ -68,6 +68,24 @@ LOIHI2 = Chip(
     weight_exponents=(-7, 7),
 )
 
+
+@dataclass(frozen=True)
+class InFile(Chip):
+    """Limits of a chip whose recurrent synapses stand in a netx file, as ``dense_rec``."""
+
+    def recurrent(self, threshold: int) -> tuple[int, int] | None:
+        """Write theta as a weight that netx keeps whatever stands beside it: it has no exponent for it.
+
+        It shifts a power of two that is the largest weight to 256, which is clipped (lava-dl 0.6.0 netx/utils.py,
+        lava-nc weightutils).
+        """
+        legal = threshold <= self.recurrent_weight and threshold.bit_count() > 1
+        return (threshold, 0) if legal else None
+
+
+#: Loihi 2, for files that lava-dl's loader builds all by itself; above 127 all weights beside theta must be even.
+NETX = InFile(**{**vars(LOIHI2), "name": "Loihi 2 by dense_rec", "recurrent_weight": 127})
+
 #: No chip: registers so wide that an integer network follows the float one. It separates what quantisation costs
 #: from what spiking costs; int32 arrays and exact float64 sums bound it.
 WIDE = Chip(
@@ -81,7 +99,7 @@ WIDE = Chip(
     weight_exponents=(-7, 7),
 )
 
-CHIPS = {"loihi2": LOIHI2, "wide": WIDE}
+CHIPS = {"loihi2": LOIHI2, "netx": NETX, "wide": WIDE}
 
 
 def check(network: Network, chip: Chip = LOIHI2) -> list[Finding]:

@@ -18,7 +18,7 @@ Method = Literal["none", "static", "potential", "ftbc", "exact", "mse"]
 WeightRule = Literal["nearest", "fitted", "tuned"]
 ThresholdRule = Literal["given", "max", "percentile", "mse"]
 Initial = Literal["auto", "zero", "half", "shift"]
-ChipName = Literal["loihi2", "wide"]
+ChipName = Literal["loihi2", "netx", "wide"]
 TaskChoice = Literal["auto", TaskName]
 
 
@@ -103,14 +103,16 @@ _KINDS: dict[str, tuple[Any, Any]] = {f.name: (_HINTS[f.name], f.metadata["limit
 _BASELINE = Recipe(holdoff=0, weights="nearest", method="none")
 _MODIFIED = replace(_BASELINE, threshold="given")  # for networks trained with an activation that ends somewhere
 
-#: By name: ours, without and with gradients, and the systems of the papers' tables as baselines, for the integers of
-#: the chip. Those with a given threshold are for networks trained with the activation that they are about
+#: By name: ours, without and with gradients, ours for dense networks whose file lava-dl's loader builds all by itself
+#: (the form "stock" of :func:`exporters.netx.save`), and the systems of the papers' tables as baselines, for the
+#: integers of the chip. Those with a given threshold are for networks trained with the activation that they are about
 #: (:mod:`toolchain.graph.activations`); NQ differs from QCFS in training only. TSC (Han & Roy, ECCV 2020) is missing:
 #: it weights a spike by the time at which it comes, and a synapse here weighs all spikes alike. SNN Calibration's
 #: advanced pipeline moves weights by gradients too; "snnc-ap" is what it does to the initial potential.
 RECIPES: dict[str, Recipe] = {
     "ann2loihi": Recipe(),
     "tuned": Recipe(method="exact", weights="tuned"),
+    "stock": Recipe(holdoff=0, chip="netx"),
     "rmp": replace(_BASELINE, threshold="max", initial="zero"),  # Han et al., CVPR 2020
     "opi": replace(_BASELINE, threshold="max", initial="half"),  # Bu et al., AAAI 2022
     "rts": replace(_MODIFIED, initial="shift"),  # Deng & Gu, ICLR 2021; TReLU

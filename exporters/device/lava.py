@@ -13,8 +13,7 @@ from sim.stock import inexact
 
 def obstacles(job: Job) -> list[Finding]:
     """List what Lava's processes would compute wrongly of a job, wherever they run."""
-    found = inexact(job.network, job.payload, "stock")
-    return found + (stepped.unclocked(job.network) if job.schedule == "clock" else [])
+    return inexact(job.network, job.payload, "stock")
 
 
 def _require_lava() -> None:

@@ -2,7 +2,7 @@
 
 from exporters.netx.checks import check, inexact
 from exporters.netx.content import NETX, OURS
-from exporters.netx.file import dump, loaded_by, read, save, undump, write, write_graph
+from exporters.netx.file import Form, dump, form_of, loaded_by, read, save, undump, write, write_graph
 from exporters.netx.foreign import block_table
 from exporters.netx.hdf5 import is_ours
 from exporters.netx.legality import RULES, Issue, Measured, Rule, legality
@@ -12,6 +12,7 @@ __all__ = [
     "NETX",
     "OURS",
     "RULES",
+    "Form",
     "Issue",
     "LoadedNetwork",
     "Measured",
@@ -19,6 +20,7 @@ __all__ = [
     "block_table",
     "check",
     "dump",
+    "form_of",
     "inexact",
     "is_ours",
     "legality",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from exporters.netx.content import SYNAPSES
+from exporters.netx.content import SYNAPSES, recurrent
 from sim import stock
 from sim.chip import LOIHI2, Chip
 from sim.chip import check as check_chip
@@ -104,6 +104,64 @@ def _check_conv2d(where: str, layer: Layer, synapse: Conv2d) -> list[Finding]:
 
 #: (where, layer, synapse) -> what netx would lose or corrupt of it
 CHECKS = SynapseTable[Callable[[str, Layer, Any], list[Finding]]]({Dense: _check_dense, Conv2d: _check_conv2d})
+
+
+def held_by_netx(*matrices: np.ndarray) -> tuple[list[np.ndarray], int] | None:
+    """Return what Lava computes with, float64, of dense matrices that netx shifts together, and its bits a weight.
+
+    None where netx fails because all are 0. Beside each other stand the weights of a block and its recurrent ones.
+    """
+    together = np.concatenate([matrix.ravel() for matrix in matrices])
+    low, high = int(together.min()), int(together.max())
+    if low == high == 0:
+        return None
+    if low < 0 < high:
+        matrices = tuple(np.clip(matrix, -256, 254) for matrix in matrices)
+        together = np.clip(together, -256, 254)
+        low, high = max(low, -256), min(high, 254)
+    mixed = low < 0 <= high
+    scale = min(127 / high if high else math.inf, 128 / -low) if mixed else 255 / high if low >= 0 else 256 / -low
+    shift = math.floor(math.log2(scale)) + mixed
+    even = next(n for n in range(8, -1, -1) if n == 0 or not (together % (1 << n)).any()) - mixed
+    bits = 8 - shift - even
+    return [_held(matrix, shift, bits) for matrix in matrices], bits
+
+
+def _held(matrix: np.ndarray, shift: int, bits: int) -> np.ndarray:
+    if shift < 0:  # NumPy makes 0 of a shift by less than nothing
+        return np.zeros(matrix.shape)
+    shifted = matrix << shift
+    low, high = int(shifted.min()), int(shifted.max())
+    dropped = 8 - bits + (low < 0 < high)
+    sign = -1 if low < 0 and high <= 0 else 1
+    clipped = np.clip(sign * shifted, -256 if low < 0 < high else 0, 255)
+    kept = (clipped >> dropped) << dropped if dropped >= 0 else clipped * 0
+    return sign * kept / 2.0**shift
+
+
+def check_recurrent(network: Network) -> list[Finding]:
+    """List everything that stops the form in which the file itself holds the reset: netx's ``dense_rec``."""
+    found = check(network)
+    for layer in network.layers:
+        if network.phase[layer.name] != network.first_arrival(layer):
+            problem = "it has a hold-off, netx clears every layer one step after the layer before it"
+            found.append(Finding(layer.name, problem, "convert with hold-off 0"))
+        for edge in layer.edges:
+            if not isinstance(edge.synapse, Dense):
+                problem = f"{type(edge.synapse).__name__}, netx has recurrent synapses in dense layers alone"
+                found.append(Finding(f"{layer.name} <- {edge.source}", problem, "use the form 'netx'"))
+            elif layer.kind == "spiking" and not holds_reset(edge.synapse.weight, layer.threshold):
+                problem = f"netx, or 8 bits, would change theta = {layer.threshold} or the weights beside it"
+                remedy = "up to 127 and no power of two it always holds: convert with chip='netx'"
+                found.append(Finding(layer.name, problem, remedy))
+    return found
+
+
+def holds_reset(weight: np.ndarray, theta: int) -> bool:
+    """Tell whether netx's ``dense_rec`` keeps weights (N, ...) and a recurrent -theta, which it shifts together."""
+    matrices = (weight.astype(np.int64), recurrent(theta, len(weight)))
+    held = held_by_netx(*matrices)
+    return held is not None and held[1] <= 8 and all(map(np.array_equal, matrices, held[0]))
 
 
 def check_storable(network: Network) -> list[Finding]:

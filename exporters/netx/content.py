@@ -12,7 +12,7 @@ subtraction is attached by the loader as well.
 The graph form keeps, in the same fields below ``/graph``, the networks that netx cannot build (residual connections,
 weight exponents). netx finds no ``/layer`` in such a file and stops, rather than building half a network.
 
-Formats 1 to 3, with ``@`` marking an attribute; integers are int64, and nothing else may stand in the file::
+Formats 1 to 4, with ``@`` marking an attribute; integers are int64, and nothing else may stand in the file::
 
     @tool @format_version @loader @timesteps @holdoff @sha256                   the digest covers everything else
     layer/0          type=input shape @bits @signed @scale              (graph/input, without type)
@@ -22,10 +22,14 @@ Formats 1 to 3, with ``@`` marking an attribute; integers are int64, and nothing
       from format 2  [output_scale output_offset], of the readout
       edge           type=conv|dense weight [stride padding dilation groups] @source @exponent
                                                  in the layer's own group (graph/layer/<i>/edge/<k>)
+      format 4 only  weight_rec                      (N, N), of spiking layers, whose type is dense_rec
       netx only      bias neuron/{type iDecay vDecay vThMant refDelay gradedSpike}      (not below graph)
 
 Format 3 is the netx form with what silicon holds: a suppressing bias of 13 bits and a lifted threshold, where the netx
-form of 1 and 2 has -32768 and theta - 1. The graph form says neither: it is of format 1, or 2 where it needs that.
+form of 1 and 2 has -32768 and theta - 1. Format 4 is the stock form: format 3 of a chain of dense layers without
+hold-off that holds the recurrent synapses, too, so that nothing but the schedule and the input is attached; netx clears
+its layers where it is opened with ``reset_interval`` T + 1, or more, and ``reset_offset`` 1. The graph form says none
+of this: it is of format 1, or 2 where it needs that.
 """
 
 from __future__ import annotations
@@ -43,7 +47,8 @@ from sim.stock import Silence, silence, vth
 
 TOOL = "ann2loihi"
 NETX, OURS = "lava-dl netx", "ann2loihi"  #: who can load a file: stock netx, or only :func:`exporters.netx.load`
-FORMATS = (1, 2, 3)  #: that are read; a file is written in the first that can hold it
+FORMATS = (1, 2, 3, 4)  #: that are read; a form is written in the first that can hold it
+NETX_FORMAT, STOCK_FORMAT = 3, 4  #: of files for stock netx: without and with the recurrent synapses
 FIRST_SILENCE = Silence(-(1 << 15), 0)  #: of the netx form until format 2: 16 bits of bias_mant, as Lava's LIF stores
 
 Content = dict[str, np.ndarray]  #: what a file holds: "group/dataset" or "group/@attribute" to its value
@@ -131,12 +136,12 @@ def _neuron_content(layer: Layer, silent: Silence) -> Content:
     }
 
 
-def netx_content(network: Network, version: int = FORMATS[-1]) -> Content:
+def netx_content(network: Network, version: int = NETX_FORMAT) -> Content:
     """Describe a chain of layers, which :func:`exporters.netx.check` has passed, for stock netx.
 
-    Below the latest ``version``, as it was described before that: to compare with what has been read.
+    Below ``NETX_FORMAT``, as it was described before that: to compare with what has been read.
     """
-    latest = version == FORMATS[-1]
+    latest = version >= NETX_FORMAT
     blocks: list[Content] = [{"type": _netx_type(b"input"), **_input_content(network.input)}]
     for layer in network.layers:
         (edge,) = layer.edges
@@ -146,10 +151,22 @@ def netx_content(network: Network, version: int = FORMATS[-1]) -> Content:
         blocks.append(_layer_content(layer) | _edge_content(edge) | _neuron_content(layer, silent))
         if layer.kind == "readout":
             blocks[-1] |= _output_content(network.output)
+        elif version == STOCK_FORMAT:
+            blocks[-1] |= {"type": _netx_type(RECURRENT), "weight_rec": recurrent(layer.threshold, layer.size)}
     content = _header(network, NETX, version if latest else _format(network))
     for index, block in enumerate(blocks):
         content |= _under(f"layer/{index}", block)
     return _sealed(content)
+
+
+def stock_content(network: Network) -> Content:
+    """Describe a chain of dense layers, which has passed :func:`exporters.netx.checks.check_recurrent`."""
+    return netx_content(network, STOCK_FORMAT)
+
+
+def recurrent(theta: int, neurons: int) -> np.ndarray:
+    """Weights, int64 (N, N), by which spikes subtract ``theta`` from the neuron that has fired."""
+    return -theta * np.eye(neurons, dtype=np.int64)
 
 
 def graph_content(network: Network) -> Content:
@@ -246,10 +263,13 @@ SYNAPSES = SynapseTable[SynapseForm](
 )
 
 
+RECURRENT = b"dense_rec"  #: netx's word for a Dense whose layer also feeds itself
+
+
 def network_of(content: Content) -> Network:
     """Build the network of either form; raises :class:`Refused` for a field that is missing or makes no sense."""
     fields = _Fields(content)
-    reading = {form.type: form.read for form in SYNAPSES.values()}
+    reading = {form.type: form.read for form in SYNAPSES.values()} | {RECURRENT: SYNAPSES[Dense].read}
 
     def layer(at: str, edges: list[str]) -> Layer:
         return Layer(

@@ -8,19 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from exporters.files import replace_file
 from exporters.netx import hdf5
-from exporters.netx.checks import check, check_storable
-from exporters.netx.content import NETX, OURS, Content, differences, graph_content, network_of, netx_content
+from exporters.netx.checks import check, check_recurrent, check_storable
+from exporters.netx.content import (
+    NETX,
+    OURS,
+    STOCK_FORMAT,
+    Content,
+    differences,
+    graph_content,
+    network_of,
+    netx_content,
+    stock_content,
+)
 from sim.arguments import checked
 from sim.findings import Finding, Refused, refuse
 from sim.network import Network
 
-#: By who can load it, what stands in the way of a form, and its content.
-FORMS: dict[str, tuple[Callable[[Network], list[Finding]], Callable[[Network], Content]]] = {
-    NETX: (check, netx_content),
-    OURS: (check_storable, graph_content),
+Form = Literal["netx", "stock", "graph"]  #: for stock netx, for it with the reset in the file, for this tool alone
+
+#: By form, what stands in its way, and its content.
+FORMS: dict[Form, tuple[Callable[[Network], list[Finding]], Callable[[Network], Content]]] = {
+    "netx": (check, netx_content),
+    "stock": (check_recurrent, stock_content),
+    "graph": (check_storable, graph_content),
 }
 
 
@@ -30,7 +44,7 @@ def write(network: Network, path: str | Path) -> None:
 
     Raises :class:`Refused` with all findings of :func:`check`, or if the file cannot be written.
     """
-    replace_file(Path(path), _dump(network, NETX))
+    replace_file(Path(path), _dump(network, "netx"))
 
 
 @checked
@@ -40,21 +54,25 @@ def loaded_by(network: Network) -> str:
 
 
 @checked
-def save(network: Network, path: str | Path) -> None:
-    """Write any deployable network: for stock netx where it can build it, else in the form of :func:`write_graph`."""
-    replace_file(Path(path), dump(network))
+def save(network: Network, path: str | Path, *, form: Form | None = None) -> None:
+    """Write any deployable network: for stock netx where it can build it, else in the form of :func:`write_graph`.
+
+    Or in the ``form`` that is given: "stock" holds, beside what "netx" does, the recurrent synapses that reset a dense
+    layer, so that lava-dl's loader builds all but the schedule. Raises as :func:`write` does.
+    """
+    replace_file(Path(path), dump(network) if form is None else _dump(network, form))
 
 
 @checked
 def dump(network: Network) -> bytes:
     """Return what :func:`save` writes; equal networks give equal bytes."""
-    return _dump(network, loaded_by(network))
+    return _dump(network, "graph" if check(network) else "netx")
 
 
 @checked
 def write_graph(network: Network, path: str | Path) -> None:
     """Write any deployable network, in the form that only :func:`read` understands; otherwise as :func:`write`."""
-    replace_file(Path(path), _dump(network, OURS))
+    replace_file(Path(path), _dump(network, "graph"))
 
 
 @checked
@@ -90,15 +108,29 @@ def _read(source: Path | bytes, where: str) -> Network:
 def _load(source: Path | bytes) -> Network:
     content = hdf5.load(source)
     network = network_of(content)
-    loader = OURS if "graph/input/shape" in content else NETX
-    expected = graph_content(network) if loader == OURS else netx_content(network, int(content["@format_version"]))
-    if findings := differences(content, expected) + FORMS[loader][0](network):
+    version = int(content["@format_version"])
+    form = _form(content)
+    expected = netx_content(network, version) if form == "netx" else FORMS[form][1](network)
+    if findings := differences(content, expected) + FORMS[form][0](network):
         raise Refused(findings)
     return network
 
 
-def _dump(network: Network, loader: str) -> bytes:
-    checks, form = FORMS[loader]
+def form_of(path: str | Path) -> Form:
+    """Tell the form of a file that :func:`read` accepts."""
+    return _form(hdf5.load(Path(path)))
+
+
+def _form(content: Content) -> Form:
+    if "graph/input/shape" in content:
+        return "graph"
+    return "stock" if content["@format_version"] == STOCK_FORMAT else "netx"
+
+
+def _dump(network: Network, name: Form) -> bytes:
+    if name not in FORMS:
+        raise refuse("form", f"{name!r} is unknown", f"use {', '.join(FORMS)}")
+    checks, form = FORMS[name]
     if findings := checks(network):
         raise Refused(findings)
     try:

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from exporters.netx import file, foreign, hdf5
+from exporters.netx.checks import held_by_netx
 from exporters.netx.foreign import Block, NetFile, Step, edge_steps
 from sim import stock
 from sim.chip import LOIHI2
@@ -704,39 +705,6 @@ def _(subject: Subject) -> Found:
 # Weights --------------------------------------------------------------------------------------------------------------
 
 _BITS = "lava-dl netx/utils.py, optimize_weight_bits; lava lava/utils/weightutils.py"
-
-
-def held_by_netx(*matrices: np.ndarray) -> tuple[list[np.ndarray], int] | None:
-    """Return what Lava computes with, float64, of dense matrices that netx shifts together, and its bits a weight.
-
-    None where netx fails because all are 0. Beside each other stand the weights of a block and its recurrent ones.
-    """
-    together = np.concatenate([matrix.ravel() for matrix in matrices])
-    low, high = int(together.min()), int(together.max())
-    if low == high == 0:
-        return None
-    if low < 0 < high:
-        matrices = tuple(np.clip(matrix, -256, 254) for matrix in matrices)
-        together = np.clip(together, -256, 254)
-        low, high = max(low, -256), min(high, 254)
-    mixed = low < 0 <= high
-    scale = min(127 / high if high else math.inf, 128 / -low) if mixed else 255 / high if low >= 0 else 256 / -low
-    shift = math.floor(math.log2(scale)) + mixed
-    even = next(n for n in range(8, -1, -1) if n == 0 or not (together % (1 << n)).any()) - mixed
-    bits = 8 - shift - even
-    return [_held(matrix, shift, bits) for matrix in matrices], bits
-
-
-def _held(matrix: np.ndarray, shift: int, bits: int) -> np.ndarray:
-    if shift < 0:  # NumPy makes 0 of a shift by less than nothing
-        return np.zeros(matrix.shape)
-    shifted = matrix << shift
-    low, high = int(shifted.min()), int(shifted.max())
-    dropped = 8 - bits + (low < 0 < high)
-    sign = -1 if low < 0 and high <= 0 else 1
-    clipped = np.clip(sign * shifted, -256 if low < 0 < high else 0, 255)
-    kept = (clipped >> dropped) << dropped if dropped >= 0 else clipped * 0
-    return sign * kept / 2.0**shift
 
 
 def _dense(step: Step) -> np.ndarray | None:

@@ -1,7 +1,8 @@
 """The road from a ``.net`` through lava-dl's own, unmodified loader into Lava, recorded like every other engine.
 
 Blocks, synapses and neurons come from the file as ``lava.lib.dl.netx.hdf5.Network`` builds them. Attached from outside
-is what netx has no word for: the spike source, the recurrent synapses and the writers of the bias schedule.
+is what netx has no word for: the spike source, the writers of the bias schedule, and the recurrent synapses unless the
+file holds them, as the stock form does: then netx's own resets are left as they are, too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sim.findings import Finding, Refused, refuse
 from sim.fixedpoint import Policy
 from sim.network import Layer, Network
 from sim.on_lava import graph, runtime
+from sim.on_lava.runtime import Population
 from sim.stock import Silence, legal_period
 from sim.trace import Trace
 
@@ -55,9 +57,7 @@ class LoadedNetwork:
             first = SYNAPSES[type(self.network.layers[0].edges[0].synapse)]
             (graph.flat(source.s_out) if first.flat else source.s_out).connect(process.inp)
             populations = [
-                graph.attach(
-                    self.network, layer, block.neuron, [block.synapse.a_out], self.period, _silence(layer, block), chip
-                )
+                _population(self.network, layer, block, self.period, chip)
                 for layer, block in zip(self.network.layers, process.layers, strict=True)
             ]
         return runtime.drive("netx", self.network, payload, source, populations, self.period, chip)
@@ -79,6 +79,13 @@ def load(path: str | Path, *, period: int | Literal["power of two"] | None = Non
     return LoadedNetwork(Path(path), network, process, period)
 
 
+def _population(network: Network, layer: Layer, block: Any, period: int, chip: Chip) -> Population:
+    currents, silent = [block.synapse.a_out], _silence(layer, block)
+    if not hasattr(block, "synapse_rec"):
+        return graph.attach(network, layer, block.neuron, currents, period, silent, chip)
+    return graph.play(network, layer, block.neuron, [*currents, block.synapse_rec.a_out], period, silent)
+
+
 def _silence(layer: Layer, block: Any) -> Silence:
     """Tell by what netx has built how the file silences a layer; formats have differed in it."""
     return Silence(int(block.neuron.bias_mant.init.max()), int(block.neuron.vth.init) - layer.threshold + 1)
@@ -94,6 +101,8 @@ def _build(path: Path, network: Network, period: int) -> Any:
             "lava-dl is not installed: it exists for Python 3.10 only",
             "way out: `uv sync --python 3.10`",
         ) from error
-    process = hdf5.Network(str(path), input_message_bits=network.input.bits, reset_interval=period)
+    # netx starts a layer one step after the one before it, but takes the first for one that the input does not reach
+    # before it starts.
+    process = hdf5.Network(str(path), input_message_bits=network.input.bits, reset_interval=period, reset_offset=1)
     process.net_config.f.close()  # netx never does, and an open file could not be written again
     return process

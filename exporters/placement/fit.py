@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 from exporters.placement.load import LayerLoad, SynapseLoad, Tile, loads
 from exporters.placement.published import CORES, Cores
 from exporters.report import Fit, FitRow
+from sim.clock import clock
 from sim.findings import refuse
 from sim.network import Network
 
+SCHEDULES = ("written", "clock")  #: who brings the biases
 Readers = Sequence[tuple[SynapseLoad, int]]  #: what leads out of a layer, and into how many parts of channels
 
 
@@ -126,13 +128,16 @@ def _words(layer: LayerLoad, tile: Tile, readers: Readers, cores: Cores) -> Word
     )
 
 
-def fit(network: Network, chip: str = "loihi2") -> Fit:
+def fit(network: Network, chip: str = "loihi2", *, schedule: str = "written") -> Fit:
     """Say which cores a network takes in its stock form, what fills them, and what to change.
 
-    Raises :class:`Refused` for a chip whose cores are not known.
+    ``schedule`` is "written" by the host, which takes none, or brought by a "clock" (:mod:`sim.clock`). Raises
+    :class:`Refused` for another one, and for a chip whose cores are not known.
     """
+    if schedule not in SCHEDULES:
+        raise refuse("schedule", f"{schedule!r} is unknown", f"use {' or '.join(map(repr, SCHEDULES))}")
     cores = known(chip)
-    return summed(loads(network, cores), cores)
+    return summed(loads(network, cores, clock(network) if schedule == "clock" else None), cores)
 
 
 def known(chip: str) -> Cores:

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from exporters.placement.published import Cores
+from sim.clock import Clock
 from sim.network import Conv2d, Dense, Layer, Network, Pair, Shape, SynapseTable
 
+CLOCK = "(clock)"  #: the name of its layer, which no module has
 RESET_BITS = 8  #: of -theta, the weight of the synapse by which a neuron of the stock form resets itself
 
 
@@ -127,12 +129,14 @@ class LayerLoad:
         return (self.shape[0], 1, 1) if len(self.shape) == 1 else (self.shape[0], self.shape[1], self.shape[2])
 
 
-def loads(network: Network, cores: Cores) -> tuple[LayerLoad, ...]:
+def loads(network: Network, cores: Cores, clock: Clock | None = None) -> tuple[LayerLoad, ...]:
     """State a network in its stock form: its synapses, and one from each spiking neuron to itself for the reset.
 
-    The input comes from the host and takes no core.
+    The input comes from the host and takes no core. A ``clock`` is one more layer, and more synapses for all others.
     """
-    return tuple(
+    ticks = {} if clock is None else clock.ticks
+    chain = LayerLoad(CLOCK, (clock.relays,), (OwnLoad(CLOCK, bits=1),)) if clock and clock.relays else None
+    return (() if chain is None else (chain,)) + tuple(
         LayerLoad(
             layer.name,
             layer.shape,
@@ -140,7 +144,8 @@ def loads(network: Network, cores: Cores) -> tuple[LayerLoad, ...]:
                 LOADS[type(edge.synapse)](edge.source, edge.synapse, weight_bits(edge.synapse.weight, cores))
                 for edge in layer.edges
             )
-            + (() if layer.kind == "readout" else (_reset(layer),)),
+            + (() if layer.kind == "readout" else (_reset(layer),))
+            + tuple(DenseLoad(CLOCK, t.relays, weight_bits(t.weight, cores)) for t in ticks.get(layer.name, ())),
         )
         for layer in network.layers
     )

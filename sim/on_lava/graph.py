@@ -78,22 +78,33 @@ def attach(
     Adds the recurrent synapse, plays the offsets into ``bias_mant`` and lets LIFReset clear u in the step of the first
     possible arrival. ``currents`` are the OutPorts that already feed the neuron, whose threshold is that of ``silent``.
     """
+    neuron.proc_params.overwrite("reset_interval", period)
+    # LIFReset counts its steps from 1.
+    neuron.proc_params.overwrite("reset_offset", (network.first_arrival(layer) + 1) % period)
+    if layer.kind == "spiking":
+        currents = [*currents, recur(layer, neuron, chip)]
+    return play(network, layer, neuron, currents, period, silent)
+
+
+def play(
+    network: Network, layer: Layer, neuron: Any, currents: Sequence[Any], period: int, silent: Silence
+) -> Population:
+    """Play the offsets into the ``bias_mant`` of neurons that lack nothing else, and record them.
+
+    ``currents`` are all that feed them, the recurrent synapse included.
+    """
     from sim.lava.bias_writer import BiasWriter
 
-    spiking, start = layer.kind == "spiking", network.first_arrival(layer)
-    neuron.proc_params.overwrite("reset_interval", period)
-    neuron.proc_params.overwrite("reset_offset", (start + 1) % period)  # LIFReset counts its steps from 1
-    rows = cycle(network, layer, period, silent if spiking else None)
+    spiking = layer.kind == "spiking"
     writer = BiasWriter(
-        rows=swap(rows).astype(np.int16),
-        start=start,
+        rows=swap(cycle(network, layer, period, silent if spiking else None)).astype(np.int16),
+        start=network.first_arrival(layer),
         bias_mant=neuron.bias_mant,
         register=neuron.u if spiking else neuron.v,
     )
     if not spiking:
         return Population(layer, writer.register_out, None, tuple(currents))
-    currents = (*currents, recur(layer, neuron, chip))
-    return Population(layer, writer.register_out, neuron.s_out, currents, silent.limit(layer))
+    return Population(layer, writer.register_out, neuron.s_out, tuple(currents), silent.limit(layer))
 
 
 def recur(layer: Layer, neuron: Any, chip: Chip = LOIHI2) -> Any:

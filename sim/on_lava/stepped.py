@@ -1,7 +1,8 @@
 """Runs the stock form step by step with a host between the steps: on Lava's CPU models, or on a board.
 
 The neurons are those of :mod:`sim.stock`, and every process is Lava's own. All that is asked of the target is to run
-one step and to read and write variables. Before a step the host writes ``bias_mant`` where the schedule changes it.
+one step and to read and write variables. Before a step the host writes ``bias_mant`` where the schedule changes it,
+unless a clock (:mod:`sim.clock`) brings the schedule: then it writes nothing at all.
 After it, u and v are read, and the spikes with them: v is u + bias, or 0 where the neuron has fired. One more step
 empties the synapses when all windows are closed; then u is cleared.
 """
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sim.chip import LOIHI2, Chip
-from sim.findings import Finding
+from sim.clock import Clock, clock
 from sim.network import INPUT, Layer, Network
 from sim.on_lava import graph, runtime
 from sim.stock import Silence, by_conv, encoded, silence, vth
@@ -53,19 +54,6 @@ def _simulated() -> Any:
 CPU = Host(_simulated, lambda port, conv, bits: port)
 
 
-def unclocked(network: Network) -> list[Finding]:
-    """List what keeps a clock from carrying the schedule: with a hold-off somebody has to silence the neurons."""
-    found = []
-    for layer in network.layers:
-        if network.phase[layer.name] != network.first_arrival(layer):
-            problem = "its window opens after the first current has arrived"
-            found.append(Finding(layer.name, problem, "use hold-off 0 and one path to every layer"))
-        if encoded(layer.bias, 0) is None:
-            problem = f"biases {layer.bias.min()}..{layer.bias.max()} are no weights of the clock's synapses"
-            found.append(Finding(layer.name, problem, "let the host write the schedule"))
-    return found
-
-
 class Stepped:
     """A network on Lava with payloads (B, *input.shape) in it, one sample after the other."""
 
@@ -80,16 +68,17 @@ class Stepped:
     ) -> None:
         """Build the processes; ``read`` names the layers whose registers are read.
 
-        What :func:`sim.stock.inexact` and, for a clock, :func:`unclocked` list must be ruled out. Raises
-        :class:`sim.findings.Refused` where Lava is missing.
+        What :func:`sim.stock.inexact` lists must be ruled out. Raises :class:`sim.findings.Refused` where Lava is
+        missing.
         """
         runtime.require_lava()
         from lava.proc.io.source import RingBuffer
         from lava.proc.lif.process import LIF
 
         self._network, self._read, self._host, self._chip = network, set(read), host, chip
-        self._clocked, self._samples = schedule == "clock", len(payload)
-        self._lead = int(self._clocked)  # the clock starts one step before the input
+        self._samples = len(payload)
+        self._clock = clock(network, chip) if schedule == "clock" else None
+        self._lead = int(self._clock is not None)  # the clock starts one step before the input
         self._period = self._lead + network.steps + 1
         data = np.zeros((*network.input.shape[::-1], len(payload), self._period), np.int32)
         for sample, image in enumerate(payload):
@@ -102,19 +91,16 @@ class Stepped:
         self._neurons: dict[str, Any] = {}
         self._written: dict[str, np.ndarray] = {}
         self._silent: dict[str, Silence] = {}
-        clock = self._clock() if self._clocked else None
+        relays = self._relays(self._clock) if self._clock is not None and self._clock.relays else None
         for layer in network.layers:
-            # A clock leaves v0 in the bias all along, which may be above all that `silence` has lifted.
-            silent = self._silent[layer.name] = (
-                Silence(-chip.bias_limit - 1, 0) if self._clocked else silence(layer, chip)
-            )
+            silent = self._silent[layer.name] = Silence(0, 0) if self._clock else silence(layer, chip)
             neuron = LIF(name=layer.name, shape=layer.shape[::-1], du=-1, dv=4096, vth=vth(layer, silent), bias_exp=6)
             for edge in layer.edges:
                 graph.connect(network, layer, edge, ports[edge.source], neuron.a_in)
             if layer.kind == "spiking":
                 graph.recur(layer, neuron, chip)
-            if clock is not None:
-                self._schedule(layer, clock, neuron)
+            if relays is not None:
+                self._tick(layer, relays, neuron)
             ports[layer.name] = neuron.s_out
             self._neurons[layer.name] = neuron
             row = self._row(layer, 0)
@@ -160,13 +146,13 @@ class Stepped:
         """End Lava's processes."""
         self._source.stop()
 
-    def _clock(self) -> Any:
-        """Build a chain of neurons of which number k fires k + 1 steps after a pulse from the host."""
+    def _relays(self, clock: Clock) -> Any:
+        """Build the chain, and the host's pulse that starts it."""
         from lava.proc.dense.process import Dense as LavaDense
         from lava.proc.io.source import RingBuffer
         from lava.proc.lif.process import LIF
 
-        length = self._network.steps - 1
+        length = clock.relays
         pulse = RingBuffer(data=(np.arange(self._period) == 0).astype(np.int32)[None])
         start, chain = np.zeros((length, 1), int), np.eye(length, k=-1, dtype=int)
         start[0] = 1
@@ -178,33 +164,31 @@ class Stepped:
             synapse.a_out.connect(relays.a_in)
         return relays
 
-    def _schedule(self, layer: Layer, clock: Any, neuron: Any) -> None:
-        """Let relay k bring what the schedule adds at t = k + 1 into u."""
+    def _tick(self, layer: Layer, relays: Any, neuron: Any) -> None:
+        """Lead the relays to one layer."""
         from lava.proc.dense.process import Dense as LavaDense
 
-        weight = np.zeros((layer.size, self._network.steps - 1), int)
-        first = self._network.phase[layer.name] - 1
-        rows = layer.per_neuron(layer.bias).reshape(len(layer.bias), -1)
-        weight[:, first : first + len(rows)] = rows.T
-        weight, exponent = encoded(weight, 0) or (weight, 0)  # `unclocked` has refused None
-        synapse = LavaDense(weights=weight, weight_exp=exponent)
-        clock.s_out.connect(synapse.s_in)
-        graph.unflat(synapse.a_out, layer.shape).connect(neuron.a_in)
+        assert self._clock is not None
+        for ticks in self._clock.ticks[layer.name]:
+            weight = np.zeros((layer.size, self._clock.relays), np.int64)
+            weight[:, ticks.first : ticks.first + ticks.relays] = ticks.weight
+            weight, exponent = encoded(weight, ticks.exponent) or (weight, 0)  # the clock's always are
+            synapse = LavaDense(weights=weight, weight_exp=exponent)
+            relays.s_out.connect(synapse.s_in)
+            graph.unflat(synapse.a_out, layer.shape).connect(neuron.a_in)
 
     def _row(self, layer: Layer, step: int) -> np.ndarray:
         """Return what bias_mant holds in a step of the sample's cycle, su (*shape)."""
-        network = self._network
-        opens = self._lead + network.phase[layer.name]
-        window = range(opens, opens + network.timesteps)
-        silent = step == self._period - 1 if self._clocked else step not in window
-        if silent and layer.kind == "spiking":
+        if self._clock is not None:
+            return self._clock.bias[layer.name]
+        opens = self._network.phase[layer.name]
+        if step not in range(opens, opens + self._network.timesteps) and layer.kind == "spiking":
             return np.full(layer.shape, self._silent[layer.name].offset)
-        lift = self._silent[layer.name].lift if layer.kind == "spiking" else 0
-        return layer.per_neuron(layer.v0) if self._clocked else self._offset(layer, step) + lift
+        return self._offset(layer, step) + (self._silent[layer.name].lift if layer.kind == "spiking" else 0)
 
     def _offset(self, layer: Layer, step: int) -> np.ndarray:
         """Return v0 and what the schedule has added by a step of the sample's cycle, su (*shape)."""
-        tau = min(step - self._lead - self._network.phase[layer.name], self._network.timesteps - 1)
+        tau = min(step - self._network.phase[layer.name], self._network.timesteps - 1)
         return layer.per_neuron(layer.v0 if tau < 0 else layer.offsets[tau])
 
     def _write(self, step: int) -> None:
@@ -224,7 +208,10 @@ class Stepped:
         fired = (v == 0) & (u + bias != 0)
         v = np.where(fired, u + bias - layer.threshold, v)
         # What silences a neuron, or lifts it, is no part of its potential.
-        return fired, v if self._clocked else v - bias + self._offset(layer, step)
+        if self._clock is None:
+            return fired, v - bias + self._offset(layer, step)
+        held = step - self._lead < self._network.phase[layer.name]
+        return fired, v + self._clock.hold[layer.name] * held
 
     def _get(self, var: Any, layer: Layer) -> np.ndarray:
         values: np.ndarray = graph.swap(var.get().astype(np.int64).reshape(layer.shape[::-1]))

@@ -698,3 +698,17 @@ def test_recordings_with_time_first_and_units_of_their_own_go_through_every_comm
     # All of one sample in four, but for what is still inside at a thousand times its value.
     loud = run("evaluate", out, "--data", tmp_path / "loud.npz").output
     assert re.search(r"2[0-9] % of the input values are clipped, most of them in channel", " ".join(loud.split()))
+
+
+def test_export_writes_a_form_or_names_what_it_cannot_hold(place: Workplace, tmp_path: Path) -> None:
+    first = (place.bundle / "network.net").read_bytes()
+    shown = run("export", place.bundle, "-o", tmp_path / "same.net")
+    assert (shown.exit_code, (tmp_path / "same.net").read_bytes() == first) == (0, True)
+    assert "in the form netx" in " ".join(shown.output.split())
+    assert "recurrent synapses in dense layers alone" in refused(
+        run("export", place.bundle, "--form", "stock", "-o", tmp_path / "stock.net")
+    )
+    assert "'other'" in refused(run("export", place.bundle, "--form", "other", "-o", tmp_path / "other.net"))
+    again = run("export", tmp_path / "same.net", "--form", "graph", "-o", tmp_path / "graph.net")
+    assert again.exit_code == 0
+    assert netx.read(tmp_path / "graph.net") == netx.read(tmp_path / "same.net")

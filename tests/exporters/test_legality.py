@@ -14,7 +14,7 @@ from goldens import networks
 
 import ann2loihi
 from exporters import netx
-from exporters.netx.legality import held_by_netx
+from exporters.netx.checks import held_by_netx
 from sim.chip import LOIHI2
 from sim.findings import Refused
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network

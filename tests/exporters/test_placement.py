@@ -321,3 +321,18 @@ def test_the_stock_form_has_a_synapse_for_the_reset_of_spiking_layers_alone() ->
     assert a.synapses[-1] == ConvLoad("a", 4, 4, (1, 1), 8, 4)
     assert [synapse.source for synapse in b.synapses] == ["a", "a", "b"]
     assert [synapse.source for synapse in out.synapses] == ["b"]
+
+
+def test_a_clock_is_a_layer_more_and_lists_of_synapses_into_every_layer() -> None:
+    """5 relays for T = 4: into 10 neurons 4 lists of 8-bit increments, and 2 of a hold of 1 bit."""
+    bias = np.random.default_rng(0).integers(-127, 128, (4, 10))
+    bias[0, :2] = 127, -126
+    hidden = Layer("hidden", (10,), (Edge(INPUT, Dense(np.ones((10, 3), int))),), 9, np.zeros(10, int), bias)
+    edge, zeros = Edge("hidden", Dense(np.ones((2, 10), int))), np.zeros((4, 2), int)
+    network = Network(Input((3,)), (hidden, Layer("out", (2,), (edge,), 0, zeros[0], zeros, "readout")), 4)
+    written, (clock, *clocked) = fit(network).layers, fit(network, schedule="clock").layers
+    assert (clock.name, clock.neurons, clock.synapses) == ("(clock)", 5, 5)
+    assert [row.synapses - other.synapses for row, other in zip(clocked, written, strict=True)] == [4 * 4 + 2 * 3, 0]
+    assert [row.axon_in - other.axon_in for row, other in zip(clocked, written, strict=True)] == [6, 0]
+    with pytest.raises(Refused, match="schedule: 'none' is unknown; use 'written' or 'clock'"):
+        fit(network, schedule="none")

@@ -288,3 +288,29 @@ def test_overflows_are_counted_by_every_engine_that_can_and_refused_by_the_other
     trace = engines.run(name, network(), PAYLOAD[:1], chip=narrow, overflow="count")
     # Before the reset, v and u of hidden are 12, 4 + 12 = 16 and 4, 4 + 4 = 8; those of the readout 2 and 2 + 5 = 7.
     assert (trace.overflows, trace.peak) == (2 * 5, {"hidden": 16, "readout": 7})
+
+
+def test_all_but_the_first_engine_can_get_the_input_as_bias_currents(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Network] = []
+
+    def watched(network: Network, payload: np.ndarray, **options: Any) -> Trace:
+        seen.append(network)
+        return reference.run(network, payload, chip=options["chip"], overflow=options["overflow"])
+
+    engine = Engine("watched", None, lambda network, payload, chip: [], watched)
+    monkeypatch.setattr(engines, "ENGINES", {**engines.ENGINES, "watched": engine})
+    given = network(skip=True, holdoff=1)
+    found = verify(given, PAYLOAD, ["reference", "fast", "watched"], inputs="currents")
+    assert (found.difference, [run.differences for run in found.runs]) == (None, [0, 0, 0])
+    assert len(seen) == len(PAYLOAD)
+    assert not any(edge.synapse.weight.any() for one in seen for edge in one["hidden"].edges)
+    with pytest.raises(Refused, match="inputs: 'spikes' is unknown; use 'graded' or 'currents'"):
+        verify(given, PAYLOAD, ["reference", "fast"], inputs="spikes")  # type: ignore[arg-type]
+
+
+def test_a_schedule_with_the_currents_that_leaves_the_chips_bits_is_the_engines_obstacle() -> None:
+    """4 su times 600, twice, and all of it within the bias."""
+    far = replace(network(), input=Input((2,), bits=12))
+    found = engines._by_currents(engines.ENGINES["lava-stock"]).obstacles(far, np.array([[1, 600]]), LOIHI2)
+    assert [finding.where for finding in found] == ["hidden"]
+    assert "v0 + cumulative bias of 0..4800 leaves the 13 bits" in found[0].problem

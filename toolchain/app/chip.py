@@ -19,6 +19,9 @@ Chip = Annotated[str, typer.Option("--chip", metavar="NAME", help="Whose cores: 
 def fit(
     path: Annotated[Path, typer.Argument(metavar="DIR|FILE.net", help="A converted directory or a single file.")],
     chip: Chip = "loihi2",
+    schedule: Annotated[
+        str, typer.Option(metavar="written|clock", help="Who brings the biases: the host, or neurons on the chip.")
+    ] = "written",
     as_json: Json = False,
 ) -> None:
     """Say which cores a network takes, what fills them and what to change; exit code 1 if a layer cannot be placed.
@@ -29,7 +32,7 @@ def fit(
     from exporters import netx
     from exporters.placement import fit as run
 
-    found = run(bundles.load(path).network if path.is_dir() else netx.read(path), chip)
+    found = run(bundles.load(path).network if path.is_dir() else netx.read(path), chip, schedule=schedule)
     if as_json:
         print_json(found.as_dict())
     else:

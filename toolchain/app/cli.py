@@ -253,6 +253,13 @@ def verify(
     bundle: Bundle,
     data: Data,
     samples: Samples = None,
+    inputs: Annotated[
+        str,
+        typer.Option(
+            metavar="graded|currents",
+            help="Payloads, or bias currents that the host computes; the first engine always gets payloads.",
+        ),
+    ] = "graded",
     as_json: Json = False,
 ) -> None:
     """Run every engine on the same samples and compare spike for spike; exit code 1 and the first difference if any.
@@ -266,8 +273,9 @@ def verify(
 
     loaded = bundles.load(bundle)
     x, _ = selected(*load_arrays(data, loaded.network.input.model_shape, labels=False), samples)
+    form: Any = inputs  # which there are is the exporter's to say
     with bars():
-        result = run(loaded.network, loaded.network.input.encode(x), net_path=loaded.net_path)
+        result = run(loaded.network, loaded.network.input.encode(x), net_path=loaded.net_path, inputs=form)
     if as_json:
         print_json(result.as_dict())
     else:
@@ -348,6 +356,32 @@ def inspect(
 
 for command in (chip.fit, chip.cost, chip.compare):
     app.command()(command)
+
+
+@app.command()
+@guarded
+def export(
+    path: Annotated[Path, typer.Argument(metavar="DIR|FILE.net", help="A converted directory or a single file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.net", help="File to write.")],
+    form: Annotated[
+        str | None,
+        typer.Option(
+            metavar="netx|stock|graph",
+            help="For stock netx; for it, with the resets in the file (dense networks); for us.  [netx, else graph]",
+        ),
+    ] = None,
+) -> None:
+    """Write the network in a form of its own choice; every layer that the form cannot hold is named.
+
+    Example: `ann2loihi export build/out --form stock -o network.net`
+    """
+    from exporters import bundle as bundles
+    from exporters import netx
+
+    network = bundles.load(path).network if path.is_dir() else netx.read(path)
+    kind: Any = form  # which there are is the exporter's to say
+    netx.save(network, output, form=kind)
+    say(f"written to {output}, in the form {netx.form_of(output)}")
 
 
 @app.command()
