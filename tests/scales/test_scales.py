@@ -248,16 +248,16 @@ def test_thresholds_of_channels_are_taken_as_they_are() -> None:
 # ---- registers -------------------------------------------------------------------------------------------------------
 
 
-def planned(current: Any, theta: list[float], beta: list[float], weight: float = 1e-3) -> plan.Plan:
+def planned(current: Any, theta: list[float], beta: list[float], shift_input: bool = False) -> plan.Plan:
     """Plan a layer for 8 steps on Loihi 2 that currents (B, C) reach whatever its weights are."""
     n = len(theta)
-    net = graph(torch.full((n, 1), weight), torch.tensor(beta), torch.eye(n))
+    net = graph(torch.full((n, 1), 1e-3), torch.tensor(beta), torch.eye(n))
     return plan.plan_layer(
         *(net, net.layers[0], torch.tensor(theta)),
         units={INPUT: torch.tensor(1.0)},
         values={INPUT: torch.ones(1, 1)},
         current=torch.tensor(current),
-        recipe=Recipe(timesteps=8, threshold="max"),
+        recipe=Recipe(timesteps=8, threshold="max", shift_input=shift_input),
     )
 
 
@@ -282,6 +282,15 @@ def test_the_threshold_is_the_finest_whose_potentials_stay_in_the_state_register
 def test_the_threshold_itself_counts_among_what_the_state_register_holds() -> None:
     # 1.5 * 8 * 11 * 992.9 = 131,062.8 fits the register's 131,072, and 11 more do not.
     assert planned([[1.0], [-992.9]], [1.0], [0.0]).threshold == 10
+
+
+@pytest.mark.parametrize(("shift", "unit"), [(False, 1.0), (True, 2**-6)])
+def test_the_expected_error_of_a_weight_is_that_of_rounding_in_its_own_unit(shift: bool, unit: float) -> None:
+    # The current is the threshold, which T spikes say exactly, and the payload is 1: what is left is one weight, of
+    # which rounding to multiples of 2**-6 su takes a twelfth of the unit squared.
+    made = planned([[1.0]], [1.0], [0.0], shift_input=shift)
+    assert made.exponent == (-6 if shift else 0)
+    assert made.cost == pytest.approx((unit / made.threshold) ** 2 / 12)
 
 
 @pytest.mark.parametrize("beta", [10.0, -10.0])

@@ -10,8 +10,8 @@ import pytest
 from sim import on_lava, reference
 from sim.chip import LOIHI2
 from sim.fixedpoint import RegisterOverflow, bounds
-from sim.network import INPUT, Dense, Edge, Input, Layer, Network
-from sim.stock import Silence, cycle, legal_period, peak_outside, silence, vth
+from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network
+from sim.stock import Silence, cycle, inexact, legal_period, peak_outside, silence, vth
 from sim.trace import first_difference
 
 
@@ -98,3 +98,28 @@ def test_lava_agrees_on_both_sides_of_the_limit() -> None:
     assert first_difference(reference.run(net, np.array([[41]])), trace) is None
     with pytest.raises(RegisterOverflow, match=r"layer first, channel 0, step 3 of sample 0: u >= 8241 broke"):
         on_lava.run(net, np.array([[42]]), form="stock")
+
+
+def refused(net: Network, payload: int) -> list[str]:
+    return [finding.problem for finding in inexact(net, np.full((1, *net.input.shape), payload), "stock")]
+
+
+def test_a_sum_of_lavas_conv_stays_below_its_24_bits() -> None:
+    # 64 * 2**17 = 2**23, the first that a signed 24 bit number does not hold.
+    end = Layer("end", (1, 1, 1), (Edge(INPUT, Conv2d([[[[64]]]])),), 0, [0], [[0]], "readout")
+    net = Network(Input((1, 1, 1), bits=24), (end,), 1)
+    assert refused(net, 2**17) == refused(net, -(2**17)) == ["a sum of up to 8388608 leaves the 24 bits of Lava's Conv"]
+    assert refused(net, 2**17 - 1) == []
+
+
+def test_what_lavas_lif_adds_stays_below_its_26_bits_and_the_threshold_is_taken_off_there_too() -> None:
+    # 64 * (2**19 - 1) + 64 = 2**25.
+    found = "currents of up to 33554432 leave the 26 bits that Lava's LIF adds"
+    for theta, expected in ((64, [found]), (63, [])):
+        net = dataclasses.replace(network(weight=64, theta=theta), input=Input((1,), bits=24))
+        assert refused(net, 2**19 - 1) == expected
+
+
+@pytest.mark.parametrize(("last", "ends"), [(4095, True), (4096, False), (-4096, True), (-4097, False)])
+def test_a_schedule_ends_at_the_13_bits_of_a_bias(last: int, ends: bool) -> None:
+    assert (refused(network(last=last - 30), 1) == []) == ends  # after v0 and a bias of 10 and 20
