@@ -183,7 +183,7 @@ def legality(path: str | Path, x: Any = None) -> list[netx.Issue]:
     bundle's report. Raises :class:`Refused` for what cannot be read.
     """
     path, measured = Path(path), None
-    if path.is_dir():
+    if os.path.isdir(path):
         bundle = load(path)
         network, path = bundle.network, bundle.net_path
         peaks = {} if bundle.report is None else {row.name: row.peak for row in bundle.report.layers}

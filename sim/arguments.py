@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import operator
 import os
@@ -159,9 +160,9 @@ def _path(where: str, value: Any) -> Any:
     _instance(where, value, str | os.PathLike, "a path")
     try:
         os.stat(value)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        pass  # whoever opens it knows whether it has to be there
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP):
+            return value  # whoever opens it knows whether it has to be there
         reason = getattr(error, "strerror", None) or str(error)
         raise refuse(where, f"{shown(value)} is no path ({reason.lower()})", "give the path of a file") from error
     return value

@@ -50,7 +50,7 @@ def test_a_recipe_can_be_named_given_and_changed(calibration: Tensor) -> None:
 
 
 def test_unknown_recipes_and_fields_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(Refused, match="recipe: unknown recipe 'tsc'; use one of ann2loihi, tuned, rmp, opi, rts"):
+    with pytest.raises(Refused, match="recipe: unknown recipe 'tsc'; use one of ann2loihi, tuned, stock, rmp"):
         named("tsc")
     with pytest.raises(Refused, match="recipe: no field 'steps'; use timesteps, holdoff, method, weights, updates"):
         named(steps=3)

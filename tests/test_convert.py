@@ -142,7 +142,7 @@ def test_peaks_are_what_the_calibration_data_reached(method: str, digits: Digits
         ({"initial": "full"}, "initial: unknown value 'full'; use one of auto, zero, half, shift"),
         ({"weights": "float"}, "weights: unknown value 'float'; use one of nearest, fitted, tuned"),
         ({"updates": 0}, "updates: 0 is out of range; give 1 to 10000000"),
-        ({"chip": "loihi3"}, "chip: unknown value 'loihi3'; use one of loihi2, wide"),
+        ({"chip": "loihi3"}, "chip: unknown value 'loihi3'; use one of loihi2, netx, wide"),
         ({"timesteps": "8"}, "timesteps: '8' is no integer; give a whole number"),
         ({"timesteps": 2.5}, "timesteps: 2.5 is no integer; give a whole number"),
         ({"holdoff": True}, "holdoff: True is no integer; give 0 to 4096"),

@@ -7,6 +7,7 @@ further than they say. What cannot be read so is named, and the rest is read all
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ class NetFile:
 def read(path: str | Path) -> NetFile:
     """Read a file; raises :class:`Refused` for what is no HDF5 at all."""
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise refuse(str(path), "there is no such file", "give the path of a network file")
     try:
         with h5py.File(path, "r") as file:

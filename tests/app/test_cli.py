@@ -157,7 +157,7 @@ def test_auto_keeps_the_budget_and_explains_its_choice(place: Workplace) -> None
         (["--latency-budget", 9], "--latency-budget: 9 steps without --auto; add --auto, or give --timesteps"),
         (["--auto", "--timesteps", 4, "--method", "exact"], "--auto: --timesteps, --method given too"),
         (["--auto", "--latency-budget", 2], "latency budget: 2 steps; this network takes at least 5"),
-        (["--recipe", "tsc"], "recipe: unknown recipe 'tsc'; use one of ann2loihi, tuned, rmp"),
+        (["--recipe", "tsc"], "recipe: unknown recipe 'tsc'; use one of ann2loihi, tuned, stock, rmp"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(place: Workplace, options: list[Any], message: str) -> None:

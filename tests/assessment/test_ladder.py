@@ -9,6 +9,7 @@ import torch
 from handmade import Spiking, conversion
 from torch import nn
 
+from sim.findings import Refused
 from sim.network import INPUT, Dense, Edge
 from toolchain import assessment
 from toolchain.graph import FloatDense, FloatEdge, FloatGraph
@@ -68,6 +69,6 @@ def test_a_model_that_changes_its_input_in_place_leaves_the_users_data() -> None
 def test_every_module_gets_its_mode_back_when_the_model_fails() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(3))
     model[1].eval()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(Refused, match="running_mean should contain 2 elements not 3"):
         assessment.model_logits(model, torch.zeros(2, 2))
     assert [module.training for module in model.modules()] == [True, True, False]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,7 @@ def fit(
     from exporters import netx
     from exporters.placement import fit as run
 
-    found = run(bundles.load(path).network if path.is_dir() else netx.read(path), chip, schedule=schedule)
+    found = run(bundles.load(path).network if os.path.isdir(path) else netx.read(path), chip, schedule=schedule)
     if as_json:
         print_json(found.as_dict())
     else:

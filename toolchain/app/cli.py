@@ -123,7 +123,7 @@ def _check_network(path: Path, calibration: Path | None, as_json: bool) -> None:
 
     x = None
     if calibration is not None:
-        network = netx.read(path / bundle.NET if path.is_dir() else path)
+        network = netx.read(path / bundle.NET if os.path.isdir(path) else path)
         x = load_arrays(calibration, network.input.model_shape, labels=False)[0]
     found = bundle.legality(path, x)
     if as_json:
@@ -304,7 +304,7 @@ def inspect(
     from toolchain.assessment import layer_table
 
     bundle = bundles.load(path) if os.path.isdir(path) else None
-    if path.is_file() and not netx.is_ours(path):
+    if os.path.isfile(path) and not netx.is_ours(path):
         described = netx.block_table(path)
         if as_json:
             print_json(described)
@@ -378,7 +378,7 @@ def export(
     from exporters import bundle as bundles
     from exporters import netx
 
-    network = bundles.load(path).network if path.is_dir() else netx.read(path)
+    network = bundles.load(path).network if os.path.isdir(path) else netx.read(path)
     kind: Any = form  # which there are is the exporter's to say
     netx.save(network, output, form=kind)
     say(f"written to {output}, in the form {netx.form_of(output)}")
