@@ -176,6 +176,11 @@ def load(directory: str | Path) -> Bundle:
     )
 
 
+def read_network(path: str | Path) -> Network:
+    """Read the network of a bundle, or of a single ``.net``; raises :class:`Refused` for anything else."""
+    return load(path).network if os.path.isdir(path) else netx.read(path)
+
+
 def legality(path: str | Path, x: Any = None) -> list[netx.Issue]:
     """List what stands in the way of Loihi 2, or is to be known there, of a bundle or of any netx ``.net``.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sim.arguments import ANYTHING, array, checked
 from sim.findings import Refused, refuse
-from sim.network import Shape
+from sim.network import Network, Shape
 
 REAL = "give floating-point numbers or integers"
 ARRAY_LIMIT = 16 << 30  #: bytes that the arrays of one .npz may take uncompressed
@@ -138,3 +138,13 @@ def selected(x: Tensor, y: Tensor | None, samples: int | None) -> tuple[Tensor, 
     if not 1 <= samples <= len(x):
         raise refuse("samples", f"{samples} asked for", f"the data holds 1 to {len(x)}")
     return x[:samples], None if y is None else y[:samples]
+
+
+def load_for(
+    network: Network, path: str | Path, samples: int | None = None, *, labels: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Read the first ``samples`` inputs of the model that ``network`` stands for, before the host puts them in order.
+
+    As :func:`load_arrays` and :func:`selected` do; ``network.input.encode`` makes payloads of them.
+    """
+    return selected(*load_arrays(path, network.input.model_shape, labels), samples)

@@ -18,6 +18,8 @@ import numpy as np
 from exporters.netx import file, foreign, hdf5
 from exporters.netx.checks import held_by_netx
 from exporters.netx.foreign import Block, NetFile, Step, edge_steps
+from exporters.placement import published as cores
+from exporters.placement.load import ConvLoad, DenseLoad, Tile
 from sim import stock
 from sim.chip import LOIHI2
 from sim.chip import check as check_chip
@@ -40,7 +42,6 @@ DELAY_LIMIT = 62  #: steps; netx clamps there
 BIAS = (-LOIHI2.bias_limit - 1, LOIHI2.bias_limit)
 NEVER = stock.NEVER
 CONV_WIDTH = 256  #: neurons in x; lava-dl's YOLO-KP tutorial warns of dropped spikes beyond
-CORE_NEURONS, CORE_WORDS = 4096, 20_000  #: of a core; compiler reports in lava-dl's tutorials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -949,22 +950,22 @@ def _(step: Step) -> Iterator[str]:
     "core-neurons",
     "note",
     "neurons of a block",
-    f"{CORE_NEURONS} a core: it is split over several",
+    f"{cores.LOIHI2.neurons} a core: it is split over several",
     "nothing; or use fewer channels or a larger stride",
     _TUTORIALS,
     of_chip=True,
 )
 def _(step: Step) -> Iterator[str]:
     neurons = math.prod(step.out or (0,))
-    if neurons > CORE_NEURONS:
-        yield f"{neurons}: {-(-neurons // CORE_NEURONS)} cores at least"
+    if neurons > cores.LOIHI2.neurons:
+        yield f"{neurons}: {-(-neurons // cores.LOIHI2.neurons)} cores at least"
 
 
 @_each(
     "core-memory",
     "note",
     "synapse memory of a block, as 8-bit weights",
-    f"{CORE_WORDS} words of 64 bits a core: it is split over several",
+    f"{cores.LOIHI2.total} words of 64 bits a core: it is split over several",
     "nothing; or use fewer weights",
     _TUTORIALS,
     of_chip=True,
@@ -973,12 +974,12 @@ def _(step: Step) -> Iterator[str]:
     weight = step.block.numbers("weight")
     if weight is None or step.out is None or weight.size % step.out[0]:
         return
-    if step.block.type == "conv":
-        words = weight.size // step.out[0] * (step.out[0] * 8 // 64 + 1)
-    else:
-        words = weight.size // step.out[0] * -(-(step.out[0] * 20 + 16) // 64)
-    if words > CORE_WORDS:
-        yield f"about {words}: {-(-words // CORE_WORDS)} cores at least"
+    outputs, bits = step.out[0], LOIHI2.weight_bits
+    inputs = weight.size // outputs  # of each output, places in a kernel included
+    load = ConvLoad("", inputs, outputs, (1, 1), bits) if step.block.type == "conv" else DenseLoad("", inputs, bits)
+    words = load.words(Tile(outputs), cores.LOIHI2)
+    if words > cores.LOIHI2.total:
+        yield f"about {words}: {-(-words // cores.LOIHI2.total)} cores at least"
 
 
 # Networks of this tool ------------------------------------------------------------------------------------------------

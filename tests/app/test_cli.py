@@ -695,6 +695,8 @@ def test_recordings_with_time_first_and_units_of_their_own_go_through_every_comm
     compared("reference = fast")
     evaluated = run("evaluate", out, "--data", tmp_path / "x.npz", "--json")
     assert (json.loads(evaluated.stdout)["samples"], json.loads(evaluated.stdout)["findings"]) == (96, [])
+    counted = json.loads(run("cost", out, "--data", tmp_path / "x.npz", "--samples", 4, "--json").stdout)
+    assert counted["samples"] == 4
     # All of one sample in four, but for what is still inside at a thousand times its value.
     loud = run("evaluate", out, "--data", tmp_path / "loud.npz").output
     assert re.search(r"2[0-9] % of the input values are clipped, most of them in channel", " ".join(loud.split()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import bundles
@@ -62,6 +63,18 @@ def test_a_run_that_agrees_ends_with_0_and_shows_both_accuracies(place: Place, b
     printed = device("replay", place.record).stdout
     assert "ran on 3 NcL2ModelLif on Loihi2NeuroCore, OheoGulch" in printed
     assert "total_power: 0.5 W" in printed
+
+
+def test_inputs_that_the_host_puts_in_order_run_as_the_model_takes_them(place: Place, board: Fault) -> None:
+    board("none")
+    backwards = replace(NETWORK.input, order=np.arange(3)[::-1], given=(3, 1))
+    bundles.save(
+        place.bundle.with_name("turned"), network=replace(NETWORK, input=backwards), config={"task": "classes"}
+    )
+    np.savez(place.data, x=PAYLOAD[:, ::-1, None].astype(np.float32), y=DECIDED)
+    done = device("run", place.bundle.with_name("turned"), "--data", place.data, "--target", "loihi2", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["accuracy"]["loihi2"]["accuracy"] == 100
 
 
 def test_a_run_that_differs_ends_with_1_and_names_the_place(place: Place, board: Fault) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -30,10 +29,9 @@ def fit(
     Example: `ann2loihi fit build/out`
     """
     from exporters import bundle as bundles
-    from exporters import netx
     from exporters.placement import fit as run
 
-    found = run(bundles.load(path).network if os.path.isdir(path) else netx.read(path), chip, schedule=schedule)
+    found = run(bundles.read_network(path), chip, schedule=schedule)
     if as_json:
         print_json(found.as_dict())
     else:
@@ -56,10 +54,10 @@ def cost(
     """
     from exporters import bundle as bundles
     from exporters.placement import cost as run
-    from toolchain.inputs import load_arrays, selected
+    from toolchain.inputs import load_for
 
     network = bundles.load(bundle).network
-    x, _ = selected(*load_arrays(data, network.input.shape, labels=False), samples)
+    x, _ = load_for(network, data, samples)
     with bars():
         found = run(network, network.input.encode(x), chip)
     if as_json:

@@ -118,13 +118,10 @@ def _check_model(
 
 
 def _check_network(path: Path, calibration: Path | None, as_json: bool) -> None:
-    from exporters import bundle, netx
-    from toolchain.inputs import load_arrays
+    from exporters import bundle
+    from toolchain.inputs import load_for
 
-    x = None
-    if calibration is not None:
-        network = netx.read(path / bundle.NET if os.path.isdir(path) else path)
-        x = load_arrays(calibration, network.input.model_shape, labels=False)[0]
+    x = None if calibration is None else load_for(bundle.read_network(path), calibration)[0]
     found = bundle.legality(path, x)
     if as_json:
         print_json([issue.as_dict() for issue in found])
@@ -229,10 +226,10 @@ def evaluate(
     """
     from exporters import bundle as bundles
     from toolchain import assessment
-    from toolchain.inputs import load_arrays, selected
+    from toolchain.inputs import load_for
 
     loaded = bundles.load(bundle)
-    x, y = selected(*load_arrays(data, loaded.network.input.model_shape), samples)
+    x, y = load_for(loaded.network, data, samples, labels=True)
     # Bundles of before tasks were known do not name theirs.
     task = loaded.config.get("task", "auto")
     policy: Any = overflow  # which there are is the registers' to say
@@ -269,10 +266,10 @@ def verify(
     from exporters import bundle as bundles
     from exporters.engines import verify as run
     from exporters.report import Verification
-    from toolchain.inputs import load_arrays, selected
+    from toolchain.inputs import load_for
 
     loaded = bundles.load(bundle)
-    x, _ = selected(*load_arrays(data, loaded.network.input.model_shape, labels=False), samples)
+    x, _ = load_for(loaded.network, data, samples)
     form: Any = inputs  # which there are is the exporter's to say
     with bars():
         result = run(loaded.network, loaded.network.input.encode(x), net_path=loaded.net_path, inputs=form)
@@ -378,7 +375,7 @@ def export(
     from exporters import bundle as bundles
     from exporters import netx
 
-    network = bundles.load(path).network if os.path.isdir(path) else netx.read(path)
+    network = bundles.read_network(path)
     kind: Any = form  # which there are is the exporter's to say
     netx.save(network, output, form=kind)
     say(f"written to {output}, in the form {netx.form_of(output)}")

@@ -58,12 +58,12 @@ def run(
     from exporters import bundle as bundles
     from exporters import device
     from sim.findings import refuse
-    from toolchain.inputs import load_arrays, selected
+    from toolchain.inputs import load_for
 
     if resume and record is None:
         raise refuse("--resume", "there is no record to go on with", "add --record RUN.h5")
     loaded = bundles.load(bundle)
-    x, y = selected(*load_arrays(data, loaded.network.input.shape, labels=False), samples)
+    x, y = load_for(loaded.network, data, samples)
     with ExitStack() as stack:
         if record is None:
             record = Path(stack.enter_context(TemporaryDirectory()), "run.h5")
