@@ -58,7 +58,7 @@ COMPARED = {
     "steps": "steps",
     "period": "period",
     "spikes": "spikes",
-    "synaptic_events": "synaptic events",
+    "synaptic_events": "events",
     "cores": "cores",
 }
 
