@@ -20,7 +20,7 @@ EQUALITY = "engine equality"
 
 #: Folders and files that compare what float32 sums decide: they run once more as on other processors. Imports are in
 #: float64, and their tests bound rounding; engines are compared in integers.
-NUMBERS = {"app", "assessment", "calibration", "graph", "scales"}
+NUMBERS = {"assessment", "calibration", "graph", "scales"}
 NUMBERS |= {"test_auto", "test_convert", "test_documents", "test_inputs"}
 
 

@@ -86,7 +86,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Shape, int]] = {
 
 
 #: The reference takes minutes for these.
-LARGE = {"VGG-16", "ResNet-18", "ResNet-34", "MobileNetV2"}
+LARGE = {"VGG-16", "ResNet-20", "ResNet-18", "ResNet-34", "MobileNetV2"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LARGE)) for n in MODELS])

@@ -114,6 +114,7 @@ HALVED = Mutant("sim/half.py", 4, "arithmetic", "    return x // 2", "    return
 ENDLESS = Mutant("sim/half.py", 4, "arithmetic", "    return x // 2", "    while True: pass")
 
 
+@pytest.mark.slow
 def test_a_mutant_is_killed_by_the_first_test_that_fails_and_taken_out_again(tree: Path) -> None:
     killed = mutants.judge(tree, HALVED, "not slow", 60)
     assert (killed.state, killed.by) == ("killed", "tests/sim/test_half.py::test_halves")

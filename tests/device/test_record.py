@@ -146,6 +146,7 @@ def count(path: Path) -> int:
         return record.done
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_and_going_on_give_the_record_of_an_undisturbed_run(
     board: Callable[[str], None], tmp_path: Path
 ) -> None:

@@ -292,7 +292,10 @@ def clean(digits: data.Digits) -> Conversion:
     return convert(load_model(), digits.calibration_x, 4)
 
 
-@pytest.mark.parametrize(("share", "factor"), [(0.02, 100), (0.25, 100), (0.1, 10_000), (0.1, 20)])
+@pytest.mark.parametrize(
+    ("share", "factor"),
+    [(0.02, 100), (0.1, 10_000), *(pytest.param(*few, marks=pytest.mark.slow) for few in ((0.25, 100), (0.1, 20)))],
+)
 def test_hot_pixels_in_some_calibration_images_cost_at_most_a_point(
     share: float, factor: float, digits: data.Digits, clean: Conversion
 ) -> None:
