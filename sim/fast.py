@@ -181,6 +181,8 @@ def fire(
             torch.ge(v, layer.threshold, out=spikes[index].view(torch.bool))
             for potential, fired in zip(v.split(piece), spikes[index].split(piece), strict=True):
                 potential.sub_(fired.to(v.dtype).mul_(layer.threshold))
+        if registers is not None and len(v):
+            registers.left(layer, t, v, offset)
         if record:
             potentials[index] = v
     return spikes, potentials if record else v[None]

@@ -49,6 +49,15 @@ class Registers:
         self.overflowed: set[int] = set()  #: samples in which there were some
         self.first = 0  #: number of the sample that stands first in what is watched
         self.peak = {layer.name: 0 for layer in network.layers}
+        #: By spiking layer, u at most where it has to be silent, su: before its window, and as the window leaves it.
+        self.outside = {layer.name: 0 for layer in network.layers if layer.kind == "spiking"}
+
+    def left(self, layer: Layer, step: int, v: Any, offset: Any) -> None:
+        """Note the potentials ``v``, after the reset, that one step has left, and ``offset``, as :meth:`watch` has it."""
+        last = self._network.busy(layer)[-1]
+        if layer.kind == "spiking" and (step < self._network.phase[layer.name] or step == last):
+            held = np.asarray(v).max(axis=0) - np.asarray(offset)
+            self.outside[layer.name] = max(self.outside[layer.name], int(held.max()))
 
     def watch(self, layer: Layer, step: int, v: Any, offset: Any) -> None:
         """Note the potentials ``v`` (B, *shape; NumPy or torch) of one step before the reset, and u = v - offset."""

@@ -72,12 +72,14 @@ def peak_outside(network: Network, layer: Layer, potentials: np.ndarray) -> int:
 
 
 def legal_period(network: Network, form: Form, period: int | Literal["power of two"] | None = None) -> int:
-    """Return ``period``, or the smallest legal one if it is None; raises :class:`Refused` for a smaller one.
+    """Return ``period``, or if it is None the smallest legal one; raises :class:`Refused` for a smaller one.
 
-    The stock form needs one step more: in it the last -theta arrives, which LIFReset then clears. "power of two" is the
+    A network of the stock form may ask for another one by its ``reset_interval``. The stock form needs one step more: in it the last -theta arrives, which LIFReset then clears. "power of two" is the
     smallest legal one that silicon takes for the interval of LIFReset.
     """
     smallest = network.period + (form == "stock")
+    if period is None and form == "stock" and network.reset_interval is not None:
+        return network.reset_interval
     if period == "power of two":
         return 1 << (smallest - 1).bit_length()
     if period is not None and period < smallest:

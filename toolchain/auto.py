@@ -76,7 +76,7 @@ def choose(
     wanted = graph.logits(x[held])
 
     def steps(recipe: Recipe) -> int:
-        return graph.steps(recipe.timesteps, recipe.holdoff)
+        return graph.steps(recipe.timesteps, recipe.holdoff) + (recipe.input_form == "spikes")
 
     def inside(recipe: Recipe) -> bool:
         return latency_budget is None or steps(recipe) <= latency_budget

@@ -1123,14 +1123,14 @@ def _(subject: Subject) -> Found:
     "note",
     "steps between samples",
     "a power of two: silicon resets at no other interval",
-    'load with period="power of two"',
+    'convert with --reset-interval power-of-two, or load with period="power of two"',
     "lava-dl tutorials mnist",
 )
 def _(subject: Subject) -> Found:
     if subject.network is not None:
-        shortest = stock.legal_period(subject.network, "stock")
+        shortest, planned = subject.network.period + 1, stock.legal_period(subject.network, "stock")
         wanted = stock.legal_period(subject.network, "stock", "power of two")
-        if wanted != shortest:
+        if planned & (planned - 1):
             yield "network", f"{shortest} suffice, {wanted} on silicon: {wanted - shortest} steps more a sample"
 
 

@@ -130,6 +130,7 @@ class LayerRow(Record):
     neurons: int
     worst_case: int  #: bound of the register's magnitude over all possible inputs
     peak: int | None = None  #: its largest magnitude on the calibration inputs
+    outside: int | None = None  #: u at most on these, where a spiking layer has to be silent
     state_limit: int | None = None  #: what it may hold
     spikes_per_neuron: float | None = None  #: per sample
     rate_error: float | None = None  #: mean of ``|spikes / T - clip(activation / theta, 0, 1)|``

@@ -251,12 +251,12 @@ def verify(
     data: Data,
     samples: Samples = None,
     inputs: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="graded|currents",
-            help="Payloads, or bias currents that the host computes; the first engine always gets payloads.",
+            metavar="payload|currents|spikes",
+            help="How engines on Lava get the input.  [as the network was converted for]",
         ),
-    ] = "graded",
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run every engine on the same samples and compare spike for spike; exit code 1 and the first difference if any.
@@ -270,7 +270,7 @@ def verify(
 
     loaded = bundles.load(bundle)
     x, _ = load_for(loaded.network, data, samples)
-    form: Any = inputs  # which there are is the exporter's to say
+    form: Any = inputs  # which there are is the network's to say
     with bars():
         result = run(loaded.network, loaded.network.input.encode(x), net_path=loaded.net_path, inputs=form)
     if as_json:
@@ -311,19 +311,21 @@ def inspect(
     network = netx.read(path) if bundle is None else bundle.network
     rows, output, source = layer_table(network), network.output, network.input
     scale = np.asarray(source.scale)
-    shortest, silicon = legal_period(network, "stock"), legal_period(network, "stock", "power of two")
+    shortest, silicon = network.period + 1, legal_period(network, "stock", "power of two")
+    planned = legal_period(network, "stock")
     if as_json:
         print_json(
             {
                 "timesteps": network.timesteps,
                 "holdoff": network.holdoff,
                 "steps": network.steps,
-                "period": shortest,
+                "period": planned,
                 "reset_interval": silicon,
                 "loader": netx.loaded_by(network),
                 "input": {
                     "shape": source.shape,
                     "given": source.model_shape,
+                    "form": source.form,
                     "bits": source.bits,
                     "scale": scale.tolist(),
                 },
@@ -338,12 +340,13 @@ def inspect(
     out.print(
         f"T = {network.timesteps}, K = {network.holdoff}: logits after {network.steps} steps; input "
         f"{' x '.join(map(str, source.shape))}{given}, {source.bits} bits, payload = x * "
-        f"{numbers(scale)}; loads with {netx.loaded_by(network)}",
+        f"{numbers(scale)}, brought in as {source.form}; loads with {netx.loaded_by(network)}",
         soft_wrap=True,
         highlight=False,
     )
-    more = f", {silicon} where resets come at powers of two (+{silicon - shortest})" if silicon > shortest else ""
-    say(f"in the stock form, samples follow each other every {shortest} steps{more}")
+    more = f", {silicon} where resets come at powers of two (+{silicon - shortest})" if silicon > planned else ""
+    price = f" ({shortest} suffice)" if planned > shortest else ""
+    say(f"in the stock form, samples follow each other every {planned} steps{price}{more}")
     if output is not None:
         say(f"output = potential / {numbers(output.scale)} + {numbers(output.offset)}, after the whole window")
     for key, value in ({} if bundle is None else bundle.provenance).items():

@@ -73,7 +73,8 @@ def measured_layers(conversion: Conversion, measured: Rates) -> tuple[LayerRow, 
     limit = conversion.recipe.limits.state_limit
     table = []
     for row in layer_table(conversion.network):
-        row = replace(row, peak=conversion.peak[row.name], state_limit=limit)
+        outside = conversion.outside.get(row.name)
+        row = replace(row, peak=conversion.peak[row.name], outside=outside, state_limit=limit)
         if row.name in measured:
             wanted, rate = measured[row.name]
             row = replace(

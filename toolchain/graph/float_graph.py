@@ -72,6 +72,7 @@ class FloatLayer:
     #: Initial potential that the activation was trained for: "half" a threshold, or that half as a "shift", 1/T of it
     #: at every step; None leaves it to the recipe.
     initial: Literal["half", "shift"] | None = None
+    holdoff: int | None = None  #: K of this layer; None takes the network's
 
     @property
     def spread(self) -> Tensor:
@@ -137,7 +138,7 @@ class FloatGraph:
         """Count the steps until the logits are there, as ``Network.steps`` of the network that the graph becomes."""
         phase = {INPUT: 0}
         for layer in self.layers:
-            later = 0 if layer.kind == "readout" else holdoff
+            later = 0 if layer.kind == "readout" else holdoff if layer.holdoff is None else layer.holdoff
             phase[layer.name] = max(phase[edge.source] + 1 for edge in layer.edges) + later
         return max(phase.values()) + timesteps
 
