@@ -8,8 +8,10 @@ from pathlib import Path
 
 from exporters import bundle as bundles
 from exporters.placement import fit
+from exporters.placement.cost import interval
 from exporters.report.record import Record
 from exporters.report.schema import MEASURES, TaskName
+from sim.network import InputForm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +19,7 @@ class Compared(Record):
     """One conversion: what it gets right and what that takes. What was not measured is None."""
 
     name: str
+    input: InputForm  #: how it gets in
     timesteps: int  #: T
     holdoff: int  #: K
     steps: int  #: until the logits are there
@@ -27,6 +30,7 @@ class Compared(Record):
     agreement: float | None = None  #: with the trained network, per cent
     spikes: float | None = None  #: per sample
     synaptic_events: float | None = None  #: per sample
+    host: float | None = None  #: values that the host sends, per sample
 
     @property
     def score(self) -> float | None:
@@ -49,14 +53,16 @@ def _read(directory: Path, chip: str) -> Compared:
         task = report.task
     return Compared(
         name=str(directory),
+        input=network.input.form,
         timesteps=network.timesteps,
         holdoff=network.holdoff,
         steps=network.steps,
-        period=network.period,
+        period=interval(network),
         cores=fit(network, chip).cores,
         measure=MEASURES[task],
         accuracy=None if accuracy is None else accuracy.value,
         agreement=None if agreement is None else agreement.value,
         spikes=None if cost is None else cost.spikes,
         synaptic_events=None if cost is None else cost.synaptic_events,
+        host=None if cost is None else cost.payloads,
     )

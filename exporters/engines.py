@@ -21,7 +21,7 @@ from sim.chip import LOIHI2, Chip
 from sim.findings import Finding, Refused, refuse
 from sim.fixedpoint import Policy, RegisterOverflow
 from sim.network import InputForm, Network
-from sim.stock import Form, inexact
+from sim.stock import Form
 from sim.trace import Difference, Trace, first_difference
 
 
@@ -74,11 +74,7 @@ def _on_lava(name: str, form: Form) -> Engine:
         return input_forms.deployed(network, payload, partial(on_lava.run, form=form, chip=chip, overflow=overflow))
 
     def obstacles(network: Network, payload: np.ndarray, chip: Chip) -> list[Finding]:
-        if network.input.form == "payload":
-            return inexact(network, payload, form, chip)
-        nothing = np.zeros((1, 1), np.int32)
-        driven = input_forms.by_bias(network, payload)
-        return next(filter(None, (inexact(one, nothing, form, chip) for one in driven)), [])
+        return input_forms.inexact(network, payload, form, chip)
 
     return Engine(name, "lava-nc", obstacles, run, counts=form == "native")
 

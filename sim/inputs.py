@@ -14,10 +14,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from sim import stock
 from sim.chip import LOIHI2, Chip
 from sim.fast import Currents
-from sim.findings import refuse
+from sim.findings import Finding, refuse
+from sim.fixedpoint import Policy
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network
+from sim.stock import Form
 from sim.trace import Trace
 
 #: What is left of the input: nothing that is ever sent. A layer needs an edge, which says when it starts.
@@ -72,6 +75,17 @@ def beyond(network: Network, payload: np.ndarray, chip: Chip = LOIHI2) -> frozen
             outside = (held.max(1) > chip.bias_limit) | (held.min(1) < -chip.bias_limit - 1)
             found.update(np.flatnonzero(outside).tolist())
     return frozenset(found)
+
+
+def inexact(
+    network: Network, payload: np.ndarray, form: Form, chip: Chip = LOIHI2, overflow: Policy = "strict"
+) -> list[Finding]:
+    """List what :func:`sim.stock.inexact` does, of payloads (B, *input.shape) in the form that the input has."""
+    if network.input.form == "payload":
+        return stock.inexact(network, payload, form, chip, overflow)
+    nothing = np.zeros((1, 1), np.int32)
+    found = (stock.inexact(driven, nothing, form, chip, overflow) for driven in by_bias(network, payload))
+    return next(filter(None, found), [])
 
 
 def _arrivals(network: Network, layer: Layer) -> np.ndarray:

@@ -353,6 +353,10 @@ class Network(_Record):
         """Smallest distance in steps at which samples may follow each other: the longest busy time of a layer."""
         return max(len(self.busy(layer)) for layer in self.layers)
 
+    def on_chip(self, layer: Layer) -> tuple[Edge, ...]:
+        """Return the edges of a layer for which a chip has synapses: all, unless the host brings its biases."""
+        return tuple(edge for edge in layer.edges if edge.source != INPUT or self.input.form == "payload")
+
     def shape_of(self, source: str) -> Shape:
         """Shape of the input or of a layer, by name."""
         return self.input.shape if source == INPUT else self[source].shape

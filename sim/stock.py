@@ -51,6 +51,10 @@ class Silence:
         return layer.threshold + self.lift - self.offset
 
 
+#: Of input neurons, whose offsets are not known before the input is; u is never above 0 there.
+UNLIFTED = Silence(-LOIHI2.bias_limit - 1, 0)
+
+
 def silence(layer: Layer, chip: Chip = LOIHI2) -> Silence:
     """Use the whole of ``chip``'s bias register: the lowest value outside the window, inside as high as it goes."""
     room = min(chip.bias_limit - int(layer.offsets.max()), chip.threshold_limit - layer.threshold)

@@ -8,6 +8,7 @@ file holds them, as the stock form does: then netx's own resets are left as they
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from sim.fixedpoint import Policy
 from sim.network import Layer, Network
 from sim.on_lava import graph, runtime
 from sim.on_lava.runtime import Population
-from sim.stock import Silence, legal_period
+from sim.stock import UNLIFTED, Silence, legal_period
 from sim.trace import Trace
 
 
@@ -43,24 +44,33 @@ class LoadedNetwork:
 
         Raises :class:`sim.findings.Refused` also if the file has changed since it was loaded.
         """
+        from sim import inputs  # torch loads where something runs
+
         payload = self.network.payload(payload)
         if self.process is None:
-            return on_lava.run(self.network, payload, form="stock", chip=chip, overflow=overflow, period=self.period)
+            stock = partial(on_lava.run, form="stock", chip=chip, overflow=overflow, period=self.period)
+            return inputs.deployed(self.network, payload, stock)
         findings = inexact(self.network, payload, chip, overflow)
         if file.read(self.path) != self.network:
             findings.append(Finding(str(self.path), "the file has changed since it was loaded", "load it again"))
         if findings:
             raise Refused(findings)
+        return inputs.deployed(self.network, payload, partial(self._stream, chip=chip))
+
+    def _stream(self, network: Network, payload: np.ndarray, chip: Chip) -> Trace:
+        """Run the file's blocks as ``network``, which may be the file's, or what it is for one input."""
         with runtime.silenced():
-            source = graph.stimulus(self.network, payload, self.period)
-            process = _build(self.path, self.network, self.period)
-            first = SYNAPSES[type(self.network.layers[0].edges[0].synapse)]
-            (graph.flat(source.s_out) if first.flat else source.s_out).connect(process.inp)
+            process = _build(self.path, network, self.period)
+            entry = process.layers[0].neuron
+            if network is self.network:
+                entry = graph.stimulus(network, payload, self.period)
+                first = SYNAPSES[type(network.layers[0].edges[0].synapse)]
+                (graph.flat(entry.s_out) if first.flat else entry.s_out).connect(process.inp)
             populations = [
-                _population(self.network, layer, block, self.period, chip)
-                for layer, block in zip(self.network.layers, process.layers, strict=True)
+                _population(network, layer, block, self.period, chip)
+                for layer, block in zip(network.layers, process.layers, strict=True)
             ]
-        return runtime.drive("netx", self.network, payload, source, populations, self.period, chip)
+        return runtime.drive("netx", network, payload, entry, populations, self.period, chip)
 
 
 @checked
@@ -80,7 +90,8 @@ def load(path: str | Path, *, period: int | Literal["power of two"] | None = Non
 
 
 def _population(network: Network, layer: Layer, block: Any, period: int, chip: Chip) -> Population:
-    currents, silent = [block.synapse.a_out], _silence(layer, block)
+    currents = [block.synapse.a_out] if hasattr(block, "synapse") else []
+    silent = _silence(layer, block)
     if not hasattr(block, "synapse_rec"):
         return graph.attach(network, layer, block.neuron, currents, period, silent, chip)
     return graph.play(network, layer, block.neuron, [*currents, block.synapse_rec.a_out], period, silent)
@@ -88,7 +99,8 @@ def _population(network: Network, layer: Layer, block: Any, period: int, chip: C
 
 def _silence(layer: Layer, block: Any) -> Silence:
     """Tell by what netx has built how the file silences a layer; formats have differed in it."""
-    return Silence(int(block.neuron.bias_mant.init.max()), int(block.neuron.vth.init) - layer.threshold + 1)
+    held = int(block.neuron.bias_mant.init.max()) if hasattr(block, "synapse") else UNLIFTED.offset
+    return Silence(held, int(block.neuron.vth.init) - layer.threshold + 1)
 
 
 def _build(path: Path, network: Network, period: int) -> Any:

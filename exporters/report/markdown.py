@@ -282,7 +282,7 @@ def _cost(cost: Cost) -> str:
         [
             f"The logits are there after {cost.steps} steps; samples may follow each other every {cost.period} steps.",
             _table(header, counts),
-            f"Per sample, the mean of {cost.samples}. The host sends {cost.payloads:.1f} payloads other than 0. A "
+            f"Per sample, the mean of {cost.samples}. The host sends {cost.payloads:.1f} values. A "
             "synaptic event is a spike or payload that goes through one synapse, zeros included; a message is a spike "
             f"on its way to one core, and {cost.between_chips:.1f} of them leave a chip.",
             _table(("of one inference", "range", "by figures of", "source"), estimates),

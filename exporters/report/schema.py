@@ -253,7 +253,7 @@ class Cost(Record):
     steps: int  #: until the logits are there
     period: int  #: steps between samples that follow each other
     spikes: float  #: of neurons
-    payloads: float  #: that the host sends, but those that are 0
+    payloads: float  #: that the host sends, but those that are 0; or biases of layers that read the input so
     synaptic_events: float
     neuron_updates: int
     messages: float

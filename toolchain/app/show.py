@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from exporters.comparison import Compared
 from exporters.netx import RULES, Issue
 from exporters.report import MEASURES, RUNGS, Cost, Fit, LayerRow, Report, TaskName, Verification
 from exporters.report.markdown import estimated
@@ -51,6 +52,7 @@ COUNTS = {
 ESTIMATES = {"quantity": "of one inference", "range": "range", "chip": "figures of", "source": "source"}
 COMPARED = {
     "name": "directory",
+    "input": "input",
     "accuracy": "right %",
     "agreement": "agrees %",
     "timesteps": "T",
@@ -59,6 +61,7 @@ COMPARED = {
     "period": "period",
     "spikes": "spikes",
     "synaptic_events": "events",
+    "host": "from host",
     "cores": "cores",
 }
 
@@ -181,6 +184,16 @@ def show_cost(cost: Cost, what: str) -> None:
     estimates = [{**e.as_dict(), "range": estimated(e)} for e in cost.estimates]
     out.print(table("by published figures", estimates, ESTIMATES))
     say(
-        f"logits after {cost.steps} steps, samples every {cost.period}; the host sends {cost.payloads:.0f} payloads "
-        f"other than 0; {cost.between_chips:.0f} messages leave a chip"
+        f"logits after {cost.steps} steps, samples every {cost.period}; the host sends {cost.payloads:.0f} values; "
+        f"{cost.between_chips:.0f} messages leave a chip"
     )
+
+
+def show_compared(found: Sequence[Compared]) -> None:
+    """Print conversions beside each other."""
+    counts = ("spikes", "synaptic_events", "host")
+    rows = [
+        {key: round(value) if key in counts else value for key, value in row.as_dict().items()} for row in found
+    ]
+    out.print(table("conversions beside each other", rows, COMPARED))
+    say("spikes, synaptic events and what the host sends are per sample; accuracy (or R²) and agreement in per cent")
