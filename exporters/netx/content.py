@@ -60,28 +60,31 @@ FIRST_SILENCE = Silence(-(1 << 15), 0)  #: of the netx form until format 2: 16 b
 Content = dict[str, np.ndarray]  #: what a file holds: "group/dataset" or "group/@attribute" to its value
 
 
-def _under(prefix: str, content: Content) -> Content:
+def under(prefix: str, content: Content) -> Content:
+    """Move content into a group."""
     return {f"{prefix}/{name}": value for name, value in content.items()}
 
 
-def _integer(values: Any) -> np.ndarray:
+def integer(values: Any) -> np.ndarray:
+    """Return values as files hold integers."""
     return np.asarray(values, np.int64)
 
 
-def _netx_type(name: bytes) -> np.ndarray:
+def netx_type(name: bytes) -> np.ndarray:
+    """Return a word of netx as its files hold it."""
     return np.array([name], "S10")  # the form in which lava-dl's own exporter writes it
 
 
 def _header(network: Network, loader: str, version: int) -> Content:
     header = {
         "@tool": np.array(TOOL.encode()),
-        "@format_version": _integer(version),
+        "@format_version": integer(version),
         "@loader": np.array(loader.encode()),
-        "@timesteps": _integer(network.timesteps),
-        "@holdoff": _integer(network.holdoff),
+        "@timesteps": integer(network.timesteps),
+        "@holdoff": integer(network.holdoff),
     }
     if network.reset_interval is not None:
-        header["@reset_interval"] = _integer(network.reset_interval)
+        header["@reset_interval"] = integer(network.reset_interval)
     return header
 
 
@@ -96,15 +99,15 @@ def _format(network: Network) -> int:
 def _input_content(source: Input) -> Content:
     scale = np.asarray(source.scale, np.float64)
     content = {
-        "shape": _integer(source.shape),
-        "@bits": _integer(source.bits),
-        "@signed": _integer(source.signed),
+        "shape": integer(source.shape),
+        "@bits": integer(source.bits),
+        "@signed": integer(source.signed),
         "scale" if scale.ndim else "@scale": scale,
     }
     if source.form != "payload":
         content["@form"] = np.array(source.form.encode())
     if source.order is not None:
-        content |= {"order": _integer(source.order), "given": _integer(source.given)}
+        content |= {"order": integer(source.order), "given": integer(source.given)}
     return content
 
 
@@ -114,41 +117,41 @@ def _output_content(output: Output | None) -> Content:
 
 def _layer_content(layer: Layer) -> Content:
     content = {
-        "shape": _integer(layer.shape),
-        "v0": _integer(layer.v0),
-        "bias_schedule": _integer(layer.bias),
+        "shape": integer(layer.shape),
+        "v0": integer(layer.v0),
+        "bias_schedule": integer(layer.bias),
         "@name": np.array(layer.name.encode()),
         "@kind": np.array(layer.kind.encode()),
-        "@threshold": _integer(layer.threshold),
+        "@threshold": integer(layer.threshold),
     }
-    return content if layer.holdoff is None else content | {"@holdoff": _integer(layer.holdoff)}
+    return content if layer.holdoff is None else content | {"@holdoff": integer(layer.holdoff)}
 
 
 def _synapse_content(edge: Edge) -> Content:
     form = SYNAPSES[type(edge.synapse)]
     return {
-        "type": _netx_type(form.type),
-        "weight": _integer(edge.synapse.weight),
-        **{name: _integer(value) for name, value in form.numbers(edge.synapse).items()},
+        "type": netx_type(form.type),
+        "weight": integer(edge.synapse.weight),
+        **{name: integer(value) for name, value in form.numbers(edge.synapse).items()},
     }
 
 
 def _edge_content(edge: Edge) -> Content:
-    own = {"@source": np.array(edge.source.encode()), "@exponent": _integer(edge.exponent)}
+    own = {"@source": np.array(edge.source.encode()), "@exponent": integer(edge.exponent)}
     return _synapse_content(edge) | own
 
 
-def _neuron_content(layer: Layer, silent: Silence) -> Content:
+def neuron_content(layer: Layer, silent: Silence) -> Content:
     """Describe the stock neuron: netx makes du = iDecay - 1 of it (u never decays), dv = 4096 (v forgets at once)."""
     readout = layer.kind == "readout"
     return {
-        "bias": _integer(layer.v0 if readout else np.full(layer.shape[0], silent.offset)),
-        "neuron/type": _netx_type(b"CUBA"),
-        "neuron/iDecay": _integer(0),
-        "neuron/vDecay": _integer(4096),
-        "neuron/vThMant": _integer(vth(layer, silent)),
-        "neuron/refDelay": _integer(1),
-        "neuron/gradedSpike": _integer(0),
+        "bias": integer(layer.v0 if readout else np.full(layer.shape[0], silent.offset)),
+        "neuron/type": netx_type(b"CUBA"),
+        "neuron/iDecay": integer(0),
+        "neuron/vDecay": integer(4096),
+        "neuron/vThMant": integer(vth(layer, silent)),
+        "neuron/refDelay": integer(1),
+        "neuron/gradedSpike": integer(0),
     }
 
 
@@ -158,28 +161,29 @@ def netx_content(network: Network, version: int = NETX_FORMAT) -> Content:
     Below ``NETX_FORMAT``, as it was described before that: to compare with what has been read.
     """
     if _format(network) == WHOLE_FORMAT and version != STOCK_FORMAT:
-        return _sealed(_whole(network, NETX, "netx") | _numbered(_blocks(network)))
+        return sealed(whole(network, NETX, "netx") | in_order(_blocks(network)))
     latest = version >= NETX_FORMAT
-    blocks: list[Content] = [{"type": _netx_type(b"input"), **_input_content(network.input)}]
+    blocks: list[Content] = [{"type": netx_type(b"input"), **_input_content(network.input)}]
     for layer in network.layers:
         (edge,) = layer.edges
         if SYNAPSES[type(edge.synapse)].flat and len(network.shape_of(edge.source)) == 3:
-            blocks.append({"type": _netx_type(b"flatten")})
+            blocks.append({"type": netx_type(b"flatten")})
         silent = silence(layer) if latest else FIRST_SILENCE
-        blocks.append(_layer_content(layer) | _edge_content(edge) | _neuron_content(layer, silent))
+        blocks.append(_layer_content(layer) | _edge_content(edge) | neuron_content(layer, silent))
         if layer.kind == "readout":
             blocks[-1] |= _output_content(network.output)
         elif version == STOCK_FORMAT:
             word = SYNAPSES[type(edge.synapse)].recurrent or b""  # `check_recurrent` has refused None
-            blocks[-1] |= {"type": _netx_type(word), "weight_rec": recurrent(layer.threshold, layer.size)}
+            blocks[-1] |= {"type": netx_type(word), "weight_rec": recurrent(layer.threshold, layer.size)}
     content = _header(network, NETX, version if latest else _format(network))
-    return _sealed(content | _numbered(blocks))
+    return sealed(content | in_order(blocks))
 
 
-def _numbered(blocks: list[Content]) -> Content:
+def in_order(blocks: list[Content]) -> Content:
+    """Number the blocks of netx."""
     content: Content = {}
     for index, block in enumerate(blocks):
-        content |= _under(f"layer/{index}", block)
+        content |= under(f"layer/{index}", block)
     return content
 
 
@@ -187,18 +191,18 @@ def _blocks(network: Network) -> list[Content]:
     """Describe what netx builds of a chain of layers, and nothing else."""
     first, *others = network.layers
     if network.on_chip(first):
-        blocks, others = [{"type": _netx_type(b"input"), "shape": _integer(network.input.shape)}], list(network.layers)
+        blocks, others = [{"type": netx_type(b"input"), "shape": integer(network.input.shape)}], list(network.layers)
     else:
-        neurons = _neuron_content(first, UNLIFTED)
+        neurons = neuron_content(first, UNLIFTED)
         del neurons["bias"]  # netx takes it for a number that it never applies; until it is written, it is 0
-        blocks = [{"type": _netx_type(b"input"), "shape": _integer(first.shape), **neurons}]
+        blocks = [{"type": netx_type(b"input"), "shape": integer(first.shape), **neurons}]
     for layer in others:
         (edge,) = layer.edges
         form = SYNAPSES[type(edge.synapse)]
         if form.flat and len(network.shape_of(edge.source)) == 3:
-            blocks.append({"type": _netx_type(b"flatten")})
+            blocks.append({"type": netx_type(b"flatten")})
         blocks.append(
-            {"shape": _integer(layer.shape)} | _synapse_content(edge) | _neuron_content(layer, silence(layer))
+            {"shape": integer(layer.shape)} | _synapse_content(edge) | neuron_content(layer, silence(layer))
         )
     return blocks
 
@@ -216,26 +220,27 @@ def recurrent(theta: int, neurons: int) -> np.ndarray:
 def graph_content(network: Network) -> Content:
     """Describe any network for :func:`network_of` alone."""
     if _format(network) == WHOLE_FORMAT:
-        return _sealed(_whole(network, OURS, "graph"))
-    return _sealed(_header(network, OURS, _format(network)) | _graph(network))
+        return sealed(whole(network, OURS, "graph"))
+    return sealed(_header(network, OURS, _format(network)) | _graph(network))
 
 
-def _whole(network: Network, loader: str, form: str) -> Content:
+def whole(network: Network, loader: str, form: str) -> Content:
+    """Describe a network as format 5 does."""
     return _header(network, loader, WHOLE_FORMAT) | {"@form": np.array(form.encode())} | _graph(network)
 
 
 def _graph(network: Network) -> Content:
-    content = _under("graph/input", _input_content(network.input))
+    content = under("graph/input", _input_content(network.input))
     for index, layer in enumerate(network.layers):
-        content |= _under(f"graph/layer/{index}", _layer_content(layer))
+        content |= under(f"graph/layer/{index}", _layer_content(layer))
         if layer.kind == "readout":
-            content |= _under(f"graph/layer/{index}", _output_content(network.output))
+            content |= under(f"graph/layer/{index}", _output_content(network.output))
         for number, edge in enumerate(layer.edges):
-            content |= _under(f"graph/layer/{index}/edge/{number}", _edge_content(edge))
+            content |= under(f"graph/layer/{index}/edge/{number}", _edge_content(edge))
     return content
 
 
-def _sealed(content: Content) -> Content:
+def sealed(content: Content) -> Content:
     """Add the digest by which a weight that has changed in the file, and is still a legal weight, is noticed."""
     digest = hashlib.sha256()
     for path in sorted(content):

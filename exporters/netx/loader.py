@@ -2,7 +2,8 @@
 
 Blocks, synapses and neurons come from the file as ``lava.lib.dl.netx.hdf5.Network`` builds them. Attached from outside
 is what netx has no word for: the spike source, the writers of the bias schedule, and the recurrent synapses unless the
-file holds them, as the stock form does: then netx's own resets are left as they are, too.
+file holds them, as the stock form does: then netx's own resets are left as they are, too. To the blocks of a clock form
+nothing is attached but the source, and what records.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import numpy as np
 
 from exporters.netx import file
 from exporters.netx.checks import inexact
+from exporters.netx.clocked import obstacles
 from exporters.netx.content import NETX, SYNAPSES
-from sim import on_lava
+from sim import on_lava, stock
 from sim.arguments import checked
 from sim.chip import LOIHI2, Chip
 from sim.findings import Finding, Refused, refuse
@@ -37,6 +39,7 @@ class LoadedNetwork:
     network: Network  #: as :func:`exporters.netx.read` reads it
     process: Any  #: as netx built it, None where it cannot; ``run`` builds another, since one process runs one payload
     period: int  #: steps between samples
+    form: file.Form = "netx"
 
     @checked
     def run(self, payload: np.ndarray, *, chip: Chip = LOIHI2, overflow: Policy = "strict") -> Trace:
@@ -47,15 +50,36 @@ class LoadedNetwork:
         from sim import inputs  # torch loads where something runs
 
         payload = self.network.payload(payload)
+        if self.process is None and self.form == "clock":
+            return _stepped(self.network, payload, chip, overflow)
         if self.process is None:
-            stock = partial(on_lava.run, form="stock", chip=chip, overflow=overflow, period=self.period)
-            return inputs.deployed(self.network, payload, stock)
+            run = partial(on_lava.run, form="stock", chip=chip, overflow=overflow, period=self.period)
+            return inputs.deployed(self.network, payload, run)
         findings = inexact(self.network, payload, chip, overflow)
         if file.read(self.path) != self.network:
             findings.append(Finding(str(self.path), "the file has changed since it was loaded", "load it again"))
         if findings:
             raise Refused(findings)
+        if self.form == "clock":
+            return self._ticking(payload, chip)
         return inputs.deployed(self.network, payload, partial(self._stream, chip=chip))
+
+    def _ticking(self, payload: np.ndarray, chip: Chip) -> Trace:
+        """Run blocks that bring their own schedule: what is written into ``bias_mant`` is what stands there anyway."""
+        network, period, lead = self.network, self.period, len(self.network.layers) + 1
+        sent = payload.reshape(len(payload), -1)
+        data = np.zeros((sent.shape[1] + 1, len(payload), period), np.int32)
+        data[:-1, :, 1 : 1 + network.timesteps] = sent.T[:, :, None]
+        data[-1, :, 0] = 1
+        data = np.pad(data.reshape(len(data), -1), ((0, 0), (0, lead)))
+        with runtime.silenced():
+            process = _build(self.path, network, period)
+            source = graph.steady(data)
+            source.s_out.connect(process.inp)
+            populations = [
+                graph.watched(layer, block.neuron) for layer, block in zip(network.layers, process.layers, strict=True)
+            ]
+        return runtime.ticked("netx", network, payload, source, populations, period, chip)
 
     def _stream(self, network: Network, payload: np.ndarray, chip: Chip) -> Trace:
         """Run the file's blocks as ``network``, which may be the file's, or what it is for one input."""
@@ -82,11 +106,30 @@ def load(path: str | Path, *, period: int | Literal["power of two"] | None = Non
     "power of two" is the smallest that silicon's reset takes (see :func:`sim.stock.legal_period`). Raises
     :class:`Refused` for any other file, a period too small, and where Lava or lava-dl is missing.
     """
-    network = file.read(path)
-    period = legal_period(network, "stock", period)
+    network, form = file.read(path), file.form_of(path)
+    period = legal_period(network, "clock" if form == "clock" else "stock", period)
+    builds = not obstacles(network) if form == "clock" else file.loaded_by(network) == NETX
     with runtime.silenced():
-        process = _build(Path(path), network, period) if file.loaded_by(network) == NETX else None
-    return LoadedNetwork(Path(path), network, process, period)
+        process = _build(Path(path), network, period) if builds else None
+    return LoadedNetwork(Path(path), network, process, period, form)
+
+
+def _stepped(network: Network, payload: np.ndarray, chip: Chip, overflow: Policy) -> Trace:
+    """Run the stock form with a clock, which no host and no netx builds, step by step."""
+    from sim.on_lava.stepped import Stepped
+
+    if findings := stock.inexact(network, payload, "stock", chip, overflow):
+        raise Refused(findings)
+    names = [layer.name for layer in network.layers]
+    with runtime.silenced():
+        running = Stepped(network, payload, names, schedule="clock", chip=chip)
+        running.start()
+    try:
+        found = list(running.samples(lambda sample, step: None))
+    finally:
+        running.stop()
+    spikes, potentials = ({name: np.stack([one[part][name] for one in found]) for name in names} for part in (0, 1))
+    return Trace("clock", network, spikes, potentials)
 
 
 def _population(network: Network, layer: Layer, block: Any, period: int, chip: Chip) -> Population:
