@@ -53,7 +53,7 @@ class Registers:
         self.outside = {layer.name: 0 for layer in network.layers if layer.kind == "spiking"}
 
     def left(self, layer: Layer, step: int, v: Any, offset: Any) -> None:
-        """Note the potentials ``v``, after the reset, that one step has left, and ``offset``, as :meth:`watch` has it."""
+        """Note the potentials ``v`` that one step has left after the reset, and ``offset``, as :meth:`watch` has it."""
         last = self._network.busy(layer)[-1]
         if layer.kind == "spiking" and (step < self._network.phase[layer.name] or step == last):
             held = np.asarray(v).max(axis=0) - np.asarray(offset)

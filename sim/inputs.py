@@ -60,7 +60,7 @@ def by_bias(network: Network, payload: np.ndarray) -> list[Network]:
 
 
 def beyond(network: Network, payload: np.ndarray, chip: Chip = LOIHI2) -> frozenset[int]:
-    """Number the samples whose currents, on top of v0 and the schedule, leave the bias register of ``chip``.
+    """List, by number, the samples whose currents, on top of v0 and the schedule, leave the bias register of ``chip``.
 
     None do where the form of the input is "payload". The stock form holds no others.
     """
@@ -132,7 +132,9 @@ def restored(network: Network, payload: np.ndarray, traces: Sequence[Trace]) -> 
         name, busy = layer.name, network.busy(layer)
         late = len(busy) - traces[0].spikes[name].shape[1]
         spikes[name], potentials[name] = (
-            np.concatenate([np.zeros((len(traces), late, *layer.shape), values[0].dtype), np.concatenate(values)], axis=1)
+            np.concatenate(
+                [np.zeros((len(traces), late, *layer.shape), values[0].dtype), np.concatenate(values)], axis=1
+            )
             for values in ([t.spikes[name] for t in traces], [t.potentials[name] for t in traces])
         )
         potentials[name][:, :late] = layer.per_neuron(layer.v0)

@@ -427,7 +427,9 @@ def _structure(network: Network) -> list[Finding]:
         found += _input_findings(network.input)
     if network.input.form == "spikes":
         found += [
-            Finding(layer.name, "it reads the input, whose form is spikes", "let spiking layers read it, and nothing else")
+            Finding(
+                layer.name, "it reads the input, whose form is spikes", "let spiking layers read it, and nothing else"
+            )
             for layer in network.layers
             if INPUT in (sources := {edge.source for edge in layer.edges})
             and (len(sources) > 1 or layer.kind != "spiking")

@@ -21,7 +21,7 @@ from sim.fixedpoint import Policy
 from sim.network import INPUT, Conv2d, Dense, Edge, Layer, Network, SynapseTable
 
 Form = Literal["native", "stock"]  #: how a network is built on Lava: our own neurons, or the stock form
-#: Steps between a layer's window and its reset: until the last -theta has arrived, and what relays of a clock send last.
+#: Steps between a layer's window and its reset: the last -theta arrives, and the last that relays of a clock send.
 AFTER = {"native": 0, "stock": 1, "clock": 2}
 
 #: Registers of LIF, in su * 2**6: u wraps beyond, v saturates (lava/proc/lif/models.py).

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from sim import fast
 from sim.arguments import checked
 from sim.findings import Refused
 from sim.fixedpoint import Policy
-from sim.network import Network
+from sim.network import InputForm, Network
 from sim.stock import legal_period
 from sim.trace import Trace
 from toolchain.calibration.run import calibrate
@@ -171,6 +171,23 @@ def convert(
     }
     return Conversion(
         network, graph, source, recipe, scales, registers.peak, origin, assumed, outside=registers.outside
+    )
+
+
+@checked
+def in_every_form(
+    conversion: Conversion, model: nn.Module | FloatGraph, calibration: Any, **importing: Any
+) -> tuple[Conversion, ...]:
+    """Return a conversion, and what it is for the other forms of the input, in the order of ``InputForm``.
+
+    ``model``, ``calibration`` and ``importing`` are those that it was made from. Raises as :func:`convert` does.
+    """
+    own = conversion.recipe.input_form
+    return tuple(
+        conversion
+        if form == own
+        else convert(model, calibration, recipe=replace(conversion.recipe, input_form=form), **importing)
+        for form in get_args(InputForm)
     )
 
 

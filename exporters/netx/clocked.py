@@ -163,7 +163,9 @@ def clock_content(network: Network) -> Content:
     """Describe a network with its clock, which :func:`check_clock` has passed."""
     if obstacles(network):
         return sealed(whole(network, OURS, "clock") | _ticks(network))
-    blocks: list[Content] = [{"type": netx_type(b"input"), "shape": integer([network.layers[0].edges[0].synapse.weight.shape[1] + 1])}]
+    blocks: list[Content] = [
+        {"type": netx_type(b"input"), "shape": integer([network.layers[0].edges[0].synapse.weight.shape[1] + 1])}
+    ]
     for layer, (weight, recurrent) in zip(network.layers, matrices(network), strict=True):
         bias = np.zeros(len(weight), np.int64)
         bias[: layer.size] = layer.v0
@@ -182,7 +184,10 @@ def _ticks(network: Network) -> Content:
         at = f"graph/layer/{index}/clock"
         content |= {f"{at}/@hold": integer(found.hold[layer.name]), f"{at}/bias": integer(found.bias[layer.name])}
         for number, ticks in enumerate(found.ticks[layer.name]):
-            values = {"@first": integer(ticks.first), "@exponent": integer(ticks.exponent), "weight": integer(ticks.weight)}
+            values = {
+                "@first": integer(ticks.first),
+                "@exponent": integer(ticks.exponent),
+                "weight": integer(ticks.weight),
+            }
             content |= under(f"{at}/{number}", values)
     return content
-

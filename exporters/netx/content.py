@@ -31,10 +31,10 @@ hold-off that holds the recurrent synapses, too, so that nothing but the schedul
 its layers where it is opened with ``reset_interval`` T + 1, or more, and ``reset_offset`` 1. The graph form says none
 of this: it is of format 1, or 2 where it needs that.
 
-Format 5 is that of networks whose inputs are no graded payloads, or whose samples come at an interval of their own, and of
-the clock form. It holds the whole network below ``/graph``, @form (netx, graph or clock), [@reset_interval], and
-[graph/input/@form]. What netx builds of it stands below ``/layer`` once more, without anything of ours. Input neurons are an
-``input`` block with neurons there, whose bias the host writes.
+Format 5 is that of networks whose inputs are no graded payloads, or whose samples come at an interval of their own, and
+of the clock form. It holds the whole network below ``/graph``, @form (netx, graph or clock), [@reset_interval], and
+[graph/input/@form]. What netx builds of it stands below ``/layer`` once more, without anything of ours. Input neurons
+are an ``input`` block with neurons there, whose bias the host writes.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def netx_content(network: Network, version: int = NETX_FORMAT) -> Content:
 
 
 def in_order(blocks: list[Content]) -> Content:
-    """Number the blocks of netx."""
+    """Put the blocks of netx where it looks for them."""
     content: Content = {}
     for index, block in enumerate(blocks):
         content |= under(f"layer/{index}", block)
@@ -201,9 +201,7 @@ def _blocks(network: Network) -> list[Content]:
         form = SYNAPSES[type(edge.synapse)]
         if form.flat and len(network.shape_of(edge.source)) == 3:
             blocks.append({"type": netx_type(b"flatten")})
-        blocks.append(
-            {"shape": integer(layer.shape)} | _synapse_content(edge) | neuron_content(layer, silence(layer))
-        )
+        blocks.append({"shape": integer(layer.shape)} | _synapse_content(edge) | neuron_content(layer, silence(layer)))
     return blocks
 
 

@@ -125,6 +125,11 @@ def form_of(path: str | Path) -> Form:
     return _form(hdf5.load(Path(path)))
 
 
+def loader_of(path: str | Path) -> str:
+    """Say who can load a file that :func:`read` accepts: ``NETX`` or ``OURS``."""
+    return hdf5.load(Path(path))["@loader"].tobytes().decode()
+
+
 def _form(content: Content) -> Form:
     if "@form" in content:
         said = content["@form"].tobytes().decode(errors="replace")

@@ -17,7 +17,6 @@ import numpy as np
 
 from exporters.netx import file
 from exporters.netx.checks import inexact
-from exporters.netx.clocked import obstacles
 from exporters.netx.content import NETX, SYNAPSES
 from sim import on_lava, stock
 from sim.arguments import checked
@@ -108,9 +107,8 @@ def load(path: str | Path, *, period: int | Literal["power of two"] | None = Non
     """
     network, form = file.read(path), file.form_of(path)
     period = legal_period(network, "clock" if form == "clock" else "stock", period)
-    builds = not obstacles(network) if form == "clock" else file.loaded_by(network) == NETX
     with runtime.silenced():
-        process = _build(Path(path), network, period) if builds else None
+        process = _build(Path(path), network, period) if file.loader_of(path) == NETX else None
     return LoadedNetwork(Path(path), network, process, period, form)
 
 

@@ -9,6 +9,7 @@ from exporters.report.schema import (
     PARTS,
     RUNGS,
     Attribution,
+    Compared,
     Cost,
     Estimate,
     Fit,
@@ -115,7 +116,35 @@ def _accuracy(report: Report) -> str:
     if by_timesteps := report.accuracy_by_timesteps:
         rows = [(t, *_score(by_timesteps[t])) for t in sorted(by_timesteps)]
         parts += ["Converted anew for each T:", _table(("T", *header), rows)]
+    if report.forms:
+        parts += ["Converted anew for each way of getting inputs in:", _forms(report.forms)]
     return "\n\n".join(parts)
+
+
+def _forms(forms: Sequence[Compared]) -> str:
+    counts = ("spikes", "synaptic_events", "host")
+    rows = [
+        (
+            row.input,
+            *(MISSING if value is None else f"{value:.2f}" for value in (row.accuracy, row.agreement)),
+            row.steps,
+            *(MISSING if getattr(row, name) is None else f"{getattr(row, name):.0f}" for name in counts),
+            row.cores,
+        )
+        for row in forms
+    ]
+    header = (
+        f"{forms[0].measure} in %",
+        "agreement in %",
+        "steps",
+        "spikes",
+        "synaptic events",
+        "values from the host",
+    )
+    return _table(("input", *header, "cores"), rows) + (
+        "\n\nThe host sends graded payloads at each step; or writes the biases of the layers that read the input; or "
+        "those of input neurons, whose spikes the other layers read. Counts are per sample."
+    )
 
 
 def _headed(text: str) -> str:

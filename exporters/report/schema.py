@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from exporters.report.record import Record
+from sim.network import InputForm
 
 Rates = Mapping[str, tuple[np.ndarray, np.ndarray]]  #: by spiking layer: wanted and measured rates, float32 (n,) both
 
@@ -264,6 +265,30 @@ class Cost(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compared(Record):
+    """One conversion: what it gets right and what that takes. What was not measured is None."""
+
+    name: str
+    input: InputForm  #: how it gets in
+    timesteps: int  #: T
+    holdoff: int  #: K
+    steps: int  #: until the logits are there
+    period: int  #: steps between samples that follow each other
+    cores: int | None  #: None where it does not fit
+    measure: str = MEASURES["classes"]  #: what tells how good it is
+    accuracy: float | None = None  #: per cent
+    agreement: float | None = None  #: with the trained network, per cent
+    spikes: float | None = None  #: per sample
+    synaptic_events: float | None = None  #: per sample
+    host: float | None = None  #: values that the host sends, per sample
+
+    @property
+    def score(self) -> float | None:
+        """The accuracy, or the agreement where there were no labels."""
+        return self.agreement if self.accuracy is None else self.accuracy
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation(Record):
     """How good a network is on labelled data."""
 
@@ -303,6 +328,7 @@ class Report(Record):
     accuracy: Mapping[Rung, Accuracy] = field(default_factory=dict)
     accuracy_by_step: tuple[StepAccuracy, ...] = ()
     accuracy_by_timesteps: Mapping[int, Accuracy] = field(default_factory=dict)  #: of networks converted for each T
+    forms: tuple[Compared, ...] = ()  #: of networks converted for each form of the input
     errors: tuple[OutputError, ...] = ()  #: of a regression, by output (or channel)
     verification: Verification | None = None
     fit: Fit | None = None

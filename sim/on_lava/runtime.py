@@ -121,12 +121,12 @@ def ticked(
         layer = population.layer
         start = network.phase[layer.name] + 1
 
-        def cycles(start: int = start, size: int = layer.size) -> np.ndarray:
-            cut = next(records).reshape(-1, population.register.shape[0])[start : start + len(payload) * period, :size]
-            return cut.reshape(len(payload), period, size)
-
-        register = cycles() >> chip.fraction_bits
-        fired = cycles() if population.spikes is not None else np.zeros_like(register)
+        cycles = [
+            next(records)[start : start + len(payload) * period, : layer.size].reshape(len(payload), period, layer.size)
+            for _ in population.ports
+        ]
+        register = cycles[0] >> chip.fraction_bits
+        fired = cycles[1] if population.spikes is not None else np.zeros_like(register)
         offsets = layer.per_neuron(layer.offsets)
         v = register if layer.kind == "readout" else register + layer.per_neuron(layer.v0)
         window = slice(0, network.timesteps)

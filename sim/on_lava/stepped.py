@@ -151,15 +151,15 @@ class Stepped:
                         spikes[name][t - busy.start], potentials[name][t - busy.start] = fired, v
             for neuron in self._neurons.values():
                 neuron.u.set(np.zeros(neuron.u.shape, np.int32))
-            fired = {name: values.astype(np.uint8) for name, values in spikes.items()}
-            yield (fired, potentials) if network is self._whole else self._restored(sample, fired, potentials)
+            found = {name: fired.astype(np.uint8) for name, fired in spikes.items()}, potentials
+            yield found if network is self._whole else self._restored(sample, found)
 
-    def _restored(self, sample: int, *recorded: dict[str, np.ndarray]) -> Recording:
+    def _restored(self, sample: int, recorded: Recording) -> Recording:
         """Add what the host knows and never sends: how a layer fares before its window."""
         from sim import inputs
 
-        batches = ({name: values[None] for name, values in part.items()} for part in recorded)
-        trace = Trace("", self._network, *batches)
+        fired, left = ({name: values[None] for name, values in part.items()} for part in recorded)
+        trace = Trace("", self._network, fired, left)
         found = inputs.restored(self._whole, self._payload[sample : sample + 1], [trace])
         spikes, potentials = (
             {name: values[0] for name, values in part.items()} for part in (found.spikes, found.potentials)

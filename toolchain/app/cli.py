@@ -146,6 +146,9 @@ def convert(
     latency_budget: Annotated[
         int | None, typer.Option(metavar="STEPS", help="With --auto: steps until the logits, at most.")
     ] = None,
+    compare_forms: Annotated[
+        bool, typer.Option("--compare-forms", help="Convert for every form of the input, and compare them.")
+    ] = False,
     dense_limit: DenseLimit = None,
     leave_off_last: LeaveOffLast = False,
     as_json: Json = False,
@@ -162,6 +165,7 @@ def convert(
     from toolchain import assessment
     from toolchain.auto import choose
     from toolchain.convert import convert as run
+    from toolchain.convert import in_every_form
     from toolchain.inputs import load_arrays
     from toolchain.loading import load_model
     from toolchain.recipe import named
@@ -193,7 +197,8 @@ def convert(
             conversion, search = converted(None)
         rates = assessment.rates(conversion, x)
         name, data = model.rpartition("/")[2], f"calibration data, {calibration.name}"
-        report = assessment.report(conversion, net, x, y, rates, name=name, data=data, choice=search)
+        forms = in_every_form(conversion, net, x, **limits) if compare_forms else ()
+        report = assessment.report(conversion, net, x, y, rates, name=name, data=data, choice=search, forms=forms)
         conversion.save(output, report, rates)
     if as_json:
         print_json(report.as_dict())
@@ -310,7 +315,7 @@ def inspect(
         return
     network = netx.read(path) if bundle is None else bundle.network
     rows, output, source = layer_table(network), network.output, network.input
-    scale = np.asarray(source.scale)
+    scale, loader = np.asarray(source.scale), netx.loader_of(path if bundle is None else bundle.net_path)
     shortest, silicon = network.period + 1, legal_period(network, "stock", "power of two")
     planned = legal_period(network, "stock")
     if as_json:
@@ -321,7 +326,7 @@ def inspect(
                 "steps": network.steps,
                 "period": planned,
                 "reset_interval": silicon,
-                "loader": netx.loaded_by(network),
+                "loader": loader,
                 "input": {
                     "shape": source.shape,
                     "given": source.model_shape,
@@ -340,7 +345,7 @@ def inspect(
     out.print(
         f"T = {network.timesteps}, K = {network.holdoff}: logits after {network.steps} steps; input "
         f"{' x '.join(map(str, source.shape))}{given}, {source.bits} bits, payload = x * "
-        f"{numbers(scale)}, brought in as {source.form}; loads with {netx.loaded_by(network)}",
+        f"{numbers(scale)}, brought in as {source.form}; loads with {loader}",
         soft_wrap=True,
         highlight=False,
     )
@@ -366,8 +371,9 @@ def export(
     form: Annotated[
         str | None,
         typer.Option(
-            metavar="netx|stock|graph",
-            help="For stock netx; for it, with the resets in the file (dense networks); for us.  [netx, else graph]",
+            metavar="netx|stock|clock|graph",
+            help="For stock netx; with the resets in the file (dense networks); with neurons that bring the schedule, "
+            "too; for us.  [netx, else graph]",
         ),
     ] = None,
 ) -> None:
@@ -381,7 +387,7 @@ def export(
     network = bundles.read_network(path)
     kind: Any = form  # which there are is the exporter's to say
     netx.save(network, output, form=kind)
-    say(f"written to {output}, in the form {netx.form_of(output)}")
+    say(f"written to {output}, in the form {netx.form_of(output)}; loads with {netx.loader_of(output)}")
 
 
 @app.command()

@@ -9,9 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
-from exporters.comparison import Compared
 from exporters.netx import RULES, Issue
-from exporters.report import MEASURES, RUNGS, Cost, Fit, LayerRow, Report, TaskName, Verification
+from exporters.report import MEASURES, RUNGS, Compared, Cost, Fit, LayerRow, Report, TaskName, Verification
 from exporters.report.markdown import estimated
 from toolchain.app.console import out, say, table, text
 
@@ -66,6 +65,7 @@ COMPARED = {
 }
 
 
+FORMS = {key: heading for key, heading in COMPARED.items() if key not in ("name", "timesteps", "holdoff", "period")}
 COLOURS = {"error": "red", "warning": "yellow", "note": None}
 BLOCKS = {
     "block": "block",
@@ -132,6 +132,8 @@ def show_report(report: Report) -> None:
     if report.accuracy_by_timesteps:
         rows = [{"T": t, **score.as_dict()} for t, score in report.accuracy_by_timesteps.items()]
         out.print(table("converted for other T", rows, {"T": "T", **score}))
+    if report.forms:
+        out.print(table("converted for other forms of the input", _rounded(report.forms), FORMS))
     if report.choice is not None:
         rows = [{"T": trial.timesteps, "K": trial.holdoff, **trial.as_dict()} for trial in report.choice.trials]
         out.print(table("tried on held-out calibration inputs", rows, TRIALS))
@@ -189,11 +191,12 @@ def show_cost(cost: Cost, what: str) -> None:
     )
 
 
+def _rounded(found: Sequence[Compared]) -> list[dict[str, Any]]:
+    counts = ("spikes", "synaptic_events", "host")
+    return [{key: round(value) if key in counts else value for key, value in row.as_dict().items()} for row in found]
+
+
 def show_compared(found: Sequence[Compared]) -> None:
     """Print conversions beside each other."""
-    counts = ("spikes", "synaptic_events", "host")
-    rows = [
-        {key: round(value) if key in counts else value for key, value in row.as_dict().items()} for row in found
-    ]
-    out.print(table("conversions beside each other", rows, COMPARED))
+    out.print(table("conversions beside each other", _rounded(found), COMPARED))
     say("spikes, synaptic events and what the host sends are per sample; accuracy (or R²) and agreement in per cent")

@@ -174,9 +174,9 @@ def plan_layer(
     of the activations would not fire once. The THETA taken minimises the expected squared error of the
     activations: staircase, weight rounding (a uniform error of 1/12 su^2 per synapse and source unit) and, from the
     graded input, the payload's own rounding as measured. With the recipe's ``shift_input`` the weights of the graded
-    input get the exponent at which they use all bits; so do those that only the host knows, because it brings the
-    currents as biases. These have to fit the bias register over the window. Potentials and biases must stay inside the registers, with
-    ``MARGIN`` to spare. Raises :class:`Refused` where no THETA satisfies them.
+    input get the exponent at which they use all bits; so do those that only the host knows, because it brings their
+    currents as biases, which have to fit the bias register over the window. Potentials and biases must stay inside the
+    registers, with ``MARGIN`` to spare. Raises :class:`Refused` where no THETA satisfies them.
     """
     chip, timesteps = recipe.limits, recipe.timesteps
     largest = largest_weights(graph, layer, units)
