@@ -25,6 +25,7 @@ from exporters.netx.checks import check, check_storable, held_by_netx
 from exporters.netx.content import (
     NETX,
     OURS,
+    SYNAPSES,
     Content,
     in_order,
     integer,
@@ -38,7 +39,7 @@ from sim import stock
 from sim.clock import clock
 from sim.findings import Finding, Refused
 from sim.fixedpoint import bounds
-from sim.network import INPUT, Dense, Layer, Network
+from sim.network import INPUT, Layer, Network
 from sim.stock import Silence
 
 WEIGHT = 127  #: of a relay at most
@@ -122,7 +123,7 @@ def obstacles(network: Network) -> list[Finding]:
         found.append(Finding("network", "no layer spikes", "there is nobody to relay a schedule"))
     for layer in network.layers:
         spiking = layer.kind == "spiking"
-        if any(type(edge.synapse) is not Dense for edge in layer.edges) or len(layer.shape) > 1:
+        if any(SYNAPSES[type(edge.synapse)].recurrent is None for edge in layer.edges):
             problem = "netx has recurrent synapses, which relays need, in dense layers alone"
             found.append(Finding(layer.name, problem, "our loader reads it"))
         if network.phase[layer.name] != network.first_arrival(layer):
