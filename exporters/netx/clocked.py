@@ -142,6 +142,19 @@ def obstacles(network: Network) -> list[Finding]:
     return found
 
 
+def silent_below(network: Network) -> dict[str, int]:
+    """Return the u of every spiking layer, su, from which it fires outside its window in spite of the clock."""
+    blocks = not obstacles(network)
+    hold = {name: chain.hold for name, chain in chains(network).items()} if blocks else clock(network).hold
+    found = {}
+    for layer in network.layers:
+        if layer.kind == "spiking":
+            # Before the window, where nothing has come into blocks, v0 is all that is added.
+            added = int(layer.offsets[-1].max()) if blocks else max(int(layer.v0.max()), int(layer.offsets[-1].max()))
+            found[layer.name] = layer.threshold + hold[layer.name] - added
+    return found
+
+
 def check_clock(network: Network) -> list[Finding]:
     """List everything that stops the clock form."""
     found = check_storable(network)

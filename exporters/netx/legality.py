@@ -24,7 +24,6 @@ from exporters.placement.load import ConvLoad, DenseLoad, Tile
 from sim import stock
 from sim.chip import LOIHI2
 from sim.chip import check as check_chip
-from sim.clock import clock
 from sim.findings import Finding, Refused
 from sim.fixedpoint import Bounds, bounds
 from sim.network import Network
@@ -1019,14 +1018,9 @@ def _silent(subject: Subject) -> Iterator[tuple[str, int, int, int | None, bool]
 
 def _silent_below(network: Network, form: Form) -> dict[str, int]:
     """Return the u, su, at which a spiking layer would fire outside its window, by name."""
-    spiking = [layer for layer in network.layers if layer.kind == "spiking"]
     if form != "clock":
-        return {layer.name: stock.silence(layer).limit(layer) for layer in spiking}
-    if not clocked.obstacles(network):
-        chains = clocked.chains(network)
-        return {n.name: n.threshold + chains[n.name].hold - int(n.offsets[-1].max()) for n in spiking}
-    hold = clock(network).hold
-    return {n.name: n.threshold + hold[n.name] - max(int(n.v0.max()), int(n.offsets[-1].max())) for n in spiking}
+        return {n.name: stock.silence(n).limit(n) for n in network.layers if n.kind == "spiking"}
+    return clocked.silent_below(network)
 
 
 _SILENCE = "u outside the firing window"

@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from exporters.netx import file
+from exporters.netx import clocked, file
 from exporters.netx.checks import inexact
 from exporters.netx.content import NETX, SYNAPSES
 from sim import on_lava, stock
 from sim.arguments import checked
 from sim.chip import LOIHI2, Chip
 from sim.findings import Finding, Refused, refuse
-from sim.fixedpoint import Policy
+from sim.fixedpoint import Policy, RegisterOverflow
 from sim.network import Layer, Network
 from sim.on_lava import graph, runtime
 from sim.on_lava.runtime import Population
@@ -127,6 +127,11 @@ def _stepped(network: Network, payload: np.ndarray, chip: Chip, overflow: Policy
     finally:
         running.stop()
     spikes, potentials = ({name: np.stack([one[part][name] for one in found]) for name in names} for part in (0, 1))
+    for name, limit in clocked.silent_below(network).items():
+        held = stock.peak_outside(network, network[name], potentials[name])
+        if held >= limit:
+            problem = f"u = {held} outside its window, where the clock holds what is below {limit}"
+            raise RegisterOverflow(Finding(f"layer {name}", problem, "lower the layer's integer threshold"))
     return Trace("clock", network, spikes, potentials)
 
 
