@@ -47,8 +47,10 @@ def main(
     """Convert, measure on the test images, and print the table."""
     recipes = {
         output / f"{form}-t{t}-k{k}": named(recipe, timesteps=t, holdoff=k, input_form=form)
-        for form, t, k in product(names(forms), integers("--timesteps", timesteps), integers("--holdoffs", holdoffs))
+        for form, k, t in product(names(forms), integers("--holdoffs", holdoffs), integers("--timesteps", timesteps))
     }
+    if not recipes:
+        raise refuse("--forms, --timesteps, --holdoffs", "nothing to measure", "name at least one of each")
     for place in recipes:
         if place.exists() and not resume:
             raise refuse(str(place), "it exists", "go on with --resume, or give another --output")
