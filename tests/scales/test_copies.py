@@ -61,7 +61,9 @@ def ramp(copies: int, timesteps: int, **options: object) -> tuple[Conversion, np
         FloatLayer("out", (1,), (FloatEdge("a", one),), torch.zeros(1), "readout"),
     )
     x = np.linspace(-0.2, 1.2, 1400, dtype=np.float32)[:, None]
-    recipe = Recipe(timesteps=timesteps, weights="nearest", input_bits=12, threshold="given", task="regression", **options)
+    recipe = Recipe(
+        timesteps=timesteps, weights="nearest", input_bits=12, threshold="given", task="regression", **options
+    )
     return convert(FloatGraph((1,), layers), x, recipe=recipe), x
 
 
