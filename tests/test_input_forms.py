@@ -130,6 +130,18 @@ def test_input_neurons_are_a_layer_that_all_others_read(name: str, signed: bool)
     assert np.abs(rate - wanted).max() < 0.5 / network.timesteps + 0.03
 
 
+def test_copies_draw_the_input_in_more_levels() -> None:
+    build, shape = MODELS["dense"]
+    x = torch.randn(64, *shape)
+    one, two = (
+        convert(build().eval(), x, 4, input_form="spikes", copies=copies, weights="nearest", method="none")
+        for copies in (1, 2)
+    )
+    assert (one.network[NAME].shape, two.network[NAME].shape) == ((12,), (24,))
+    levels = [np.unique(made.run(x).spikes[NAME].sum(1).reshape(64, 12, -1).sum(2)).tolist() for made in (one, two)]
+    assert levels == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6, 7, 8]]
+
+
 def test_what_is_brought_as_biases_fits_thirteen_bits_where_payloads_do_not() -> None:
     for name in MODELS:
         for form in ("currents", "spikes"):

@@ -33,6 +33,7 @@ from toolchain.graph import FloatGraph
 from toolchain.graph.channels import spread
 from toolchain.inputs import as_inputs
 from toolchain.recipe import Recipe, named
+from toolchain.scales.copies import with_copies
 from toolchain.scales.input_neurons import with_input_neurons
 from toolchain.scales.integers import build
 from toolchain.scales.payload import carried
@@ -152,14 +153,15 @@ def convert(
     graph, x = imported(model, calibration, dense_limit=dense_limit, leave_off_last=leave_off_last)
     task, assumed = resolved(graph, x, recipe, labels)
     recipe = replace(recipe, task=task)
+    graph = with_copies(graph, x, recipe)
     source = carried(graph, x, recipe)
     if recipe.input_form == "spikes":
         signed = bool((graph.arrange(x) < 0).any())
-        graph, source = with_input_neurons(graph, signed), with_input_neurons(source, signed)
-    scales = choose_scales(source, x, recipe)
+        graph, source = (with_input_neurons(one, signed, recipe.copies) for one in (graph, source))
     if recipe.weights == "tuned":
-        source = tune(source, x, scales.thetas, recipe)
-        scales = choose_scales(source, x, recipe)
+        source = tune(source, x, choose_scales(source, x, recipe).thetas, recipe)
+    graph, source = graph.widened(), source.widened()
+    scales = choose_scales(source, x, recipe)
     network, registers = calibrate(build(source, scales, recipe), source, scales, x, recipe)
     if recipe.reset_interval == "power-of-two":
         network = replace(network, reset_interval=legal_period(network, "stock", "power of two"))

@@ -14,11 +14,12 @@ from toolchain.scales.plan import by_source
 NAME = "input.neurons"
 
 
-def with_input_neurons(graph: FloatGraph, signed: bool) -> FloatGraph:
+def with_input_neurons(graph: FloatGraph, signed: bool, copies: int = 1) -> FloatGraph:
     """Return the same network with a first layer that rectifies the input, which all others read in its place.
 
     Each value x gets a neuron, and where inputs are ``signed`` a second one: x = relu(x) - relu(-x). The two stand next
     to each other, as channels, or as features of an input without space. What no layer reads drives no neuron.
+    ``copies`` of them draw each value together, once the graph is widened.
     """
     signs = torch.tensor([1.0, -1.0] if signed else [1.0])
     name, taken = NAME, {layer.name for layer in graph.layers}
@@ -43,7 +44,7 @@ def with_input_neurons(graph: FloatGraph, signed: bool) -> FloatGraph:
         else FloatDense((weight.reshape(channels, -1, 1) * torch.eye(channels)[:, None]).flatten(0, 1))
     )
     # The input comes evenly: there is nothing to wait for.
-    neurons = FloatLayer(name, shape, (FloatEdge(INPUT, map_),), torch.zeros(shape[0]), holdoff=0)
+    neurons = FloatLayer(name, shape, (FloatEdge(INPUT, map_),), torch.zeros(shape[0]), holdoff=0, copies=copies)
     return replace(graph, layers=(neurons, *layers))
 
 
