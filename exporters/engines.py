@@ -178,7 +178,7 @@ def run(
     """Run integer payloads ``(B, *input.shape)`` on the engine of that name; :class:`Refused` lists the known ones.
 
     ``record=False`` gives the readout alone; only ``fast`` then saves the memory that all other layers would take.
-    Those on Lava get the input in the network's form of it. Raises
+    Engines on Lava get the input in the form that the network's has. Raises
     :class:`sim.fixedpoint.RegisterOverflow` for a potential outside ``chip``'s registers unless ``overflow`` is
     "count", and :class:`Refused` where the engine cannot run the network or honour an argument. ``overflow`` None is
     "count" on engines that can, and "strict" on those whose registers wrap as Lava's do.

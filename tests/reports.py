@@ -57,6 +57,7 @@ REPORT = Report(
             correlation=0.9941,
             peak=1000,
             outside=900,
+            copies=2,
             worst_case=200_000,
             state_limit=131_072,
         ),

@@ -132,11 +132,11 @@ def loader_of(path: str | Path) -> str:
 
 def _form(content: Content) -> Form:
     if "@form" in content:
-        said = content["@form"].tobytes().decode(errors="replace")
-        known = {name: name for name in FORMS}
-        if said not in known:
-            raise refuse("@form", f"{said!a:.40} is unknown", "write the file again")
-        return known[said]
+        said = content["@form"].tobytes()
+        for name in FORMS:
+            if name.encode() == said:
+                return name
+        raise refuse("@form", f"{said!a:.40} is unknown", "write the file again")
     if "graph/input/shape" in content:
         return "graph"
     return "stock" if content["@format_version"] == STOCK_FORMAT else "netx"

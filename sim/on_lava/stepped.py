@@ -1,11 +1,10 @@
 """Runs the stock form step by step with a host between the steps: on Lava's CPU models, or on a board.
 
 The neurons are those of :mod:`sim.stock`, and every process is Lava's own. All that is asked of the target is to run
-one step and to read and write variables. Before a step the host writes ``bias_mant`` where the schedule changes it,
-unless a clock (:mod:`sim.clock`) brings the schedule: then it writes nothing at all.
-What depends on the input is written too where that comes as bias currents (:mod:`sim.inputs`).
-After it, u and v are read, and the spikes with them: v is u + bias, or 0 where the neuron has fired. One more step
-empties the synapses when all windows are closed; then u is cleared.
+one step and to read and write variables. Before a step the host writes ``bias_mant`` where the schedule changes it, and
+where the input comes as bias currents (:mod:`sim.inputs`), unless a clock (:mod:`sim.clock`) brings the schedule: then
+it writes nothing at all. After it, u and v are read, and the spikes with them: v is u + bias, or 0 where the neuron has
+fired. One more step empties the synapses when all windows are closed; then u is cleared.
 """
 
 from __future__ import annotations
