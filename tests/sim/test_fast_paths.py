@@ -1,0 +1,159 @@
+"""Every way in which the fast engine computes gives what the definition gives: spikes, potentials and the watch."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_networks import networks
+
+from sim import chip, fast, reference
+from sim.fast import convolution, population
+from sim.fixedpoint import RegisterOverflow
+from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network
+from sim.trace import first_difference
+
+INT8, FLOATS, COMPILED, STEPWISE = "int8", "floats", "compiled", "stepwise"
+PATHS = [(units, scan) for units in (INT8, FLOATS) for scan in (COMPILED, STEPWISE)]
+CASES = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(params=PATHS, ids="-".join)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Make the engine compute in one way, whatever the size of the network."""
+    units, scan = request.param
+    if units == INT8 and convolution.lacking():
+        pytest.skip(str(convolution.lacking()))
+    if scan == COMPILED and find_spec("numba") is None:
+        pytest.skip("numba is not installed")
+    if units == FLOATS:
+        monkeypatch.setattr(convolution, "lacking", lambda: "switched off")
+    monkeypatch.setattr(population, "compiler", lambda _: scan == COMPILED)
+    monkeypatch.setattr(fast.engine, "compiler", lambda _: scan == COMPILED)
+    return units, scan
+
+
+def same(network: Network, payload: np.ndarray, chips: chip.Chip) -> None:
+    """Compare with the definition everything that a run tells, and what it raises."""
+    slow = reference.run(network, payload, chip=chips, overflow="count")
+    quick = fast.run(network, payload, chip=chips, overflow="count", batch=2)
+    assert first_difference(slow, quick) is None
+    assert (slow.overflows, slow.peak, slow.overflowed) == (quick.overflows, quick.peak, quick.overflowed)
+    if slow.overflows:
+        with pytest.raises(RegisterOverflow) as expected:
+            reference.run(network, payload, chip=chips)
+        with pytest.raises(RegisterOverflow) as found:
+            fast.run(network, payload, chip=chips)
+        assert str(found.value) == str(expected.value)
+
+
+def prove(path: tuple[str, str], examples: int) -> Counter[str]:
+    """Compare so many random networks of each kind; count edges by how they were computed."""
+    kinds = [
+        networks(shortcuts=True),
+        networks(shortcuts=True, longest=64, max_layers=2),
+        networks(shortcuts=True, extreme=True),
+    ]
+    used: Counter[str] = Counter()
+    for kind in kinds:
+
+        @settings(CASES, max_examples=examples)
+        @given(kind, st.sampled_from([chip.LOIHI2, chip.WIDE, NARROW]))
+        def compare(case: tuple[Network, np.ndarray], chips: chip.Chip) -> None:
+            network, payload = case
+            same(network, payload, chips)
+            used.update(entry["path"] for entry in fast.paths(network))
+
+        compare()
+    return used
+
+
+#: Registers that random networks leave all the time.
+NARROW = chip.Chip("a narrow chip", 8, 16, 6, 17, 13, 255, (-7, 7))
+
+
+def test_every_path_equals_the_definition(path: tuple[str, str]) -> None:
+    used = prove(path, 25)
+    assert used["relayed"] > 3
+    assert (used["int8"] > 20) == (path[0] == INT8)
+    assert min(used["float32"], used["float64"]) > 3
+
+
+@pytest.mark.slow
+def test_every_path_equals_the_definition_on_many_networks(path: tuple[str, str]) -> None:
+    prove(path, 500)
+
+
+def conv(weight: np.ndarray, **geometry: Any) -> Conv2d:
+    return Conv2d(weight, Geometry(**geometry))
+
+
+def reasons(synapse: Conv2d | Dense, source: Input, shape: tuple[int, ...]) -> list[tuple[str, str]]:
+    bias = np.zeros((2, shape[0]), int)
+    last = Layer("out", shape, (Edge(INPUT, synapse),), 0, bias[0], bias, "readout")
+    return [(entry["path"], entry["why"]) for entry in fast.paths(Network(source, (last,), 2))]
+
+
+def test_a_path_is_chosen_for_a_reason() -> None:
+    most = np.full((2, 3, 3, 3), 127)
+    eight = Input((3, 5, 5))
+    if convolution.lacking() is None:
+        assert reasons(conv(most), eight, (2, 3, 3)) == [("int8", "spikes, weights and payload are bytes")]
+    assert reasons(conv(most * 2), eight, (2, 3, 3)) == [("float32", "weights beyond 8 bits")]
+    assert reasons(conv(most), Input((3, 5, 5), bits=9), (2, 3, 3)) == [("float32", "a payload of 9 bits")]
+    assert reasons(conv(most), Input((3, 5, 5), bits=16), (2, 3, 3)) == [
+        ("float64", f"sums of up to {27 * 127 * 32767} are beyond 24 bits")
+    ]
+
+
+@pytest.mark.parametrize("bits", [1, 7, 8])
+@pytest.mark.parametrize("signed", [True, False])
+def test_extreme_bytes_are_summed_exactly(path: tuple[str, str], bits: int, signed: bool) -> None:
+    source = Input((32, 6, 5), bits, signed)
+    low, high = source.limits
+    rng = np.random.default_rng(bits)
+    weight = rng.choice([-128, 127], (16, 32, 3, 3))
+    bias = np.zeros((2, 16), int)
+    layer = Layer("a", (16, 3, 5), (Edge(INPUT, conv(weight, stride=(2, 1), padding=(1, 1))),), 900, bias[0], bias)
+    last = Layer(
+        "out", (3,), (Edge("a", Dense(rng.choice([-128, 127], (3, 240)))),), 0, [0] * 3, bias[:, :3], "readout"
+    )
+    payload = rng.choice([low, high], (3, 32, 6, 5))
+    payload[0], payload[1] = low, high
+    same(Network(source, (layer, last), 2), payload, chip.LOIHI2)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_and_chunks_change_nothing(path: tuple[str, str], threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rng = np.random.default_rng(0)
+        bias = rng.integers(-9, 9, (5, 4))
+        shape = (4, 6, 6)
+        first = Layer(
+            "a", shape, (Edge(INPUT, conv(rng.integers(-99, 99, (4, 2, 3, 3)), padding=(1, 1))),), 900, bias[0], bias
+        )
+        last = Layer(
+            "out", (3,), (Edge("a", Dense(rng.integers(-99, 99, (3, 144)))),), 0, [0] * 3, bias[:, :3], "readout"
+        )
+        network, payload = Network(Input((2, 6, 6)), (first, last), 5, 1), rng.integers(-127, 128, (11, 2, 6, 6))
+        expected = reference.run(network, payload, overflow="count")
+        for batch in (None, 1, 4, 11, 100):
+            assert first_difference(expected, fast.run(network, payload, overflow="count", batch=batch)) is None
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_short_run_loads_no_compiler() -> None:
+    if "sim.fast.compiled" not in sys.modules:
+        assert not population.compiler(1000)
+    assert population.compiler(1 << 40) == (find_spec("numba") is not None)
