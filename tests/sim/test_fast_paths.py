@@ -16,6 +16,7 @@ from random_networks import networks
 
 from sim import chip, fast, reference
 from sim.fast import convolution, population
+from sim.findings import Refused
 from sim.fixedpoint import RegisterOverflow
 from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network
 from sim.trace import first_difference
@@ -111,6 +112,41 @@ def test_a_path_is_chosen_for_a_reason() -> None:
     assert reasons(conv(most), Input((3, 5, 5), bits=16), (2, 3, 3)) == [
         ("float64", f"sums of up to {27 * 127 * 32767} are beyond 24 bits")
     ]
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 9))])
+def test_the_int8_units_are_exact_on_every_shape_that_they_are_trusted_with(seed: int) -> None:
+    if convolution.lacking():
+        pytest.skip(str(convolution.lacking()))
+    rng, tried = np.random.default_rng(seed), 0
+    while tried < 300:
+        channels, out = (int(rng.choice([rng.integers(1, 40), 3, 16, 32, 64])) for _ in range(2))
+        groups = channels if rng.integers(4) == 0 else 1
+        out = channels if groups > 1 else out
+        kernel, stride, padding = (tuple(rng.integers(low, 5, 2).tolist()) for low in (1, 1, 0))
+        signed = bool(rng.integers(2))
+        source = Input((channels, *rng.integers(1, 14, 2).tolist()), bits=8, signed=signed)
+        synapse = conv(
+            rng.choice([-128, 127, 5], (out, channels // groups, *kernel)),
+            stride=stride,
+            padding=padding,
+            groups=groups,
+        )
+        try:
+            shape = synapse.output_shape(source.shape)
+        except Refused:
+            continue
+        bias = np.zeros((1, out), int)
+        layer = Layer("out", shape, (Edge(INPUT, synapse),), 0, bias[0], bias, "readout")
+        network = Network(source, (layer,), 1)
+        if fast.paths(network)[0]["path"] != "int8":
+            continue
+        tried += 1
+        low, high = source.limits
+        payload = rng.choice([low, high, 3], (int(rng.integers(1, 20)), *source.shape))
+        found = fast.run(network, payload, chip=chip.WIDE).potentials["out"][:, 0]
+        images, weight = torch.from_numpy(payload).double(), torch.from_numpy(synapse.weight.copy()).double()
+        assert np.array_equal(found, torch.nn.functional.conv2d(images, weight, None, *synapse.geometry).numpy())
 
 
 @pytest.mark.parametrize("bits", [1, 7, 8])
