@@ -31,13 +31,14 @@ def run(
     chip: Chip = LOIHI2,
     overflow: Policy = "strict",
     record: bool = True,
+    count: bool = False,
     batch: Count | None = None,
 ) -> Trace:
     """Run integer payloads ``(B, *input.shape)``; the result equals :func:`sim.reference.run` bit for bit.
 
-    ``record=False`` keeps only the readout's potentials. ``batch`` samples are computed at a time, by default as many
-    as the processor's cache holds. Samples are counted as progress. Raises as the reference does, and :class:`Refused`
-    where sums beyond 2**53 could not be exact.
+    ``record=False`` keeps only the readout's potentials; ``count`` also counts spikes, into ``Trace.fired``. ``batch``
+    samples are computed at a time, by default as many as the processor's cache holds; they are counted as progress.
+    Raises as the reference does, and :class:`Refused` where sums beyond 2**53 could not be exact.
     """
     payload = network.payload(payload)
     registers = Registers(network, chip, overflow)
@@ -50,36 +51,40 @@ def run(
         for one in populations
         if one.layer in kept
     }
+    fired = {layer.name: np.zeros(layer.shape, np.int64) for layer in network.layers if count}
     busy = sum(one.layer.size * len(one.busy) for one in populations)
     compiled = compiler(busy * len(payload))
     size = batch or max(1, min(MOST, CACHED // (4 * max(one.layer.size for one in populations) * network.timesteps)))
     starts = range(0, len(payload), size)
 
-    def chunk(start: int) -> Registers:
+    def chunk(start: int) -> tuple[Registers, dict[str, np.ndarray]]:
         part = slice(start, start + size)
-        watch = Registers(network, chip, overflow, start)
+        watch, counts = Registers(network, chip, overflow, start), {}
         outputs: dict[str, Tensor] = {INPUT: torch.from_numpy(payload[part])}
         for one in populations:
             layer, seen = one.layer, one.layer.name in spikes
-            fired = one.run(outputs, watch, record=seen, count=False, compiled=compiled)
-            outputs[layer.name] = fired.spikes
+            done = one.run(outputs, watch, record=seen, count=count, compiled=compiled)
+            outputs[layer.name] = done.spikes
             if seen:
-                spikes[layer.name][part, one.phase :] = shaped(fired.spikes, layer.shape).numpy()
-                potentials[layer.name][part] = shaped(fired.potentials, layer.shape).numpy()
+                spikes[layer.name][part, one.phase :] = shaped(done.spikes, layer.shape).numpy()
+                potentials[layer.name][part] = shaped(done.potentials, layer.shape).numpy()
+            if count:
+                counts[layer.name] = shaped(done.counts.sum(0), layer.shape).numpy()
             for source in {edge.source for edge in layer.edges}:
                 if network.last_reader[source] == layer.name:
                     del outputs[source]
         watch.settle()
-        return watch
+        return watch, counts
 
     with counting("running on fast", len(payload)) as advance, _threads(len(starts)) as workers:
         watched = map(chunk, starts) if workers is None else workers.map(chunk, starts)
-        for start, watch in zip(starts, watched, strict=True):
+        for start, (watch, counts) in zip(starts, watched, strict=True):
             registers.add(watch)
+            for name, spiked in counts.items():
+                fired[name] += spiked
             advance(min(size, len(payload) - start))
-    return Trace(
-        "fast", network, spikes, potentials, registers.overflows, registers.peak, frozenset(registers.overflowed)
-    )
+    overflowed = frozenset(registers.overflowed)
+    return Trace("fast", network, spikes, potentials, registers.overflows, registers.peak, overflowed, fired)
 
 
 @checked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,6 +20,7 @@ from sim.fast import convolution, population
 from sim.findings import Refused
 from sim.fixedpoint import RegisterOverflow
 from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network
+from sim.operations import operations
 from sim.trace import first_difference
 
 INT8, FLOATS, COMPILED, STEPWISE = "int8", "floats", "compiled", "stepwise"
@@ -44,7 +46,9 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tup
 def same(network: Network, payload: np.ndarray, chips: chip.Chip) -> None:
     """Compare with the definition everything that a run tells, and what it raises."""
     slow = reference.run(network, payload, chip=chips, overflow="count")
-    quick = fast.run(network, payload, chip=chips, overflow="count", batch=2)
+    quick = fast.run(network, payload, chip=chips, overflow="count", batch=2, count=True)
+    for name, spikes in slow.spikes.items():
+        assert np.array_equal(quick.fired[name], spikes.sum((0, 1), dtype=np.int64))
     assert first_difference(slow, quick) is None
     assert (slow.overflows, slow.peak, slow.overflowed) == (quick.overflows, quick.peak, quick.overflowed)
     if slow.overflows:
@@ -164,6 +168,32 @@ def test_extreme_bytes_are_summed_exactly(path: tuple[str, str], bits: int, sign
     payload = rng.choice([low, high], (3, 32, 6, 5))
     payload[0], payload[1] = low, high
     same(Network(source, (layer, last), 2), payload, chip.LOIHI2)
+
+
+@settings(CASES, max_examples=25)
+@given(networks(shortcuts=True))
+def test_operations_are_those_of_nonzero_weights_and_spikes(case: tuple[Network, np.ndarray]) -> None:
+    network, payload = case
+    trace = fast.run(network, payload, overflow="count", count=True)
+    counted = operations(network, trace.fired, payload)
+    for layer in network.layers:
+        # The number of ones that arrive where every weight that is not 0, or every weight, is 1.
+        sums = {"dense": 0, "macs": 0, "acs": 0}
+        for edge in layer.edges:
+            weight = edge.synapse.weight
+            graded = edge.source == INPUT
+            sent = (payload != 0) * network.timesteps if graded else trace.spikes[edge.source].sum(1)
+            for kind, ones, arriving in (
+                ("dense", np.ones_like(weight), np.full((len(payload), *sent.shape[1:]), network.timesteps)),
+                ("macs" if graded else "acs", (weight != 0).astype(int), sent),
+            ):
+                for values in arriving:
+                    synapse = replace(edge.synapse, weight=ones)
+                    sums[kind] += int(reference.CURRENT[type(synapse)](synapse, values.astype(np.int64)).sum())
+        found = counted[layer.name]
+        assert (found.dense * len(payload), found.macs * len(payload), found.acs * len(payload)) == pytest.approx(
+            (sums["dense"], sums["macs"], sums["acs"])
+        )
 
 
 @pytest.mark.parametrize("threads", [1, 3])
