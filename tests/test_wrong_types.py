@@ -190,7 +190,7 @@ def arguments() -> dict[str, tuple[Callable[[Any], Any], dict[str, Any]]]:
         "verify(inputs)": (lambda v: a2l.verify(n, payload, ["fast", "reference"], inputs=v), NOT_A_TEXT),
         "in_every_form(conversion)": (lambda v: in_every_form(v, MODEL, X), NOT_AN_INSTANCE),
         "in_every_form(model)": (lambda v: in_every_form(c, v, X), NOT_AN_INSTANCE),
-        "fast.run(batch)": (lambda v: fast.run(n, payload, batch=v), NOT_A_COUNT | NONE),
+        "fast.run(batch)": (lambda v: fast.run(n, payload, batch=v), NOT_A_COUNT),
         "fast.run(payload)": (lambda v: fast.run(n, v), NOT_AN_ARRAY),
         "reference.run(payload)": (lambda v: reference.run(n, v), NOT_AN_ARRAY),
         "reference.run(overflow)": (lambda v: reference.run(n, payload, overflow=v), NOT_A_TEXT | NONE),

@@ -5,6 +5,9 @@ differ by ``SAFETY`` standard deviations of the rounding error that it collects 
 of n products adds a variance of ``n * u**2 * sum((w * x)**2)`` for a unit roundoff u, maps pass variances on by their
 squared weights and activations no more than they amplify (a staircase all of a step that lies that near). This follows
 from the weights and the inputs, not from the order in which a processor adds.
+
+In single precision some neuron of a large quantised network always falls off its step, and what reads it may follow.
+There float64 decides, and in its own type the model has to be near the graph on half of the samples.
 """
 
 from __future__ import annotations
@@ -83,10 +86,11 @@ class _Compared:
     x: Tensor  #: (B, *model_shape)
     error: float  #: largest difference of a logit, relative to the largest logit
     beyond: Tensor  #: by how much a logit of every sample differs more than it may, float64 (B,)
+    half: bool = False  #: whether it is one network as long as half of the samples do not
 
     @property
     def differs(self) -> bool:
-        return bool((self.beyond > 0).any())
+        return bool((self.beyond.median() if self.half else self.beyond.max()) > 0)
 
     def __lt__(self, other: _Compared) -> bool:
         return (self.differs, self.error) < (other.differs, other.error)
@@ -117,7 +121,7 @@ def prove(model: nn.Module, traced: Traced, regions: Regions, log: Log, samples:
             return math.inf
         # In single precision the model itself decides, be it that it asks for its type. Staircases and narrower types
         # round too coarsely to decide alone.
-        coarse = own.error is not None or narrow or any(layer.levels for layer in graph.layers)
+        coarse = own.error is not None or narrow or _stairs(graph)
         for run in [double, own] if coarse else [own]:
             if run.error is None and (moved := _moved(run)) > FLOOR:
                 problem = f"it gives another result at every call, by {_percent(moved)} of the largest logit"
@@ -129,7 +133,8 @@ def prove(model: nn.Module, traced: Traced, regions: Regions, log: Log, samples:
             if run.error is None:
                 roundoff = _roundoff(run.dtype, graph)
                 results = zip(batches, run.logits, strict=False)  # float64 takes time: it gets the first two
-                worst = max(_compared(x, result, *bounds(x, roundoff)) for x, result in results)
+                falls = _falls(run.dtype, graph)
+                worst = max(_compared(x, result, *bounds(x, roundoff), falls) for x, result in results)
                 if not worst.differs:
                     errors.append(worst.error)
                 elif run is own or coarse:
@@ -229,9 +234,10 @@ def _moved(run: _Run) -> float:
     return _relative(_difference(run.again, run.logits[0]), run.logits[0])
 
 
-def _compared(x: Tensor, result: Tensor, logits: Tensor, tolerance: Tensor) -> _Compared:
+def _compared(x: Tensor, result: Tensor, logits: Tensor, tolerance: Tensor, falls: bool) -> _Compared:
     difference = _difference(result, logits)
-    return _Compared(x, _relative(difference, logits), (difference - tolerance).flatten(1).amax(1))
+    allowed = CEILING * logits.abs().max() if falls else tolerance
+    return _Compared(x, _relative(difference, logits), (difference - allowed).flatten(1).amax(1), falls)
 
 
 def _percent(error: float) -> str:
@@ -252,9 +258,18 @@ def _difference(a: Tensor, b: Tensor) -> Tensor:
 # ---- what rounding may do -------------------------------------------------------------------------------------------
 
 
+def _stairs(graph: FloatGraph) -> bool:
+    return any(layer.levels for layer in graph.layers)
+
+
+def _falls(dtype: torch.dtype, graph: FloatGraph) -> bool:
+    """Whether rounding makes neurons fall off the steps of their activations."""
+    return dtype != torch.float64 and _stairs(graph)
+
+
 def _roundoff(dtype: torch.dtype, graph: FloatGraph) -> float:
     if dtype == torch.float64:  # a forward may cast to float32; a staircase turns its rounding into steps
-        return NEARLY_DOUBLE if any(layer.levels for layer in graph.layers) else SINGLE
+        return NEARLY_DOUBLE if _stairs(graph) else SINGLE
     return max(torch.finfo(dtype).eps / 2, SINGLE)
 
 
@@ -313,7 +328,8 @@ def _differs(model: nn.Module, regions: Regions, x: Tensor, dtype: torch.dtype) 
     run, graph = _run(model, [x], dtype), regions.graph()
     if run.error is not None:
         return None
-    return _compared(x, run.logits[0], *_expected(regions, x, _roundoff(dtype, graph))).differs
+    expected = _expected(regions, x, _roundoff(dtype, graph))
+    return _compared(x, run.logits[0], *expected, _falls(dtype, graph)).differs
 
 
 def _watched(model: nn.Module, x: Tensor, dtype: torch.dtype) -> list[_Seen]:
