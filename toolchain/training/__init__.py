@@ -1,0 +1,1 @@
+"""Training: the source network learns with the error that the conversion will bring."""
