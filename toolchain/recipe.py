@@ -14,7 +14,7 @@ from sim import chip as chips
 from sim.arguments import shown, whole
 from sim.findings import Finding, Refused, refuse
 
-Method = Literal["none", "static", "potential", "ftbc", "exact", "mse"]
+Method = Literal["none", "static", "potential", "once", "ftbc", "exact", "mse"]
 WeightRule = Literal["nearest", "fitted", "tuned"]
 ThresholdRule = Literal["given", "max", "percentile", "mse"]
 Initial = Literal["auto", "zero", "half", "shift"]
