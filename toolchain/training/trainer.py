@@ -25,8 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 from exporters.bundle import digest
 from exporters.report import TaskName
 from sim.arguments import checked
-from sim.findings import refuse
+from sim.findings import Refused, refuse
 from sim.progress import counting
+from toolchain.frontends import import_model
 from toolchain.graph.activations import NQ
 from toolchain.graph.channels import spread
 from toolchain.inputs import as_inputs
@@ -51,9 +52,11 @@ class Epoch:
     noise: dict[str, float]  #: by NQ module: the noise of the next epoch
     residuals: tuple[Residual, ...]  #: between activations and spikes, by layer
     seconds: float
+    refused: str | None = None  #: why the network of this epoch could not be converted
 
     def __str__(self) -> str:
         measured = "" if self.snn is None else f", ANN {self.ann:.2f} %, SNN {self.snn:.2f} %"
+        measured += "" if self.refused is None else f", not converted: {self.refused}"
         return f"epoch {self.epoch}: loss {self.loss:.4f}{measured}"
 
 
@@ -214,6 +217,8 @@ class _Run:
         self.origin = digest({"x": inputs[spread(len(inputs))].numpy(), "y": labels.numpy(), **_arrays(model)})
         self.shape, self.history, self.best = shape, [], (-math.inf, -math.inf, 0, {})  # type: ignore[var-annotated]
         self.student = self._student(model, first)
+        if rank == 0:
+            import_model(as_cpu(self.student), shape, samples=first)  # what no conversion takes is said before
         self.teacher = None
         if settings.distill:
             self.teacher = _placed(model if teacher is None else as_cpu(teacher), place, shape)
@@ -281,19 +286,24 @@ class _Run:
         loss = self._pass(epoch)
         if not math.isfinite(loss):
             raise refuse("training", f"the loss is {loss} in epoch {epoch + 1}", "give a lower learning rate")
-        found, noise = None, {}
+        done = Epoch(epoch + 1, loss, None, None, {}, (), 0.0)
         if self.rank == 0 and ((epoch + 1) % s.every == 0 or epoch + 1 == s.epochs):
-            found = self._measured(s.steps)
-            layerwise = s.activation == "nq" and s.noise == "layerwise"
-            if layerwise:
-                noise = induce(self.student, found if s.measured == s.steps else self._measured(s.measured))
-            if (found.snn, found.ann) > self.best[:2]:
-                kept = {key: value.detach().cpu().clone() for key, value in self.student.state_dict().items()}
-                self.best = found.snn, found.ann, epoch + 1, kept
-        scores = (None, None, ()) if found is None else (found.ann, found.snn, found.residuals)
-        done = Epoch(epoch + 1, loss, scores[0], scores[1], noise, scores[2], time.perf_counter() - start)
-        self.history.append(done)
-        return done
+            try:
+                done = self._validated(done)
+            except Refused as error:  # registers may be left early, and not by what training comes to
+                done = replace(done, refused=str(error).splitlines()[0])
+        self.history.append(replace(done, seconds=time.perf_counter() - start))
+        return self.history[-1]
+
+    def _validated(self, done: Epoch) -> Epoch:
+        """Measure what an epoch led to, keep it if it is the best, and set the noise of the next."""
+        s, found, noise = self.settings, self._measured(self.settings.steps), {}
+        if (found.snn, found.ann) > self.best[:2]:
+            kept = {key: value.detach().cpu().clone() for key, value in self.student.state_dict().items()}
+            self.best = found.snn, found.ann, done.epoch, kept
+        if s.activation == "nq" and s.noise == "layerwise":
+            noise = induce(self.student, found if s.measured == s.steps else self._measured(s.measured))
+        return replace(done, ann=found.ann, snn=found.snn, noise=noise, residuals=found.residuals)
 
     def _measured(self, timesteps: int) -> Spiking:
         recipe = replace(self.settings.recipe(timesteps), task=self.task.name)
@@ -350,6 +360,8 @@ class _Run:
         *_, best, kept = self.best
         if kept:
             model.load_state_dict(kept)
+        elif self.rank == 0:
+            raise refuse("training", f"no epoch could be converted: {self.history[-1].refused}", "train otherwise")
         return Trained(model, self.settings, tuple(self.history), best, self.shape)
 
 
