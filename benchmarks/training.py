@@ -16,6 +16,7 @@ most, and stop in time::
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -44,7 +45,7 @@ from toolchain.app.console import bars, guarded, out, say
 from toolchain.frontends import import_model
 from toolchain.loading import load_model
 from toolchain.recipe import Recipe
-from toolchain.surgery import replace_max_pooling
+from toolchain.surgery import RECORD, record, replace_max_pooling
 from toolchain.training import checkpoint
 from toolchain.training.settings import Settings
 from toolchain.training.trainer import Trained, train
@@ -78,7 +79,7 @@ BASE = Settings(
     precision="bfloat16",
 )
 #: The best that is found here: longer, with the ReLU network as a teacher, for the network with hold-off and biases.
-LONG = replace(BASE, epochs=30, every=2, learning_rate=0.1, distill=0.5, holdoff=1, method="mse")
+LONG = replace(BASE, epochs=30, every=3, learning_rate=0.1, distill=0.5, holdoff=1, method="mse")
 
 
 def variants(epochs: int = BASE.epochs, long: int = LONG.epochs) -> dict[str, dict[str, Settings]]:
@@ -195,7 +196,7 @@ def fit(
     weights: Weights = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     jobs: Jobs = 1,
-    seconds: Seconds = 1e9,
+    seconds: Seconds = math.inf,
     only: Only = None,
     epochs: Annotated[int, typer.Option(help="Of the comparison.")] = BASE.epochs,
     long: Annotated[int, typer.Option(help="Epochs of the best.")] = LONG.epochs,
@@ -245,6 +246,9 @@ def fit(
     ]
     for line in farm(todo, jobs, seconds - (time.monotonic() - start), "training"):
         say(line, "yellow")
+    if math.isfinite(seconds):
+        for name in wanted:
+            salvaged(output / name)
     if pack is not None:
         packed(output, pack)
     for name in wanted:
@@ -280,6 +284,19 @@ def one(
         device=device,
         callbacks=(lambda epoch: print(epoch, f"{epoch.seconds:.1f} s", flush=True),),
     )
+
+
+def salvaged(folder: Path) -> None:
+    """Take the best epoch of a training that was stopped for what it would have left."""
+    content = checkpoint.load(folder, {}) if not (folder / checkpoint.WEIGHTS).exists() else None
+    if content is None or not content["best"][3]:
+        return
+    *_, best, state = content["best"]
+    settings = Settings(**content["settings"])
+    known = {} if settings.activation == "relu" else {RECORD: record(settings.activation, settings.levels, (3, 32, 32))}
+    checkpoint.write(folder / checkpoint.WEIGHTS, known | {"state_dict": state})
+    history = {"settings": content["settings"], "best": best, "history": content["history"], "stopped": True}
+    checkpoint.write_json(folder / checkpoint.HISTORY, history)
 
 
 def packed(output: Path, target: Path) -> None:
@@ -390,7 +407,7 @@ def evaluate(
     data: Data = None,
     weights: Weights = None,
     jobs: Jobs = 1,
-    seconds: Seconds = 1e9,
+    seconds: Seconds = math.inf,
     only: Only = None,
     samples: Annotated[int | None, typer.Option(metavar="N", help="Test images; all by default.")] = None,
     calibration: Calibration = None,

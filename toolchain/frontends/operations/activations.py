@@ -166,10 +166,8 @@ def _trelu(input: Affine, threshold: Tensor) -> Current:
 @handles(modules={TCL: lambda m: (m.threshold,), RNL: lambda m: (m.share * m.maximum,)})
 def _tcl(input: Affine, threshold: Tensor) -> Current:
     bounds = threshold.detach().flatten()
-    if not bool((bounds > 0).all()):
-        raise Unsupported("a threshold that was trained to 0 or below leaves no value but 0", "train at a lower rate")
-    if len(bounds) == 1:
-        return _clamp(input, 0, float(bounds))
+    if len(bounds) == 1 or not bool((bounds > 0).all()):
+        return _clamp(input, 0, float(bounds.min()))
     if len(bounds) != input.shape[0]:
         raise Unsupported(f"it has {len(bounds)} thresholds for {input.shape[0]} channels", "give one for each")
     return replace(_clamp(input, 0), upper=bounds)
