@@ -343,6 +343,7 @@ RULES = {
     "ftbc": ("ftbc", "nearest"),
     "mse": ("mse", "nearest"),
     "mse, fitted": ("mse", "fitted"),
+    "once": ("once", "nearest"),
 }
 
 
@@ -379,7 +380,7 @@ def cells() -> Iterator[Cell]:
             yield made
 
     for name, settings in groups["best"].items():
-        for rule in ("mse", "mse, fitted"):
+        for rule in ("mse", "once", "mse, fitted"):
             yield from fresh(name, settings.levels, 1, rule)
     for name in groups["table"]:
         yield from fresh(name, 4, 0, "none")
@@ -389,7 +390,7 @@ def cells() -> Iterator[Cell]:
                 yield from fresh(f"qcfs-{seed}", t, 0, rule)
     for seed in SEEDS:
         for k in HOLDOFFS:
-            for rule in RULES:
+            for rule in ("none", "ftbc", "mse", "once"):
                 for t in TIMESTEPS:
                     for kind in ("qcfs", "nq-fixed", "nq"):
                         yield from fresh(f"{kind}-{seed}", t, k, rule)
