@@ -361,7 +361,8 @@ class Cell:
         """How it is converted: trained activations bring their thresholds along, a ReLU has none."""
         method, weights = RULES[self.rule]
         threshold = "mse" if self.name == "relu" else "given"
-        return Recipe(self.timesteps, self.holdoff, method, weights, threshold=threshold)  # type: ignore[arg-type]
+        chosen: Any = {"method": method, "weights": weights, "threshold": threshold}
+        return Recipe(timesteps=self.timesteps, holdoff=self.holdoff, **chosen)
 
     @property
     def key(self) -> str:

@@ -11,7 +11,7 @@ import typer
 from torch import Tensor, nn
 
 from exporters.report import Trial
-from sim.findings import Refused
+from sim.findings import Finding, Refused
 from toolchain import auto
 from toolchain.app import cli
 from toolchain.auto import choose
@@ -123,6 +123,26 @@ def test_a_budget_below_the_networks_depth_is_refused(calibration: Tensor) -> No
 def test_too_few_inputs_to_hold_some_out_are_refused() -> None:
     with pytest.raises(Refused, match="calibration: 31 inputs; give at least 32 to choose on"):
         choose(load_model(), torch.rand(31, 1, 8, 8))
+
+
+def test_a_recipe_that_cannot_be_converted_is_a_trial_with_its_reason(
+    calibration: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = auto.convert
+
+    def refusing(graph: Any, x: Any, **options: Any) -> Any:
+        if options["recipe"].timesteps == 2:
+            raise Refused([Finding("conv1", "too much", "use less"), Finding("conv2", "as well", "use less")])
+        return original(graph, x, **options)
+
+    monkeypatch.setattr(auto, "convert", refusing)
+    choice = choose(load_model(), calibration, latency_budget=9)
+    refused = [trial for trial in choice.trials if trial.timesteps == 2]
+    assert {(trial.agreement, trial.error, trial.refused) for trial in refused} == {
+        (0.0, 0.0, "conv1: too much; use less")
+    }
+    assert all(trial.refused is None for trial in choice.trials if trial.timesteps != 2)
+    assert choice.conversion.recipe.timesteps != 2
 
 
 def test_held_out_inputs_are_never_calibrated_on(calibration: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

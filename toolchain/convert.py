@@ -32,6 +32,7 @@ from toolchain.graph import FloatGraph
 from toolchain.graph.channels import spread
 from toolchain.inputs import as_inputs
 from toolchain.recipe import Recipe, named
+from toolchain.scales.copies import with_copies
 from toolchain.scales.integers import build
 from toolchain.scales.payload import carried
 from toolchain.scales.plan import Plan, Scales, choose_scales
@@ -148,11 +149,12 @@ def convert(
     graph, x = imported(model, calibration, dense_limit=dense_limit, leave_off_last=leave_off_last)
     task, assumed = resolved(graph, x, recipe, labels)
     recipe = replace(recipe, task=task)
+    graph = with_copies(graph, x, recipe)
     source = carried(graph, x, recipe)
-    scales = choose_scales(source, x, recipe)
     if recipe.weights == "tuned":
-        source = tune(source, x, scales.thetas, recipe)
-        scales = choose_scales(source, x, recipe)
+        source = tune(source, x, choose_scales(source, x, recipe).thetas, recipe)
+    graph, source = graph.widened(), source.widened()
+    scales = choose_scales(source, x, recipe)
     network, peak = calibrate(build(source, scales, recipe), source, scales, x, recipe)
     if findings := chips.check(network, recipe.limits):
         raise Refused(findings)

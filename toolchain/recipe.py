@@ -7,6 +7,7 @@ from its fields. A new option is written here, in one line, and read by the step
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Real
 from typing import Any, Literal, get_args, get_type_hints
 
 from exporters.report import TaskName
@@ -46,6 +47,13 @@ class Recipe:
         ),
     )
     updates: int = field(default=2000, metadata=_about("Gradient steps that tune weights.", limits=(1, 10_000_000)))
+    copies: int = field(
+        default=1, metadata=_about("Neurons that draw each activation together, each T levels of it.", limits=(1, 64))
+    )
+    neuron_budget: float = field(
+        default=1.0,
+        metadata=_about("Neurons, in multiples of the network's own: copies where they pay most.", limits=(1, 64)),
+    )
     per_neuron: bool = field(
         default=False, metadata=_about("Whether every neuron gets biases of its own; else a channel shares them.")
     )
@@ -78,6 +86,11 @@ class Recipe:
                     found.append(Finding(name, f"{number} is out of range", f"give {limits[0]} to {limits[1]}"))
                 else:
                     object.__setattr__(self, name, number)
+            elif kind is float:
+                if isinstance(value, bool) or not isinstance(value, Real) or not limits[0] <= value <= limits[1]:
+                    found.append(Finding(name, f"{shown(value)} given", f"give {limits[0]} to {limits[1]}"))
+                else:
+                    object.__setattr__(self, name, float(value))
             elif kind is bool:
                 if not isinstance(value, bool):
                     found.append(Finding(name, f"{shown(value)} is neither True nor False", "give one of them"))

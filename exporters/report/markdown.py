@@ -180,7 +180,7 @@ def _layers(layers: Sequence[LayerRow]) -> str:
             (
                 row.name,
                 "x".join(map(str, row.shape)),
-                row.neurons,
+                row.neurons if row.copies == 1 else f"{row.neurons} ({row.copies} copies)",
                 row.weights,
                 row.theta or "",
                 row.phase,

@@ -129,6 +129,7 @@ class LayerRow(Record):
     bias_max: int
     neurons: int
     worst_case: int  #: bound of the register's magnitude over all possible inputs
+    copies: int = 1  #: neurons that draw an activation together, among ``neurons``
     peak: int | None = None  #: its largest magnitude on the calibration inputs
     state_limit: int | None = None  #: what it may hold
     spikes_per_neuron: float | None = None  #: per sample

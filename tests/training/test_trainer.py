@@ -118,7 +118,7 @@ def test_what_is_kept_loads_into_the_untouched_model_and_converts(trained: tuple
 def test_the_papers_recipe_for_one_loop_of_ones_own() -> None:
     model = train(load_model(), X, Y, replace(SMALL, epochs=1, activation="nq", noise="fixed", delta=0.2)).model
     assert all(float(m.noise) == pytest.approx(0.2) for m in model.modules() if type(m) is NQ)
-    recipe = Recipe(4, 0, "none", "nearest", threshold="given")
+    recipe = Recipe(timesteps=4, holdoff=0, method="none", weights="nearest", threshold="given")
     noise = induce(model, measure(model, X[:64], Y[:64], X[:32], recipe))
     conversion = convert(model, X[:32], recipe=recipe)
     trace = conversion.run(X[:64])

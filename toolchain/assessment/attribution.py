@@ -130,14 +130,21 @@ def _layer(
         good = (charge / layer.threshold).floor().clamp(0, timesteps)
         q, s = good * theta / timesteps, fired * theta / timesteps
 
+    def merged(values: Tensor) -> Tensor:
+        """Take the mean of copies: what they draw together."""
+        return values.double().unflatten(1, (-1, floating.copies)).mean(2)
+
     def by_channel(values: Tensor) -> Tensor:
-        return values.double().transpose(0, 1).flatten(1).sum(1)
+        return merged(values).transpose(0, 1).flatten(1).sum(1)
+
+    def squared(values: Tensor, other: Tensor) -> Tensor:
+        return (merged(values) * merged(other)).transpose(0, 1).flatten(1).sum(1)
 
     error = s - a
     return _Sums(
-        torch.stack([by_channel(part * error) for part in (f - a, g - f, c - g, q - c, s - q)]),
-        by_channel(error**2),
-        by_channel(a**2),
+        torch.stack([squared(part, error) for part in (f - a, g - f, c - g, q - c, s - q)]),
+        squared(error, error),
+        squared(a, a),
         by_channel(fired),
         by_channel(a),
         by_channel(a > theta / 2),

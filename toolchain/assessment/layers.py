@@ -71,9 +71,10 @@ def layer_table(network: Network) -> tuple[LayerRow, ...]:
 def measured_layers(conversion: Conversion, measured: Rates) -> tuple[LayerRow, ...]:
     """Build the layer table with what the run showed: register peaks, spikes, and rates against activations."""
     limit = conversion.recipe.limits.state_limit
+    copies = {layer.name: layer.copies for layer in conversion.source.layers}
     table = []
     for row in layer_table(conversion.network):
-        row = replace(row, peak=conversion.peak[row.name], state_limit=limit)
+        row = replace(row, copies=copies[row.name], peak=conversion.peak[row.name], state_limit=limit)
         if row.name in measured:
             wanted, rate = measured[row.name]
             row = replace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -29,6 +29,9 @@ class Batch:
     limit: int  #: of v0 + cumulative bias, su
     per_neuron: bool = False  #: whether every neuron gets a bias of its own; else the channel's neurons share one
     registers: Registers | None = None  #: watches the final run
+    #: Spikes over the window, float32 (C, 1, ...), that a channel is to fire beside its target; of copies, which take
+    #: turns, each its own
+    beside: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     @cached_property
     def arriving(self) -> fast.Currents:
@@ -59,6 +62,11 @@ class Batch:
         """Run the layer with another schedule: its spikes in the firing window, uint8 (T, B, *shape)."""
         spikes, _ = fast.fire(self.network, layer, self.currents(), self.registers, bias, record=False)
         return spikes[-self.network.timesteps :]
+
+    @property
+    def rates(self) -> Tensor:
+        """What can be fired of the target, spikes per step in 0..1, float32 (B, *shape)."""
+        return (self.target + self.beside / self.network.timesteps).clamp(0, 1)
 
     def finish(self, layer: Layer) -> tuple[Layer, Tensor]:
         """Return the layer and its spikes, as a rule does."""

@@ -52,7 +52,7 @@ def _shortfall(batch: Batch) -> Tensor:
     # Before the run that deploys it, so that nothing watches registers: the deployed network may reach less.
     few = batch.part(spread(len(batch.target)))
     fired = few.fire(batch.layer).sum(0, dtype=torch.float32) / batch.network.timesteps
-    return batch.mean(few.target.clamp(0, 1)) - batch.mean(fired)
+    return batch.mean(few.rates) - batch.mean(fired)
 
 
 def static(batch: Batch) -> tuple[Layer, Tensor]:
@@ -94,7 +94,7 @@ def ftbc(batch: Batch) -> tuple[Layer, Tensor]:
     arrived = [[current.clone() for current in part.currents()] for part in parts]
     for _ in range(FTBC_ITERATIONS):
         for part, currents in zip(parts, arrived, strict=True):
-            schedule, rho = Schedule(layer, batch.limit), part.mean(part.target.clamp(0, 1))
+            schedule, rho = Schedule(layer, batch.limit), part.mean(part.rates)
 
             def update(tau: int, v: Tensor, schedule: Schedule = schedule, rho: Tensor = rho) -> Tensor:
                 fires = v + broadcast(rows[tau].round(), v) >= layer.threshold
@@ -111,7 +111,7 @@ def exact(batch: Batch) -> tuple[Layer, Tensor]:
     Of all integers b the one whose number of spikes is nearest to ``rho * samples``; where several are equally near,
     the one nearest to the trained bias, so that a silent channel keeps it.
     """
-    rho = batch.grouped(batch.target).double().clamp(0, 1).mean(1, keepdim=True)
+    rho = batch.grouped(batch.rates).double().mean(1, keepdim=True)
 
     def cost(tau: int, fired: Tensor, order: Tensor) -> Tensor:
         n = fired.shape[1]
@@ -124,12 +124,14 @@ def mse(batch: Batch) -> tuple[Layer, Tensor]:
     """Minimise ``E (S[t-1] + s[t] - (t+1) * a)^2``, the squared error of the running sum of spikes, at every step.
 
     To fire costs ``1 + 2 * (S[t-1] - (t+1) * a)``; the neurons with the highest potentials fire first, so prefix sums
-    over them tell how many should. In thresholds, a clipped to 0..1.
+    over them tell how many should. In thresholds, a clipped to 0..1. Copies of a neuron each have a target of their
+    own, ``(t+1) * a + (g + 1/2) / G - 1/2`` of copy g of G, or all would learn to fire together.
     """
     a = batch.grouped(batch.target).double().clamp(0, 1)
+    beside = batch.grouped(batch.beside.expand(batch.target.shape))
 
     def cost(tau: int, fired: Tensor, order: Tensor) -> Tensor:
-        firing = (1 + 2 * (fired - (tau + 1) * a)).gather(1, order)
+        firing = (1 + 2 * (fired - (tau + 1) * a - beside)).gather(1, order)
         return torch.cat([firing.new_zeros(len(firing), 1), firing.cumsum(1)], 1)
 
     return _solve(batch, cost)

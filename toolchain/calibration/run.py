@@ -61,7 +61,9 @@ def calibrate(
         if apart:
             layer = replace(layer, bias=layer.per_neuron(layer.bias))
         rule = readout if layer.kind == "readout" and recipe.method != "none" else RULES[recipe.method]
-        batch = Batch(network, layer, outputs, target, chip.bias_limit, apart, registers)
+        turn = (torch.arange(layer.shape[0]) % floating.copies + 0.5) / floating.copies - 0.5
+        beside = spatial(turn, layer.shape).float()
+        batch = Batch(network, layer, outputs, target, chip.bias_limit, apart, registers, beside)
         if layer.kind == "readout" and recipe.task == "regression":
             batch, output = _without_constant(batch, recipe.method)
         try:

@@ -130,4 +130,8 @@ class _Copy:
             for edge, weight in zip(self.layer.edges, self.weights, strict=True)
         )
         layer = replace(self.layer, edges=edges, bias=self.bias)
-        return layer if self.log_theta is None else replace(layer, upper=self.log_theta.exp(), levels=timesteps)
+        return (
+            layer
+            if self.log_theta is None
+            else replace(layer, upper=self.log_theta.exp(), levels=timesteps * layer.copies)
+        )

@@ -60,7 +60,7 @@ def positions(shape: Sequence[int], most: int = VALUES) -> tuple[Tensor, Tensor]
     return every // space, every % space
 
 
-def sampled(x: Tensor) -> Tensor:
-    """Thin (B, C, ...) out to about ``VALUES`` values per channel, evenly: (C, n)."""
-    samples, places = positions(x.shape)
+def sampled(x: Tensor, most: int = VALUES) -> Tensor:
+    """Thin (B, C, ...) out to about ``most`` values per channel, evenly: (C, n)."""
+    samples, places = positions(x.shape, most)
     return x.reshape(*x.shape[:2], -1)[samples, :, places].T

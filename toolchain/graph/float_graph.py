@@ -45,6 +45,15 @@ class FloatConv2d:
 FloatMap = FloatDense | FloatConv2d
 
 
+def _widened(map_: FloatMap, source: Shape, read: int, copies: int) -> FloatMap:
+    """Repeat a map's weights for so many copies of what it reads, of shape ``source``, and of what reads by it."""
+    weight = map_.weight.repeat_interleave(copies, 0) / read
+    if isinstance(map_, FloatDense):
+        by_channel = weight.reshape(len(weight), source[0], -1)
+        return FloatDense(by_channel.repeat_interleave(read, 1).flatten(1))
+    return replace(map_, weight=weight.repeat_interleave(read, 1))
+
+
 @dataclass(frozen=True, eq=False)
 class FloatEdge:
     """The linear map from one source into the layer that holds the edge."""
@@ -74,6 +83,9 @@ class FloatLayer:
     #: at every step; None leaves it to the recipe.
     initial: Literal["half", "shift"] | None = None
     activation: str = ""  #: qualified name of the torch module that applies the activation
+    #: Neurons that draw each activation together, and whose readers take their mean; once the graph is
+    #: :meth:`FloatGraph.widened`, channel c's are the channels c * copies .. c * copies + copies - 1.
+    copies: int = 1
 
     @property
     def spread(self) -> Tensor:
@@ -130,9 +142,32 @@ class FloatGraph:
         It is what is left of the network if spikes arrive evenly and integers cost nothing.
         """
         layers = (
-            replace(layer, upper=thetas[layer.name], levels=timesteps, slope=0.0) if layer.kind == "spiking" else layer
+            replace(layer, upper=thetas[layer.name], levels=timesteps * layer.copies, slope=0.0)
+            if layer.kind == "spiking"
+            else layer
             for layer in self.layers
         )
+        return replace(self, layers=tuple(layers))
+
+    def widened(self) -> FloatGraph:
+        """Return the same function with every layer's ``copies`` as channels of their own, one behind the other.
+
+        Each gets the weights and the bias of its channel, and whoever reads it divides by their number.
+        """
+        copies = {INPUT: 1} | {layer.name: layer.copies for layer in self.layers}
+        if set(copies.values()) == {1}:
+            return self
+        layers = []
+        for layer in self.layers:
+            edges = tuple(
+                FloatEdge(edge.source, _widened(edge.map, self.shapes[edge.source], copies[edge.source], layer.copies))
+                for edge in layer.edges
+            )
+            bias, upper = layer.bias.repeat_interleave(layer.copies, 0), layer.upper
+            if isinstance(upper, Tensor):
+                upper = upper.repeat_interleave(layer.copies, 0)
+            shape = (layer.shape[0] * layer.copies, *layer.shape[1:])
+            layers.append(replace(layer, shape=shape, edges=edges, bias=bias, upper=upper))
         return replace(self, layers=tuple(layers))
 
     def steps(self, timesteps: int, holdoff: int) -> int:

@@ -21,9 +21,15 @@ from toolchain.task import shares_scale
 INITIAL = {"zero": (0.0, 0.0), "half": (0.5, 0.0), "shift": (0.0, 0.5)}
 
 
-def initial_potential(initial: Initial, layer: FloatLayer) -> tuple[float, float]:
-    """Say what v0 of a layer is, and what is added over the window beside its bias, in thresholds."""
-    return INITIAL[(layer.initial or "half") if initial == "auto" else initial]
+def initial_potential(initial: Initial, layer: FloatLayer) -> tuple[Tensor, float]:
+    """Say what v0 of a widened layer is, float64 (C,), and what is added over the window beside its bias.
+
+    In thresholds. Copies start one behind the other, so that G of them draw G T + 1 levels of the charge y:
+    ``sum over g of floor(y + (g + 1/2) / G) = floor(G y + 1/2)``, Hermite's identity.
+    """
+    start, shift = INITIAL[(layer.initial or "half") if initial == "auto" else initial]
+    turn = torch.arange(layer.shape[0], dtype=torch.float64) % layer.copies
+    return (start + turn) / layer.copies, shift / layer.copies
 
 
 def su_weights(edge: FloatEdge, unit: Tensor, su: Tensor, source: Shape, neurons: Shape) -> Tensor:
@@ -78,7 +84,7 @@ def build(graph: FloatGraph, scales: Scales, recipe: Recipe) -> Network:
         # By rounding the current of every edge from the input towards minus infinity, on average.
         lost = sum(edge.source == INPUT for edge in layer.edges) * (1 - 2.0**plan.exponent) / 2
         bias = bias_schedule(beta + shift * plan.threshold / recipe.timesteps + lost, recipe.timesteps)
-        v0 = np.full(layer.shape[0], round(plan.threshold * start))
+        v0 = (plan.threshold * start).round().long().numpy()
         layers.append(Layer(layer.name, layer.shape, edges, plan.threshold, v0, bias, layer.kind))
     scale = (1 / scales.unit).numpy() if scales.unit.ndim else 1 / float(scales.unit)
     order = None if graph.order is None else graph.order.numpy()

@@ -193,7 +193,7 @@ def plan_layer(
             break
         exponent = _exponent(float((largest * su).max()), chip) if recipe.shift_input and graded else 0
         rounded = (noise + graded * 4.0**exponent) * su**-2 + rounding
-        cost = float((quantisation_error(a, raised.float(), timesteps) + rounded).sum())
+        cost = float((quantisation_error(a, raised.float(), timesteps * layer.copies) + rounded).sum())
         if best is None or cost < best.cost:
             best = Plan(threshold, raised.float(), su, cost, exponent)
     if best is None:
@@ -225,7 +225,7 @@ def choose_scales(graph: FloatGraph, x: Tensor, recipe: Recipe) -> Scales:
     walked = graph.precise().currents(x[spread(len(x))])
     for layer, values, current, activation in track("choosing scales", walked, len(graph.layers)):
         if layer.kind == "spiking":
-            theta = _theta(layer, activation, recipe)
+            theta = threshold_of(layer, activation, recipe)
             plan_with = partial(plan_layer, graph, layer, theta, values=values, current=current, recipe=recipe)
         else:
             plan_with = partial(plan_readout, graph, layer, current=current, recipe=recipe)
@@ -236,17 +236,17 @@ def choose_scales(graph: FloatGraph, x: Tensor, recipe: Recipe) -> Scales:
     return Scales(units[INPUT], plans)
 
 
-def _theta(layer: FloatLayer, activation: Tensor, recipe: Recipe) -> Tensor:
+def threshold_of(layer: FloatLayer, activation: Tensor, recipe: Recipe) -> Tensor:
     """Thresholds (C,) that the layer's activation has, or that the recipe's rule finds."""
     if layer.upper is None and recipe.threshold == "given":
         raise refuse(layer.name, "its ReLU has no threshold of its own", "choose another threshold rule")
     if layer.upper is None:
-        return thresholds.choose(recipe.threshold, activation, recipe.timesteps)
+        return thresholds.choose(recipe.threshold, activation, recipe.timesteps * layer.copies)
     upper = torch.as_tensor(layer.upper).expand(layer.shape[0])
     if recipe.threshold == "given" or layer.levels is not None:
         return upper
     # A ReLU6 whose activations hardly reach 6 would waste its few steps on what never comes.
-    return torch.minimum(upper, thresholds.choose(recipe.threshold, activation, recipe.timesteps))
+    return torch.minimum(upper, thresholds.choose(recipe.threshold, activation, recipe.timesteps * layer.copies))
 
 
 def _payload_unit(

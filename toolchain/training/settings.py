@@ -82,7 +82,7 @@ class Settings:
     def recipe(self, timesteps: int) -> Recipe:
         """Return how each epoch's network is converted, for so many steps."""
         rule: Any = "mse" if self.activation == "relu" else "given"
-        return Recipe(timesteps, self.holdoff, self.method, weights="nearest", threshold=rule)
+        return Recipe(timesteps=timesteps, holdoff=self.holdoff, method=self.method, weights="nearest", threshold=rule)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
