@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.nn import functional
 
-from sim.arguments import Count, checked
+from sim.arguments import Count, checked, shown
 from sim.findings import Finding, Refused, refuse
 from sim.network import Shape
 from toolchain.frontends.plain import unwrapped
@@ -110,6 +110,8 @@ def replace_activations(
     """
     if activation not in ACTIVATIONS:
         raise refuse("activation", f"unknown value {activation!r}", f"use one of {', '.join(ACTIVATIONS)}")
+    if sample.ndim < 2 or not sample.numel() or not sample.is_floating_point() or not sample.isfinite().all():
+        raise refuse("sample", shown(sample), "give model inputs (B, ...), finite floating-point numbers")
     replaced, found = _traced(model, tuple(sample.shape[1:]))
     rule = "mse" if activation in QUANTISED else "max"
     for (node, path), theta in zip(
@@ -293,7 +295,11 @@ def _chosen(
         for module in copied.modules():
             if getattr(module, "num_batches_tracked", None) == 0:
                 module.train()  # a norm that has no statistics yet: those of the sample
-        Watch(copied, graph=model.graph).run(sample.to(place))
+        try:
+            Watch(copied, graph=model.graph).run(sample.to(place))
+        except Exception as error:  # whatever the model's own operations raise
+            problem = f"the model fails on inputs of shape {tuple(sample.shape[1:])}: {' '.join(str(error).split())}"
+            raise refuse("sample", problem[:300], "give inputs as the model takes them") from error
     return [found[node] for node in nodes]
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from sim.arguments import AtLeast, Count, fitting
+from sim.arguments import AtLeast, Count, fitting, shown
 from sim.findings import Finding, Refused
 from toolchain.recipe import Method, Recipe
 
@@ -60,6 +60,9 @@ class Settings:
                 object.__setattr__(self, name, fitting(name, getattr(self, name), hint))
             except Refused as error:
                 found += error.findings
+            if get_origin(hint) is Literal and not found and getattr(self, name) not in get_args(hint):
+                unknown = f"unknown value {shown(getattr(self, name))}"
+                found.append(Finding(name, unknown, f"use one of {', '.join(get_args(hint))}"))
         if not found:
             found = [
                 Finding(name, f"{getattr(self, name):g} is out of range", f"give {low:g} to {high:g}")
