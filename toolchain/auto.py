@@ -59,10 +59,11 @@ def choose(
     ``base`` says everything else. T doubles until agreement with the ANN grows by less than its standard error. With a
     ``latency_budget``, in steps until the logits, the recipe of the highest agreement inside it is taken; without one
     the fastest whose agreement lies within one standard error of the best (Breiman et al.'s one-standard-error
-    rule). Where ``base`` tunes weights, which takes minutes, they are fitted in the trials, and what is chosen is
-    tuned, with the bias rule of ``base``. ``labels`` only tell what the outputs mean, as for
-    :func:`toolchain.convert.convert`; ``importing`` are the options of :func:`toolchain.frontends.import_model`. Raises
-    :class:`Refused` where nothing fits the budget or the chip, and for fewer than ``FEWEST`` inputs.
+    rule). Networks of trained staircases are also tried with K = T - 1 and their biases at once. Where ``base`` tunes
+    weights, which takes minutes, they are fitted in the trials, and what is chosen is tuned, with the bias rule of
+    ``base``. ``labels`` only tell what the outputs mean, as for :func:`toolchain.convert.convert`; ``importing`` are
+    the options of :func:`toolchain.frontends.import_model`. Raises :class:`Refused` where nothing fits the budget or
+    the chip, and for fewer than ``FEWEST`` inputs.
     """
     asked = base or Recipe()
     tunes = asked.weights == "tuned"
@@ -82,7 +83,8 @@ def choose(
         return latency_budget is None or steps(recipe) <= latency_budget
 
     trials: list[tuple[Trial, Recipe]] = []
-    most, previous = len(TIMESTEPS) * (len(HOLDOFFS) + len(METHODS) - 1), -math.inf
+    stairs = any(layer.levels for layer in graph.layers)
+    most, previous = len(TIMESTEPS) * (len(HOLDOFFS) + len(METHODS) - 1 + stairs), -math.inf
     with counting("choosing T and K", most) as advance:
 
         def attempt(recipe: Recipe) -> None:
@@ -92,6 +94,8 @@ def choose(
 
         for timesteps in TIMESTEPS:
             candidates = [replace(base, timesteps=timesteps, holdoff=k, method=METHODS[0]) for k in HOLDOFFS]
+            if stairs:  # without unevenness, spikes draw them exactly
+                candidates.append(replace(base, timesteps=timesteps, holdoff=timesteps - 1, method="once"))
             candidates = [recipe for recipe in candidates if inside(recipe)]
             if not candidates:
                 break
