@@ -52,6 +52,7 @@ REPORT = Report(
             bias_min=-12,
             bias_max=34,
             neurons=1024,
+            copies=2,
             spikes_per_neuron=0.9567,
             rate_error=0.0112,
             correlation=0.9941,

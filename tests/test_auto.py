@@ -127,6 +127,30 @@ def test_what_is_chosen_for_a_tuned_recipe_is_tuned(calibration: Tensor) -> None
     assert choice.reason.endswith("Its weights were then tuned, with ftbc.")
 
 
+def test_a_budget_of_neurons_is_tried_beside_what_goes_without_and_the_chosen_trial_is_marked(
+    calibration: Tensor,
+) -> None:
+    choice = choose(load_model(), calibration, Recipe(neuron_budget=2.0), latency_budget=8)
+    by_budget = {budget: [t for t in choice.trials if t.neuron_budget == budget] for budget in (1.0, 2.0)}
+    assert len(by_budget[2.0]) == len({t.timesteps for t in choice.trials})
+    (neurons,) = {t.neurons for t in by_budget[1.0]}
+    assert neurons is not None
+    assert all(neurons < (t.neurons or 0) <= 2 * neurons for t in by_budget[2.0])
+    (chosen,) = [trial for trial in choice.trials if trial.chosen]
+    network, recipe = choice.conversion.network, choice.conversion.recipe
+    assert (chosen.steps, chosen.period) == (network.steps, network.period)
+    assert (chosen.timesteps, chosen.neuron_budget) == (recipe.timesteps, recipe.neuron_budget)
+    assert chosen.neurons == sum(layer.size for layer in network.layers)
+
+
+def test_a_period_is_kept_too(calibration: Tensor) -> None:
+    choice = choose(load_model(), calibration, period_budget=3)
+    assert choice.conversion.network.period <= 3
+    assert all((trial.period or 99) <= 3 for trial in choice.trials)
+    taken = choice.conversion.network.period
+    assert choice.reason.endswith(f"of what takes at most 3 steps between samples; it takes {taken}.")
+
+
 def test_a_budget_below_the_networks_depth_is_refused(calibration: Tensor) -> None:
     with pytest.raises(Refused, match="latency budget: 3 steps; this network takes at least 5"):
         choose(load_model(), calibration, latency_budget=3)

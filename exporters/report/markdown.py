@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from exporters.report.schema import (
     MEASURES,
@@ -18,6 +19,7 @@ from exporters.report.schema import (
     Score,
     Search,
     TaskName,
+    Trial,
     Verification,
 )
 
@@ -37,6 +39,7 @@ WORDS = {
 WORST = 12  #: outputs whose errors are listed
 PICTURES = {
     "accuracy.png": "Accuracy against T",
+    "front.png": "What was tried: agreement against latency, period and spikes",
     "attribution.png": "What each layer's error consists of",
     "rates.png": "Firing rates against activations",
     "bias_schedule.png": "Bias schedule",
@@ -77,7 +80,9 @@ def _imported(error: float) -> str:
 
 
 def _choice(choice: Search) -> str:
-    rows = [
+    header: tuple[str, ...] = ("T", "K", "bias rule", "steps to the logits")
+    header += ("agreement with the ANN, %, and standard error",)
+    rows: list[tuple[Any, ...]] = [
         (
             trial.timesteps,
             trial.holdoff,
@@ -87,8 +92,16 @@ def _choice(choice: Search) -> str:
         )
         for trial in choice.trials
     ]
-    header = ("T", "K", "bias rule", "steps to the logits", "agreement with the ANN, %, and standard error")
+    if any(trial.neurons is not None for trial in choice.trials):
+        header += ("period", "neurons", "spikes per sample", "")
+        rows = [(*row, *_price(trial)) for row, trial in zip(rows, choice.trials, strict=True)]
     return f"{choice.reason}\n\n" + _table(header, rows)
+
+
+def _price(trial: Trial) -> tuple[Any, ...]:
+    spikes = MISSING if trial.spikes is None else f"{trial.spikes:.0f}"
+    measured = (MISSING if value is None else value for value in (trial.period, trial.neurons))
+    return *measured, spikes, "chosen" if trial.chosen else ""
 
 
 def _accuracy(report: Report) -> str:

@@ -95,11 +95,16 @@ class Trial(Record):
     agreement: float  #: with the ANN, in per cent: of decisions, or R²
     error: float  #: standard error of the agreement, in per cent
     refused: str | None  #: why it could not be converted; its agreement is 0 then
+    neuron_budget: float = 1.0  #: neurons, in multiples of the network's own
+    neurons: int | None = None
+    period: int | None = None  #: steps between samples at least
+    spikes: float | None = None  #: per sample
+    chosen: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search(Record):
-    """How T, K and the bias rule were chosen."""
+    """How T, K, the bias rule and copies of neurons were chosen."""
 
     reason: str
     trials: tuple[Trial, ...]

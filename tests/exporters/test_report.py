@@ -107,7 +107,7 @@ def test_the_layer_table_prints_every_number_and_how_safe_the_register_is() -> N
     assert [
         "conv\\|1",
         "16x8x8",
-        "1024",
+        "1024 (2 copies)",
         "144",
         "181",
         "2",

@@ -146,6 +146,9 @@ def convert(
     latency_budget: Annotated[
         int | None, typer.Option(metavar="STEPS", help="With --auto: steps until the logits, at most.")
     ] = None,
+    period_budget: Annotated[
+        int | None, typer.Option(metavar="STEPS", help="With --auto: steps between samples, at most.")
+    ] = None,
     dense_limit: DenseLimit = None,
     leave_off_last: LeaveOffLast = False,
     as_json: Json = False,
@@ -166,8 +169,11 @@ def convert(
     from toolchain.loading import load_model
     from toolchain.recipe import named
 
-    if latency_budget is not None and not auto:
-        raise refuse("--latency-budget", f"{latency_budget} steps without --auto", "add --auto, or give --timesteps")
+    budgets = {"latency_budget": latency_budget, "period_budget": period_budget}
+    for name, steps in budgets.items():
+        if steps is not None and not auto:
+            option = f"--{name.replace('_', '-')}"
+            raise refuse(option, f"{steps} steps without --auto", "add --auto, or give --timesteps")
     if auto and (given := [f"--{name}" for name in ("timesteps", "holdoff", "method") if name in options]):
         raise refuse("--auto", f"{', '.join(given)} given too", "leave the choice to --auto, or leave --auto out")
     chosen = named(recipe, **options)
@@ -178,7 +184,7 @@ def convert(
     def converted(labels: Any) -> tuple[Conversion, Search | None]:
         if not auto:
             return run(net, x, recipe=chosen, labels=labels, **limits), None
-        choice = choose(net, x, chosen, latency_budget=latency_budget, labels=labels, **limits)
+        choice = choose(net, x, chosen, **budgets, labels=labels, **limits)
         return choice.conversion, choice.search
 
     unusable: Refused | None = None

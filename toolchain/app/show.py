@@ -29,7 +29,17 @@ ENGINES = {
     "neuron_steps": "neuron-steps compared",
     "seconds": "seconds",
 }
-TRIALS = {"T": "T", "K": "K", "method": "bias rule", "steps": "steps", "agreement": "agrees %", "refused": "refused"}
+TRIALS = {
+    "T": "T",
+    "K": "K",
+    "method": "bias rule",
+    "neurons": "neurons",
+    "steps": "steps",
+    "period": "period",
+    "spikes": "spikes",
+    "agreement": "agrees %",
+    "refused": "refused",
+}
 FIT = {
     "name": "layer",
     "tile": "tile",

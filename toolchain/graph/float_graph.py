@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -170,13 +170,17 @@ class FloatGraph:
             layers.append(replace(layer, shape=shape, edges=edges, bias=bias, upper=upper))
         return replace(self, layers=tuple(layers))
 
-    def steps(self, timesteps: int, holdoff: int) -> int:
-        """Count the steps until the logits are there, as ``Network.steps`` of the network that the graph becomes."""
-        phase = {INPUT: 0}
+    def steps(self, timesteps: int, holdoff: int) -> tuple[int, int]:
+        """Count the steps until the logits are there, and those between samples at least.
+
+        As ``Network.steps`` and ``Network.period`` of the network that the graph becomes.
+        """
+        phase, waited = {INPUT: 0}, 0
         for layer in self.layers:
-            later = 0 if layer.kind == "readout" else holdoff
-            phase[layer.name] = max(phase[edge.source] + 1 for edge in layer.edges) + later
-        return max(phase.values()) + timesteps
+            arrivals = [phase[edge.source] + 1 for edge in layer.edges]
+            phase[layer.name] = max(arrivals) + (0 if layer.kind == "readout" else holdoff)
+            waited = max(waited, phase[layer.name] - min(arrivals))
+        return max(phase.values()) + timesteps, waited + timesteps
 
     def precise(self) -> FloatGraph:
         """Return the same graph with maps that sum in float64 and round once.
@@ -194,6 +198,25 @@ class FloatGraph:
             for layer in self.layers
         ]
         return replace(self, layers=tuple(layers))
+
+    def to(self, device: str) -> FloatGraph:
+        """Return the same graph with its tensors on a device."""
+
+        def moved(value: Any) -> Any:
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        layers = [
+            replace(
+                layer,
+                edges=tuple(
+                    replace(edge, map=replace(edge.map, weight=moved(edge.map.weight))) for edge in layer.edges
+                ),
+                bias=moved(layer.bias),
+                upper=moved(layer.upper),
+            )
+            for layer in self.layers
+        ]
+        return replace(self, layers=tuple(layers), order=moved(self.order), limit=moved(self.limit))
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
         """Activations of every layer (the readout's are the logits) for model inputs float32 (B, *model_shape)."""
