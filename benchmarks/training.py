@@ -130,7 +130,7 @@ class Job:
     """One process to be run."""
 
     name: str
-    arguments: list[str]
+    arguments: list[str]  #: of python -m
     log: Path
     expected: Callable[[], float]  #: seconds that it will take; 0 where that is not known yet
 
@@ -148,7 +148,7 @@ def farm(jobs: Sequence[Job], at_once: int, seconds: float, what: str) -> list[s
                     advance(1)
                     continue
                 job.log.parent.mkdir(parents=True, exist_ok=True)
-                command = [sys.executable, "-m", "benchmarks.training", *job.arguments]
+                command = [sys.executable, "-m", *job.arguments]
                 with job.log.open("ab") as log:
                     running[job.name] = subprocess.Popen(
                         command, stdout=log, stderr=log, cwd=workload.ROOT, env=environment
@@ -223,6 +223,7 @@ def fit(
         Job(
             name,
             [
+                "benchmarks.training",
                 "one",
                 name,
                 "--images",
@@ -423,7 +424,16 @@ def evaluate(
     todo = [
         Job(
             cell.key,
-            ["row", cell.name, str(cell.timesteps), str(cell.holdoff), cell.rule, "--images", str(place)]
+            [
+                "benchmarks.training",
+                "row",
+                cell.name,
+                str(cell.timesteps),
+                str(cell.holdoff),
+                cell.rule,
+                "--images",
+                str(place),
+            ]
             + ["-o", str(output), "--calibration", str(calibration or workload.CALIBRATION)]
             + ([] if samples is None else ["--samples", str(samples)]),
             rows / f"{cell.key}.log",
@@ -453,21 +463,16 @@ def row(
 ) -> None:
     """Convert and measure one network."""
     cell = Cell(name, timesteps, holdoff, rule)
-    found = measured(output, place, name, cell.recipe, calibration, samples)
+    found = measured(output / name / checkpoint.WEIGHTS, place, cell.recipe, calibration, samples)
     write_json(output / "rows" / f"{cell.key}.json", vars(cell) | {"recipe": cell.recipe.as_dict()} | found)
 
 
-def measured(
-    output: Path, place: Path, name: str, recipe: Recipe, calibration: int, samples: int | None
-) -> dict[str, Any]:
-    """Convert a trained network by a recipe and measure it and its source on the first test images."""
-    model = load_model(RESNET20, output / name / checkpoint.WEIGHTS)
+def measured(weights: Path, place: Path, recipe: Recipe, calibration: int, samples: int | None) -> dict[str, Any]:
+    """Convert a ResNet-20 by a recipe and measure it and its source on the first test images."""
     x, (test_x, test_y) = mapped(place, "train")[0], mapped(place, "test")
-    few = slice(0, samples)
-    work = workload.Workload(
-        name, model, *(torch.from_numpy(np.array(a)) for a in (x[:calibration], test_x[few], test_y[few]))
-    )
-    graph = import_model(model, tuple(test_x.shape[1:]))
+    chosen = (torch.from_numpy(np.array(values)) for values in (x[:calibration], test_x[:samples], test_y[:samples]))
+    work = workload.Workload(weights.parent.name, load_model(RESNET20, weights), *chosen)
+    graph = import_model(work.model, tuple(test_x.shape[1:]))
     ann = float((graph.logits(work.test_x).argmax(1) == work.test_y).float().mean() * 100)
     return {"ann": ann, "calibration": calibration} | accuracy.measure(work, graph, recipe)
 
