@@ -109,7 +109,7 @@ def main(
                 row = {"system": system.label, "timesteps": t, "recipe": recipe.as_dict()} | found
                 write_json(rows / file, row)
         return
-    common = ["benchmarks.papers", "--data", str(data), "--weights", str(weights), "-o", str(output)]
+    common = ["-m", "benchmarks.papers", "--data", str(data), "--weights", str(weights), "-o", str(output)]
     common += ["--timesteps", timesteps, *([] if samples is None else ["--samples", str(samples)])]
     common += ["--calibration", str(calibration or workload.CALIBRATION)]
     todo = [

@@ -130,7 +130,7 @@ class Job:
     """One process to be run."""
 
     name: str
-    arguments: list[str]  #: of python -m
+    arguments: list[str]  #: of python
     log: Path
     expected: Callable[[], float]  #: seconds that it will take; 0 where that is not known yet
 
@@ -148,7 +148,7 @@ def farm(jobs: Sequence[Job], at_once: int, seconds: float, what: str) -> list[s
                     advance(1)
                     continue
                 job.log.parent.mkdir(parents=True, exist_ok=True)
-                command = [sys.executable, "-m", *job.arguments]
+                command = [sys.executable, *job.arguments]
                 with job.log.open("ab") as log:
                     running[job.name] = subprocess.Popen(
                         command, stdout=log, stderr=log, cwd=workload.ROOT, env=environment
@@ -223,6 +223,7 @@ def fit(
         Job(
             name,
             [
+                "-m",
                 "benchmarks.training",
                 "one",
                 name,
