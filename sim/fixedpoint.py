@@ -39,33 +39,66 @@ class RegisterOverflow(ArithmeticError):  # noqa: N818 - named after the event, 
 
 
 class Registers:
-    """Watches u and v of a running network: ``strict`` raises at the first overflow, ``count`` counts them."""
+    """Watches u and v of a running network: ``strict`` raises at the first overflow, ``count`` counts them.
 
-    def __init__(self, network: Network, chip: Chip, policy: Policy) -> None:
+    The first is that of the earliest sample, there of the earliest step, there of the first layer. As engines go
+    through a network in other orders, it is known when the samples are done: :meth:`settle` raises.
+    """
+
+    def __init__(self, network: Network, chip: Chip, policy: Policy, first: int = 0) -> None:
         if policy not in ("strict", "count"):
             raise refuse("overflow", f"policy {policy!r}", "use 'strict' or 'count'")
-        self._network, self._chip, self._policy = network, chip, policy
+        self._chip, self._policy = chip, policy
+        self._number = {layer.name: index for index, layer in enumerate(network.layers)}
+        self.limit = chip.state_limit
         self.overflows = 0
         self.overflowed: set[int] = set()  #: samples in which there were some
-        self.first = 0  #: number of the sample that stands first in what is watched
+        self.first = first  #: number of the sample that stands first in what is watched
         self.peak = {layer.name: 0 for layer in network.layers}
+        self._earliest: tuple[tuple[int, ...], RegisterOverflow] | None = None
 
-    def watch(self, layer: Layer, step: int, v: Any, offset: Any) -> None:
-        """Note the potentials ``v`` (B, *shape; NumPy or torch) of one step before the reset, and u = v - offset."""
-        limit, v, offset = self._chip.state_limit, np.asarray(v), np.asarray(offset)
+    def watch(self, layer: Layer, step: int, v: np.ndarray, offset: np.ndarray) -> None:
+        """Note the potentials ``v`` (B, *shape) of one step, before the reset, and u = v - offset."""
         high, low = v.max(axis=0), v.min(axis=0)
-        for register, value, above, below in (("v", v, high, low), ("u", None, high - offset, low - offset)):
-            largest = max(int(above.max()), -int(below.min()))
-            self.peak[layer.name] = max(self.peak[layer.name], largest)
-            if largest < limit:
+        most = max(int(high.max()), -int(low.min()), int((high - offset).max()), -int((low - offset).min()))
+        self.reached(layer, most)
+        if most >= self.limit:
+            self.beyond(layer, step, v, v - offset)
+
+    def reached(self, layer: Layer, largest: int) -> None:
+        """Note the largest magnitude of v and u in some steps of a layer, before the reset."""
+        self.peak[layer.name] = max(self.peak[layer.name], largest)
+
+    def beyond(self, layer: Layer, step: int, v: np.ndarray, u: np.ndarray, samples: np.ndarray | None = None) -> None:
+        """Note what leaves the registers among potentials (B, *shape) of a step, before the reset.
+
+        ``samples`` are their numbers, from ``first`` on; all in order without it.
+        """
+        numbers = self.first + (np.arange(len(v)) if samples is None else samples)
+        for order, (register, values) in enumerate((("v", v), ("u", u))):
+            places = np.argwhere(np.abs(values) >= self.limit)
+            if not len(places):
                 continue
-            value = v - offset if value is None else value
-            outside = np.abs(value) >= limit
-            if self._policy == "strict":
-                place = tuple(int(i) for i in np.argwhere(outside)[0])
-                raise RegisterOverflow.of(layer.name, place[1], step, register, int(value[place]), self._chip)
-            self.overflows += int(outside.sum())
-            self.overflowed.update((self.first + np.flatnonzero(outside.reshape(len(outside), -1).any(1))).tolist())
+            self.overflows += len(places)
+            self.overflowed.update(numbers[places[:, 0]].tolist())
+            place = tuple(places[0].tolist())
+            key = (int(numbers[place[0]]), step, self._number[layer.name], order)
+            if self._earliest is None or key < self._earliest[0]:
+                error = RegisterOverflow.of(layer.name, place[1], step, register, int(values[place]), self._chip)
+                self._earliest = key, error
+
+    def add(self, other: Registers) -> None:
+        """Take over what another watch of the same network saw."""
+        self.overflows += other.overflows
+        self.overflowed |= other.overflowed
+        self.peak = {name: max(peak, other.peak[name]) for name, peak in self.peak.items()}
+        if other._earliest and (self._earliest is None or other._earliest[0] < self._earliest[0]):
+            self._earliest = other._earliest
+
+    def settle(self) -> None:
+        """Raise the first overflow, if there was one and the policy is ``strict``."""
+        if self._policy == "strict" and self._earliest is not None:
+            raise self._earliest[1]
 
 
 def _rows(weight: np.ndarray, low: int, high: int) -> np.ndarray:

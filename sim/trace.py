@@ -20,6 +20,8 @@ class Trace:
     overflows: int = 0  #: neuron-steps outside the registers; always 0 under the strict policy
     peak: dict[str, int] = field(default_factory=dict)  #: by layer, largest register magnitude met, su
     overflowed: frozenset[int] = frozenset()  #: samples in which there were overflows
+    #: By layer, how often each neuron fired, over all samples, int64 (*shape); empty where it was not counted
+    fired: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def logits(self) -> np.ndarray:

@@ -13,16 +13,22 @@ from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Netw
 
 @st.composite
 def networks(
-    draw: st.DrawFn, sequential: bool = False, max_layers: int = 4, extreme: bool = False
+    draw: st.DrawFn,
+    sequential: bool = False,
+    max_layers: int = 4,
+    extreme: bool = False,
+    shortcuts: bool = False,
+    longest: int = 16,
 ) -> tuple[Network, np.ndarray]:
     """Draw a network and payloads for it.
 
     Covers dense and convolutional edges, strides, padding, dilation, groups, several edges into one layer and binary
-    exponents; ``extreme`` has payloads of up to 24 bits and exponents from -7 to 7, and sums that leave 32 bits;
+    exponents, over up to ``longest`` steps; ``shortcuts`` also has relays and convolutions beside the main path;
+    ``extreme`` has payloads of up to 24 bits and exponents from -7 to 7, and sums that leave 32 bits;
     ``sequential`` keeps to what a stock-loadable `.net` holds: one edge from the layer before, no exponents.
     """
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    timesteps, holdoff = draw(st.integers(1, 16)), draw(st.integers(0, 3))
+    timesteps, holdoff = draw(st.integers(1, longest)), draw(st.integers(0, 3))
     spatial = draw(st.booleans())
     shape: Shape = (draw(st.sampled_from([1, 2, 4])), draw(st.integers(2, 6)), draw(st.integers(2, 6)))
     source = Input(
@@ -36,7 +42,11 @@ def networks(
     for index in range(draw(st.integers(1, max_layers))):
         name = f"layer{index}"
         main = list(shapes)[-1]
-        synapse = draw(synapses(shapes[main], rng))
+        if shortcuts and len(shapes[main]) == 3 and draw(st.booleans()):
+            channels = shapes[main][0]
+            synapse: Synapse = Conv2d(rng.integers(-127, 128, (channels, channels, 3, 3)), Geometry(padding=(1, 1)))
+        else:
+            synapse = draw(synapses(shapes[main], rng))
         size = synapse.output_shape(shapes[main])
         edges = [Edge(main, synapse, 0 if sequential else draw(st.sampled_from(exponents)))]
         if not sequential:
@@ -49,6 +59,8 @@ def networks(
                 )
                 for other in others
             ]
+            if shortcuts and len(size) == 3:
+                edges += draw(beside(rng, shapes, size, exponents))
         layers.append(_layer(draw, rng, name, size, tuple(edges), timesteps, "spiking", source))
         shapes[name] = size
     main = list(shapes)[-1]
@@ -65,6 +77,21 @@ def weights(rng: np.random.Generator, shape: tuple[int, ...]) -> Dense:
     weight = rng.integers(-127, 128, shape)
     weight.flat[rng.integers(weight.size)] = 127
     return Dense(weight)
+
+
+@st.composite
+def beside(
+    draw: st.DrawFn, rng: np.random.Generator, shapes: dict[str, Shape], size: Shape, exponents: list[int]
+) -> list[Edge]:
+    """Draw edges over which residual blocks are closed: one synapse a neuron, or a convolution of 1 x 1."""
+    found = []
+    for name, shape in shapes.items():
+        if len(shape) == 3 and shape[1:] == size[1:] and draw(st.booleans()):
+            alone = shape == size and draw(st.booleans())
+            weight = rng.integers(-127, 128, (size[0], 1 if alone else shape[0], 1, 1))
+            synapse = Conv2d(weight, Geometry(groups=size[0] if alone else 1))
+            found.append(Edge(name, synapse, draw(st.sampled_from(exponents))))
+    return found
 
 
 @st.composite

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from benchmarks import accuracy, calibration_time
+from benchmarks import accuracy, calibration_time, simulation
 from sim.findings import refuse
 from toolchain.convert import convert
 from toolchain.demo import data, load_model
@@ -195,3 +195,30 @@ def test_calibration_is_timed_against_forward_passes(tmp_path: Path) -> None:
         assert 100 << 20 < row["peak_before"] <= row["peak"] < 2 << 30  # bytes: torch alone takes more than 100 MiB
         assert 0 < row["cpu_ratio"]["min"] <= row["cpu_ratio"]["median"] <= row["cpu_ratio"]["max"]
     assert re.search(r"T = 2, K = 0,\s+n = 64", done.stdout)
+
+
+def test_simulation_is_timed_against_the_trained_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulation, "available_engines", lambda: ("reference", "fast"))
+    monkeypatch.setattr(simulation, "STEPS", (1, 2))
+    file = tmp_path / "simulation.json"
+    options = ("--timesteps", "2", "--samples", "16", "--calibration", "64", "--repeats", "2", "--threads", "1")
+    done = CliRunner().invoke(
+        simulation.app, [*options, "--json", str(file), "-o", str(tmp_path)], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    found = json.loads(file.read_text())
+    assert [row["name"] for row in found["rows"]] == ["ANN, float32", "fast", "textbook loop"]
+    assert found["rows"][0]["ratio"] == {"median": 1, "min": 1, "max": 1}
+    assert 0 < found["operations"]["effective"] < found["operations"]["dense"]
+    assert [row["n"] for row in found["growth"]["timesteps"]] == [1, 2]
+    assert {"float32", "int8"} & found["paths"].keys()
+    assert (tmp_path / simulation.PLOT).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_network_with_other_steps_repeats_its_schedule() -> None:
+    digits, model = data.load(), load_model()
+    network = convert(model, digits.calibration_x[:64], 3, method="none", weights="nearest").network
+    longer, shorter = (simulation.with_steps(network, steps) for steps in (7, 2))
+    for layer in network.layers:
+        assert np.array_equal(longer[layer.name].bias, layer.bias[[0, 1, 2, 0, 1, 2, 0]])
+        assert np.array_equal(shorter[layer.name].bias, layer.bias[:2])

@@ -16,6 +16,7 @@ from exporters.netx import checks, content
 from exporters.placement import load
 from exporters.placement.cost import REACH
 from sim import fast, fixedpoint, reference, stock
+from sim.fast import convolution
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network, Shape, Synapse, SynapseTable
 from sim.on_lava import graph
 from toolchain.calibration import fit
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 #: Every interpreter. A new type of synapse is a dataclass in sim/network.py and an entry in each of these.
 TABLES: dict[str, SynapseTable[Any]] = {
     "sim/reference.py": reference.CURRENT,
-    "sim/fast.py": fast.CURRENT,
+    "sim/fast/convolution.py": convolution.CURRENT,
     "sim/fixedpoint.py": fixedpoint.EXTREMES,
     "sim/stock.py": stock.CONV_HOLDS,
     "sim/on_lava/graph.py": graph.SYNAPSES,
@@ -75,7 +76,11 @@ def test_a_type_that_a_table_lacks_is_refused_with_those_it_knows(name: str) -> 
 
 def test_a_third_type_takes_no_more_than_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(reference.CURRENT, Diagonal, lambda synapse, x: synapse.weight * x)
-    monkeypatch.setitem(fast.CURRENT, Diagonal, lambda _, weight, frames: weight * frames)
+    monkeypatch.setitem(
+        convolution.CURRENT,
+        Diagonal,
+        lambda synapse, *shapes: convolution.all_to_all(np.diag(synapse.weight.ravel()), *shapes),
+    )
     monkeypatch.setitem(
         fixedpoint.EXTREMES,
         Diagonal,

@@ -231,7 +231,7 @@ def arguments() -> dict[str, tuple[Callable[[Any], Any], dict[str, Any]]]:
             lambda v: a2l.verify(n, payload, ["fast", "reference"], net_path=v),
             without(NO_FILE, "None"),
         ),
-        "fast.run(batch)": (lambda v: fast.run(n, payload, batch=v), NOT_A_COUNT | NONE),
+        "fast.run(batch)": (lambda v: fast.run(n, payload, batch=v), NOT_A_COUNT),
         "fast.run(payload)": (lambda v: fast.run(n, v), NOT_AN_ARRAY),
         "reference.run(payload)": (lambda v: reference.run(n, v), NOT_AN_ARRAY),
         "reference.run(overflow)": (lambda v: reference.run(n, payload, overflow=v), NOT_A_TEXT | NONE),

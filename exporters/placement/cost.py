@@ -20,8 +20,6 @@ from exporters.report import Cost, CostRow, Estimate
 from sim.findings import refuse
 from sim.network import INPUT, Conv2d, Dense, Layer, Network, Shape, SynapseTable
 
-SAMPLES = 32  #: traced at a time
-
 EventKind = Literal["conv", "dense"]  #: of a synaptic event, for which figures are published
 #: Along channels, rows, columns: how many neurons of each reader's tile one of the source reaches, int64 (n, tiles)
 Reach = Sequence[np.ndarray]
@@ -38,16 +36,12 @@ def cost(network: Network, payload: Any, chip: str = "loihi2") -> Cost:
     payload = network.payload(payload)
     if not len(payload):
         raise refuse("payload", "no samples", "give at least one")
-    spikes: dict[str, list[np.ndarray]] = {layer.name: [] for layer in network.layers}
-    for start in range(0, len(payload), SAMPLES):
-        trace = fast.run(network, payload[start : start + SAMPLES], overflow="count")
-        for name, fired in trace.spikes.items():
-            spikes[name].append(fired.sum(axis=1, dtype=np.int64))
-    return counted(network, {name: np.concatenate(parts) for name, parts in spikes.items()}, payload, chip)
+    fired = fast.run(network, payload, overflow="count", record=False, count=True).fired
+    return counted(network, {name: spikes[None] for name, spikes in fired.items()}, payload, chip)
 
 
 def counted(network: Network, spikes: Mapping[str, np.ndarray], payload: np.ndarray, chip: str = "loihi2") -> Cost:
-    """Count what ``spikes``, by spiking layer the integers (B, *shape) of a window, and payloads (B, ...) cause."""
+    """Count what ``spikes``, by spiking layer (B, *shape), or (1, *shape) for all, and payloads (B, ...) cause."""
     cores, samples = known(chip), len(payload)
     placed = place(loads(network, cores), cores)
     sent = {INPUT: (payload != 0).sum(axis=0, dtype=np.int64) * network.timesteps}

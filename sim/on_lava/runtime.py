@@ -86,6 +86,7 @@ def drive(
         for index, t in enumerate(busy):
             if len(payload):
                 registers.watch(layer, t, v[:, index], offset[index])
+        registers.settle()
         _require(register == holds, layer, start, "Lava's register does not hold the sum of its currents")
         stray = fired.copy()
         stray[:, begin : begin + network.timesteps] = 0

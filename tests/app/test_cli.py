@@ -191,17 +191,17 @@ def test_verify_agrees_on_every_engine_that_can_run_here(place: Workplace) -> No
 
 def test_verify_ends_with_1_and_names_the_first_difference(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     from exporters import engines
-    from sim import fast
+    from sim.fast.population import Population
 
     monkeypatch.setattr(engines.metadata, "distributions", lambda name: iter(()))  # two engines are enough
-    original = fast.fire
+    original = Population.run
 
     def wrong(*arguments: Any, **options: Any) -> Any:
-        spikes, potentials = original(*arguments, **options)
-        potentials[0, 0].view(-1)[0] += 1
-        return spikes, potentials
+        fired = original(*arguments, **options)
+        fired.potentials[0, 0, 0] += 1
+        return fired
 
-    monkeypatch.setattr(fast, "fire", wrong)
+    monkeypatch.setattr(Population, "run", wrong)
     result = run("verify", place.bundle, "--data", place.test, "--samples", 1)
     assert result.exit_code == 1
     assert re.search(

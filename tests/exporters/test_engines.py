@@ -63,12 +63,12 @@ def test_a_sum_that_leaves_32_bits_comes_back_inside_by_a_shift_to_the_right(ove
 
 
 def test_what_64_bits_just_hold_is_run_by_the_reference() -> None:
-    hidden = Layer("a", (1,), (Edge(INPUT, Dense([[1]])),), 1, [0], np.zeros((1, 1), int))
-    out = Layer("out", (1,), (Edge("a", Dense([[(1 << 31) - 1]]), 31),), 0, [0], np.zeros((1, 1), int), "readout")
-    trace = reference.run(
-        Network(Input((1,)), (hidden, out), 1), np.ones((1, 1), int), chip=chip.WIDE, overflow="count"
-    )
-    assert trace.logits.tolist() == [[[((1 << 31) - 1) << 31]]]
+    most = (1 << 31) - 1
+    hidden = Layer("a", (2,), (Edge(INPUT, Dense([[1], [1]])),), 1, [0, 0], np.zeros((1, 2), int))
+    out = Layer("out", (1,), (Edge("a", Dense([[most, most]]), 31),), 0, [0], np.zeros((1, 1), int), "readout")
+    network = Network(Input((1,)), (hidden, out), 1)
+    trace = reference.run(network, np.ones((1, 1), int), chip=chip.WIDE, overflow="count")
+    assert trace.logits.tolist() == [[[2 * most << 31]]]
 
 
 def test_what_64_bits_cannot_hold_is_refused_by_both() -> None:
