@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -18,7 +19,7 @@ from toolchain.auto import choose
 from toolchain.calibration.rules import RULES
 from toolchain.convert import convert
 from toolchain.demo import data, load_model
-from toolchain.graph.activations import QCFS, TReLU
+from toolchain.graph.activations import NQ, QCFS, RNL, TCL, SlipReLU, TReLU
 from toolchain.recipe import RECIPES, Method, Recipe, named
 
 
@@ -27,11 +28,22 @@ def calibration() -> Tensor:
     return data.load().calibration_x[:128]
 
 
+#: By part of a recipe's name: the activation that it is for, with a threshold.
+TRAINED = {
+    "qcfs": partial(QCFS, 4),
+    "nq": partial(NQ, 4),
+    "sliprelu": partial(SlipReLU, 4),
+    "rts": TReLU,
+    "tcl": TCL,
+    "rnl": RNL,
+}
+
+
 def test_every_recipe_converts_the_kind_of_network_that_it_is_for() -> None:
     torch.manual_seed(0)
     x = torch.rand(40, 6)
     for name, meant in RECIPES.items():
-        activation = QCFS(4, 1.0) if name in ("qcfs", "ftbc+qcfs", "nq") else TReLU(1.0) if "rts" in name else nn.ReLU()
+        activation = next((trained(1.0) for part, trained in TRAINED.items() if part in name), nn.ReLU())
         model = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 3))
         conversion = convert(model, x, 4, recipe=name)
         assert conversion.recipe == replace(meant, timesteps=4, task="classes")

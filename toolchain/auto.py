@@ -59,14 +59,14 @@ def choose(
     """Try T, K and bias rules, and convert with what does best on held-out calibration inputs.
 
     ``base`` says everything else. T doubles until agreement with the ANN grows by less than its standard error. Where
-    ``base`` has a budget of neurons, the best of every T is tried with it too. With a ``latency_budget``, in steps
-    until the logits, or a ``period_budget``, in steps between samples, the recipe of the highest agreement inside them
-    is taken; without one the fastest whose agreement lies within one standard error of the best (Breiman et al.'s
-    one-standard-error rule). Where ``base`` tunes weights, which takes minutes, they are fitted in the trials, and what
-    is chosen is
-    tuned, with the bias rule of ``base``. ``labels`` only tell what the outputs mean, as for
-    :func:`toolchain.convert.convert`; ``importing`` are the options of :func:`toolchain.frontends.import_model`. Raises
-    :class:`Refused` where nothing fits the budget or the chip, and for fewer than ``FEWEST`` inputs.
+    ``base`` has a budget of neurons, the best of every T is tried with it too, and networks of trained staircases with
+    K = T - 1 and their biases at once. With a ``latency_budget``, in steps until the logits, or a ``period_budget``, in
+    steps between samples, the recipe of the highest agreement inside them is taken; without one the fastest whose
+    agreement lies within one standard error of the best (Breiman et al.'s one-standard-error rule). Where ``base``
+    tunes weights, which takes minutes, they are fitted in the trials, and what is chosen is tuned, with the bias rule
+    of ``base``. ``labels`` only tell what the outputs mean, as for :func:`toolchain.convert.convert`; ``importing`` are
+    the options of :func:`toolchain.frontends.import_model`. Raises :class:`Refused` where nothing fits the budget or
+    the chip, and for fewer than ``FEWEST`` inputs.
     """
     asked = base or Recipe()
     tunes = asked.weights == "tuned"
@@ -86,7 +86,8 @@ def choose(
         return all(steps <= most for steps, most in zip(_steps(graph, recipe), budgets, strict=True))
 
     trials: list[tuple[Trial, Recipe]] = []
-    most, previous = len(TIMESTEPS) * (len(HOLDOFFS) + len(METHODS) - 1 + (wide > 1)), -math.inf
+    stairs = any(layer.levels for layer in graph.layers)
+    most, previous = len(TIMESTEPS) * (len(HOLDOFFS) + len(METHODS) - 1 + (wide > 1) + stairs), -math.inf
     with counting("choosing T and K", most) as advance:
 
         def attempt(recipe: Recipe) -> None:
@@ -96,6 +97,8 @@ def choose(
 
         for timesteps in TIMESTEPS:
             candidates = [replace(base, timesteps=timesteps, holdoff=k, method=METHODS[0]) for k in HOLDOFFS]
+            if stairs:  # without unevenness, spikes draw them exactly
+                candidates.append(replace(base, timesteps=timesteps, holdoff=timesteps - 1, method="once"))
             candidates = [recipe for recipe in candidates if inside(recipe)]
             if not candidates:
                 break

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from sim.findings import Refused, refuse
-from toolchain.app import chip, device
+from toolchain.app import chip, device, training
 from toolchain.app.console import bars, err, guarded, numbers, out, print_json, say, table
 from toolchain.app.options import (
     AnyModel,
@@ -365,7 +365,7 @@ def inspect(
         say(f"{key}: {listed}")
 
 
-for command in (chip.fit, chip.cost, chip.compare):
+for command in (training.train, chip.fit, chip.cost, chip.compare):
     app.command()(command)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sim.network import INPUT, Geometry, Shape
-from toolchain.graph.activations import staircase
+from toolchain.graph.activations import clipped, slipped
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +78,12 @@ class FloatLayer:
     #: Where the activation ends, in its own unit, for all channels or float32 (C,); None for a ReLU, which does not.
     upper: float | Tensor | None = None
     levels: int | None = None  #: steps from 0 to ``upper`` that a quantised activation takes; None for a continuous one
+    slope: float = 0.0  #: share of the activation that takes no steps, where the rest does
     #: Initial potential that the activation was trained for: "half" a threshold, or that half as a "shift", 1/T of it
     #: at every step; None leaves it to the recipe.
     initial: Literal["half", "shift"] | None = None
     holdoff: int | None = None  #: K of this layer; None takes the network's
+    activation: str = ""  #: qualified name of the torch module that applies the activation
     #: Neurons that draw each activation together, and whose readers take their mean; once the graph is
     #: :meth:`FloatGraph.widened`, channel c's are the channels c * copies .. c * copies + copies - 1.
     copies: int = 1
@@ -99,8 +101,8 @@ class FloatLayer:
             return current.clamp_min(0)
         upper = torch.as_tensor(self.upper).reshape(-1, *(1,) * (len(self.shape) - 1))
         if self.levels is None:
-            return torch.minimum(current.clamp_min(0), upper)
-        return staircase(current, upper, self.levels)
+            return clipped(current, upper)
+        return slipped(current, upper, self.levels, self.slope)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +143,7 @@ class FloatGraph:
         It is what is left of the network if spikes arrive evenly and integers cost nothing.
         """
         layers = (
-            replace(layer, upper=thetas[layer.name], levels=timesteps * layer.copies)
+            replace(layer, upper=thetas[layer.name], levels=timesteps * layer.copies, slope=0.0)
             if layer.kind == "spiking"
             else layer
             for layer in self.layers
