@@ -57,6 +57,7 @@ REPORT = Report(
             rate_error=0.0112,
             correlation=0.9941,
             peak=1000,
+            outside=900,
             worst_case=200_000,
             state_limit=131_072,
         ),

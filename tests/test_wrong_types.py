@@ -16,6 +16,7 @@ from torch import nn
 import ann2loihi as a2l
 from sim import fast, reference
 from sim.network import Conv2d, Dense, Geometry, Output
+from toolchain.convert import in_every_form
 from toolchain.inputs import load_arrays, selected
 from toolchain.loading import load_model
 
@@ -141,7 +142,10 @@ def arguments() -> dict[str, tuple[Callable[[Any], Any], dict[str, Any]]]:
                 (("timesteps", "updates", "input_bits"), NOT_A_COUNT),
                 (("holdoff",), without(NOT_A_COUNT, "zero")),
                 (("per_neuron", "shift_input"), NOT_A_BOOL),
-                (("method", "weights", "threshold", "initial", "task", "chip"), NOT_A_TEXT),
+                (
+                    ("method", "weights", "threshold", "initial", "task", "chip", "input_form", "reset_interval"),
+                    NOT_A_TEXT,
+                ),
             )
             for field in fields
         },
@@ -231,6 +235,9 @@ def arguments() -> dict[str, tuple[Callable[[Any], Any], dict[str, Any]]]:
             lambda v: a2l.verify(n, payload, ["fast", "reference"], net_path=v),
             without(NO_FILE, "None"),
         ),
+        "verify(inputs)": (lambda v: a2l.verify(n, payload, ["fast", "reference"], inputs=v), NOT_A_TEXT),
+        "in_every_form(conversion)": (lambda v: in_every_form(v, MODEL, X), NOT_AN_INSTANCE),
+        "in_every_form(model)": (lambda v: in_every_form(c, v, X), NOT_AN_INSTANCE),
         "fast.run(batch)": (lambda v: fast.run(n, payload, batch=v), NOT_A_COUNT),
         "fast.run(payload)": (lambda v: fast.run(n, v), NOT_AN_ARRAY),
         "reference.run(payload)": (lambda v: reference.run(n, v), NOT_AN_ARRAY),
@@ -275,6 +282,7 @@ def arguments() -> dict[str, tuple[Callable[[Any], Any], dict[str, Any]]]:
         "assessment.report(rates)": (lambda v: measured.report(c, MODEL, X, Y, v), without(NOT_AN_INSTANCE, "a dict")),
         "Network(timesteps)": (lambda v: network(timesteps=v), NOT_A_COUNT | NONE),
         "Network(holdoff)": (lambda v: network(holdoff=v), without(NOT_A_COUNT, "zero") | NONE),
+        "Network(reset_interval)": (lambda v: network(reset_interval=v), NOT_A_COUNT),
         "Network(layers)": (lambda v: network(layers=v), NOT_AN_INSTANCE),
         "Network(input)": (lambda v: network(input=v), NOT_AN_INSTANCE),
         "Network(output)": (lambda v: network(output=v), without(NOT_AN_INSTANCE, "None")),
@@ -298,6 +306,7 @@ def arguments() -> dict[str, tuple[Callable[[Any], Any], dict[str, Any]]]:
         "Input(shape)": (lambda v: source(shape=v), NOT_A_SHAPE),
         "Input(bits)": (lambda v: source(bits=v), NOT_A_COUNT | NONE),
         "Input(signed)": (lambda v: source(signed=v), NOT_A_BOOL),
+        "Input(form)": (lambda v: source(form=v), NOT_A_TEXT | NONE),
         "Input(scale)": (lambda v: source(scale=v), without(NOT_A_COUNT, "a fraction") | NONE),
         "Output(scale)": (
             lambda v: network(output=Output(v, np.array(0.0))),

@@ -83,8 +83,7 @@ def choose(
     budgets = (latency_budget or math.inf, period_budget or math.inf)
 
     def inside(recipe: Recipe) -> bool:
-        taken = graph.steps(recipe.timesteps, recipe.holdoff)
-        return all(steps <= most for steps, most in zip(taken, budgets, strict=True))
+        return all(steps <= most for steps, most in zip(_steps(graph, recipe), budgets, strict=True))
 
     trials: list[tuple[Trial, Recipe]] = []
     stairs = any(layer.levels for layer in graph.layers)
@@ -116,7 +115,7 @@ def choose(
             previous = best.agreement
         advance(most - len(trials))
     if not trials:
-        fastest = graph.steps(TIMESTEPS[0], HOLDOFFS[0])
+        fastest = _steps(graph, replace(base, timesteps=TIMESTEPS[0], holdoff=HOLDOFFS[0]))
         for name, limit, least in zip(("latency", "period"), budgets, fastest, strict=True):
             if limit < least:
                 raise refuse(f"{name} budget", f"{limit} steps", f"this network takes at least {least}")
@@ -133,8 +132,14 @@ def choose(
     return Choice(conversion, tuple(replace(t, chosen=t is chosen) for t, _ in trials), reason)
 
 
-def _trial(graph: FloatGraph, x: Tensor, held: Tensor, wanted: Tensor, recipe: Recipe) -> Trial:
+def _steps(graph: FloatGraph, recipe: Recipe) -> tuple[int, int]:
+    """Count the steps until the logits, and between samples; input neurons take one more to the logits."""
     steps, period = graph.steps(recipe.timesteps, recipe.holdoff)
+    return steps + (recipe.input_form == "spikes"), period
+
+
+def _trial(graph: FloatGraph, x: Tensor, held: Tensor, wanted: Tensor, recipe: Recipe) -> Trial:
+    steps, period = _steps(graph, recipe)
     tried = partial(
         Trial,
         timesteps=recipe.timesteps,

@@ -14,12 +14,14 @@ from exporters.report import TaskName
 from sim import chip as chips
 from sim.arguments import shown, whole
 from sim.findings import Finding, Refused, refuse
+from sim.network import InputForm
 
 Method = Literal["none", "static", "potential", "once", "ftbc", "exact", "mse"]
 WeightRule = Literal["nearest", "fitted", "tuned"]
 ThresholdRule = Literal["given", "max", "percentile", "mse"]
 Initial = Literal["auto", "zero", "half", "shift"]
 ChipName = Literal["loihi2", "netx", "wide"]
+ResetInterval = Literal["shortest", "power-of-two"]
 TaskChoice = Literal["auto", TaskName]
 
 
@@ -68,8 +70,18 @@ class Recipe:
     )
     chip: ChipName = field(default="loihi2", metadata=_about("Registers to respect.", option=None))
     input_bits: int = field(default=8, metadata=_about("Bits of the graded input's signed payload.", limits=(2, 24)))
+    input_form: InputForm = field(
+        default="payload",
+        metadata=_about("How inputs get in: graded payloads, bias currents, or spikes of neurons that these drive."),
+    )
     shift_input: bool = field(
-        default=False, metadata=_about("Whether input weights may be finer than a su, which netx does not read.")
+        default=False,
+        metadata=_about(
+            "Whether input weights may be finer than a su, which netx does not read; bias currents always are."
+        ),
+    )
+    reset_interval: ResetInterval = field(
+        default="shortest", metadata=_about("Steps between samples: the fewest, or what silicon's resets take.")
     )
 
     def __post_init__(self) -> None:

@@ -150,18 +150,22 @@ def compared_figure(rows: Sequence[Compared]) -> Figure:
     """
     figure = Figure(figsize=(9.2, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, field, label in zip(
+    for axes, field, what in zip(
         panels, ("synaptic_events", "steps"), ("synaptic events per sample", "steps to the answer"), strict=True
     ):
         points = [row for row in rows if row.score is not None and getattr(row, field) is not None]
-        for holdoff, colour in zip(
-            sorted({row.holdoff for row in points}), cycle((BLUE, VERMILION, GREY)), strict=False
-        ):
-            line = sorted((getattr(row, field), row.score, row.timesteps) for row in points if row.holdoff == holdoff)
-            axes.plot(*list(zip(*line, strict=True))[:2], color=colour, marker="o", label=f"K = {holdoff}")
+        kinds = sorted({(row.input, row.holdoff) for row in points})
+        for (form, holdoff), colour in zip(kinds, cycle((BLUE, VERMILION, GREY)), strict=False):
+            line = sorted(
+                (getattr(row, field), row.score, row.timesteps)
+                for row in points
+                if (row.input, row.holdoff) == (form, holdoff)
+            )
+            label = f"K = {holdoff}" if len({row.input for row in rows}) == 1 else f"{form}, K = {holdoff}"
+            axes.plot(*list(zip(*line, strict=True))[:2], color=colour, marker="o", label=label)
             for x, y, timesteps in line:
                 axes.annotate(f"T = {timesteps}", (x, y), (4, -12), textcoords="offset points", fontsize=8)
-        axes.set_xlabel(label)
+        axes.set_xlabel(what)
         axes.margins(x=0.12, y=0.12)
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -10,6 +10,7 @@ from exporters.report.schema import (
     PARTS,
     RUNGS,
     Attribution,
+    Compared,
     Cost,
     Estimate,
     Fit,
@@ -128,7 +129,35 @@ def _accuracy(report: Report) -> str:
     if by_timesteps := report.accuracy_by_timesteps:
         rows = [(t, *_score(by_timesteps[t])) for t in sorted(by_timesteps)]
         parts += ["Converted anew for each T:", _table(("T", *header), rows)]
+    if report.forms:
+        parts += ["Converted anew for each way of getting inputs in:", _forms(report.forms)]
     return "\n\n".join(parts)
+
+
+def _forms(forms: Sequence[Compared]) -> str:
+    counts = ("spikes", "synaptic_events", "host")
+    rows = [
+        (
+            row.input,
+            *(MISSING if value is None else f"{value:.2f}" for value in (row.accuracy, row.agreement)),
+            row.steps,
+            *(MISSING if getattr(row, name) is None else f"{getattr(row, name):.0f}" for name in counts),
+            row.cores,
+        )
+        for row in forms
+    ]
+    header = (
+        f"{forms[0].measure} in %",
+        "agreement in %",
+        "steps",
+        "spikes",
+        "synaptic events",
+        "values from the host",
+    )
+    return _table(("input", *header, "cores"), rows) + (
+        "\n\nThe host sends graded payloads at each step; or writes the biases of the layers that read the input; or "
+        "those of input neurons, whose spikes the other layers read. Counts are per sample."
+    )
 
 
 def _headed(text: str) -> str:
@@ -295,7 +324,7 @@ def _cost(cost: Cost) -> str:
         [
             f"The logits are there after {cost.steps} steps; samples may follow each other every {cost.period} steps.",
             _table(header, counts),
-            f"Per sample, the mean of {cost.samples}. The host sends {cost.payloads:.1f} payloads other than 0. A "
+            f"Per sample, the mean of {cost.samples}. The host sends {cost.payloads:.1f} values. A "
             "synaptic event is a spike or payload that goes through one synapse, zeros included; a message is a spike "
             f"on its way to one core, and {cost.between_chips:.1f} of them leave a chip.",
             _table(("of one inference", "range", "by figures of", "source"), estimates),

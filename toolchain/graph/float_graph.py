@@ -82,6 +82,7 @@ class FloatLayer:
     #: Initial potential that the activation was trained for: "half" a threshold, or that half as a "shift", 1/T of it
     #: at every step; None leaves it to the recipe.
     initial: Literal["half", "shift"] | None = None
+    holdoff: int | None = None  #: K of this layer; None takes the network's
     activation: str = ""  #: qualified name of the torch module that applies the activation
     #: Neurons that draw each activation together, and whose readers take their mean; once the graph is
     #: :meth:`FloatGraph.widened`, channel c's are the channels c * copies .. c * copies + copies - 1.
@@ -178,7 +179,8 @@ class FloatGraph:
         phase, waited = {INPUT: 0}, 0
         for layer in self.layers:
             arrivals = [phase[edge.source] + 1 for edge in layer.edges]
-            phase[layer.name] = max(arrivals) + (0 if layer.kind == "readout" else holdoff)
+            later = 0 if layer.kind == "readout" else holdoff if layer.holdoff is None else layer.holdoff
+            phase[layer.name] = max(arrivals) + later
             waited = max(waited, phase[layer.name] - min(arrivals))
         return max(phase.values()) + timesteps, waited + timesteps
 
