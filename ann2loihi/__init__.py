@@ -37,17 +37,23 @@ if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, whi
     from sim.progress import reporting as reporting
     from toolchain import assessment as assessment
     from toolchain import demo as demo
+    from toolchain import training as training
     from toolchain.auto import choose as choose
     from toolchain.convert import Conversion as Conversion
     from toolchain.convert import convert as convert
     from toolchain.frontends import import_model as import_model
     from toolchain.frontends import inspect_model as check  # noqa: F401
     from toolchain.frontends import operation as operation
+    from toolchain.graph.activations import NQ as NQ
     from toolchain.graph.activations import QCFS as QCFS
+    from toolchain.graph.activations import RNL as RNL
+    from toolchain.graph.activations import TCL as TCL
+    from toolchain.graph.activations import SlipReLU as SlipReLU
     from toolchain.graph.activations import TReLU as TReLU
     from toolchain.loading import load_model as load_model
     from toolchain.recipe import RECIPES as RECIPES
     from toolchain.recipe import Recipe as Recipe
+    from toolchain.surgery import replace_activations as replace_activations
     from toolchain.surgery import replace_max_pooling as replace_max_pooling
 
     __version__: str
@@ -67,11 +73,11 @@ _HOMES: dict[str, tuple[str, str]] = {
         "sim.progress": ("reporting",),
         "toolchain.auto": ("choose",),
         "toolchain.convert": ("Conversion", "convert"),
-        "toolchain.graph.activations": ("QCFS", "TReLU"),
+        "toolchain.graph.activations": ("NQ", "QCFS", "RNL", "SlipReLU", "TCL", "TReLU"),
         "toolchain.frontends": ("import_model", "operation"),
         "toolchain.loading": ("load_model",),
         "toolchain.recipe": ("RECIPES", "Recipe"),
-        "toolchain.surgery": ("replace_max_pooling",),
+        "toolchain.surgery": ("replace_activations", "replace_max_pooling"),
     }.items()
     for name in names
 } | {
@@ -81,6 +87,7 @@ _HOMES: dict[str, tuple[str, str]] = {
     "device": ("exporters.device", ""),
     "figures": ("exporters.report.figures", ""),
     "load_bundle": ("exporters.bundle", "load"),
+    "training": ("toolchain.training", ""),
     "write": ("exporters.netx", "save"),
 }
 

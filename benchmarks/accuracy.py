@@ -50,6 +50,7 @@ STYLES = {
     "none": ("#000000", "x"),
     "static": ("#E69F00", "s"),
     "potential": ("#CC79A7", "^"),
+    "once": ("#009E73", "P"),
     "ftbc": (VERMILION, "v"),
     "exact": ("#56B4E9", "D"),
     "mse": (BLUE, "o"),

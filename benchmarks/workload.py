@@ -71,8 +71,8 @@ def load(data: Path | None, weights: Path | None, calibration: int | None, sampl
 
     model = load_model(f"{ROOT / 'examples' / 'resnet20.py'}:resnet20", weights)
     train, test = (existing(data / f"cifar10_{part}.npz") for part in ("train", "test"))
-    x, _ = _decode(train, CALIBRATION if calibration is None else calibration)
-    return Workload("resnet20", model, x, *_decode(test, samples))
+    x, _ = decode(train, CALIBRATION if calibration is None else calibration)
+    return Workload("resnet20", model, x, *decode(test, samples))
 
 
 def _first(option: str, values: Tensor, count: int | None) -> Tensor:
@@ -81,11 +81,12 @@ def _first(option: str, values: Tensor, count: int | None) -> Tensor:
     return values[:count]
 
 
-def _decode(path: Path, count: int | None) -> tuple[Tensor, Tensor]:
-    from examples.cifar10 import decode
+def decode(path: Path, count: int | None) -> tuple[Tensor, Tensor]:
+    """Decode the first images of a file, float32 (n, 3, 32, 32) normalised, and labels; :class:`Refused` for others."""
+    from examples import cifar10
 
     try:
-        x, y = decode(path, count)
+        x, y = cifar10.decode(path, count)
     except (ValueError, KeyError, OSError) as error:
         raise refuse(str(path), str(error), "see examples/cifar10.py for what it holds") from error
     return torch.from_numpy(x), torch.from_numpy(y)

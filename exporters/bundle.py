@@ -191,9 +191,10 @@ def legality(path: str | Path, x: Any = None) -> list[netx.Issue]:
     if os.path.isdir(path):
         bundle = load(path)
         network, path = bundle.network, bundle.net_path
-        peaks = {} if bundle.report is None else {row.name: row.peak for row in bundle.report.layers}
-        if known := {name: peak for name, peak in peaks.items() if peak is not None}:
-            measured = netx.Measured("the calibration inputs", known)
+        rows = () if bundle.report is None else bundle.report.layers
+        if known := {row.name: row.peak for row in rows if row.peak is not None}:
+            outside = {row.name: row.outside for row in rows if row.outside is not None}
+            measured = netx.Measured("the calibration inputs", known, outside)
     elif x is not None:
         network = netx.read(path)
     if x is not None:

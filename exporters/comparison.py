@@ -3,35 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from exporters import bundle as bundles
 from exporters.placement import fit
-from exporters.report.record import Record
-from exporters.report.schema import MEASURES, TaskName
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compared(Record):
-    """One conversion: what it gets right and what that takes. What was not measured is None."""
-
-    name: str
-    timesteps: int  #: T
-    holdoff: int  #: K
-    steps: int  #: until the logits are there
-    period: int  #: steps between samples that follow each other
-    cores: int | None  #: None where it does not fit
-    measure: str = MEASURES["classes"]  #: what tells how good it is
-    accuracy: float | None = None  #: per cent
-    agreement: float | None = None  #: with the trained network, per cent
-    spikes: float | None = None  #: per sample
-    synaptic_events: float | None = None  #: per sample
-
-    @property
-    def score(self) -> float | None:
-        """The accuracy, or the agreement where there were no labels."""
-        return self.agreement if self.accuracy is None else self.accuracy
+from exporters.placement.cost import interval
+from exporters.report import MEASURES, Compared, Cost, Score, TaskName
+from sim.network import Network
 
 
 def compare(directories: Sequence[str | Path], chip: str = "loihi2") -> tuple[Compared, ...]:
@@ -47,16 +25,31 @@ def _read(directory: Path, chip: str) -> Compared:
     if report is not None:
         accuracy, agreement, cost = report.accuracy.get("int8"), report.agreement.get("int8"), report.cost
         task = report.task
+    return row(str(directory), network, chip, task, accuracy, agreement, cost)
+
+
+def row(
+    name: str,
+    network: Network,
+    chip: str,
+    task: TaskName,
+    accuracy: Score | None,
+    agreement: Score | None,
+    cost: Cost | None,
+) -> Compared:
+    """Put together what is known of one conversion."""
     return Compared(
-        name=str(directory),
+        name=name,
+        input=network.input.form,
         timesteps=network.timesteps,
         holdoff=network.holdoff,
         steps=network.steps,
-        period=network.period,
+        period=interval(network),
         cores=fit(network, chip).cores,
         measure=MEASURES[task],
         accuracy=None if accuracy is None else accuracy.value,
         agreement=None if agreement is None else agreement.value,
         spikes=None if cost is None else cost.spikes,
         synaptic_events=None if cost is None else cost.synaptic_events,
+        host=None if cost is None else cost.payloads,
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
@@ -20,11 +20,9 @@ from sim.arguments import checked
 from sim.chip import LOIHI2, Chip
 from sim.findings import Finding, Refused, refuse
 from sim.fixedpoint import Policy, RegisterOverflow
-from sim.network import Network
-from sim.stock import Form, inexact
+from sim.network import InputForm, Network
+from sim.stock import Form
 from sim.trace import Difference, Trace, first_difference
-
-InputForm = Literal["graded", "currents"]  #: a payload at each step, or what it causes, in the bias schedules
 
 
 @dataclass(frozen=True)
@@ -73,10 +71,10 @@ def _on_lava(name: str, form: Form) -> Engine:
     def run(network: Network, payload: np.ndarray, *, chip: Chip, overflow: Policy, record: bool) -> Trace:
         from sim import on_lava
 
-        return on_lava.run(network, payload, form=form, chip=chip, overflow=overflow)
+        return input_forms.deployed(network, payload, partial(on_lava.run, form=form, chip=chip, overflow=overflow))
 
     def obstacles(network: Network, payload: np.ndarray, chip: Chip) -> list[Finding]:
-        return inexact(network, payload, form, chip)
+        return input_forms.inexact(network, payload, form, chip)
 
     return Engine(name, "lava-nc", obstacles, run, counts=form == "native")
 
@@ -101,20 +99,6 @@ def _netx(path: str | Path | None = None) -> Engine:
             return netx.load(file).run(payload, chip=chip, overflow=overflow)
 
     return Engine("netx", "lava-dl", obstacles, run, counts=False)
-
-
-def _by_currents(engine: Engine) -> Engine:
-    """Make an engine that gets its input as bias currents."""
-
-    def obstacles(network: Network, payload: np.ndarray, chip: Chip) -> list[Finding]:
-        nothing = np.zeros((1, 1), np.int32)
-        driven = input_forms.by_bias(network, payload)
-        return next(filter(None, (engine.obstacles(one, nothing, chip) for one in driven)), [])
-
-    def run(network: Network, payload: np.ndarray, **options: Any) -> Trace:
-        return input_forms.run(network, payload, partial(engine.run, **options))
-
-    return Engine(engine.name, engine.needs, obstacles, run, engine.counts)
 
 
 ENGINES: Mapping[str, Engine] = MappingProxyType(
@@ -194,7 +178,8 @@ def run(
     """Run integer payloads ``(B, *input.shape)`` on the engine of that name; :class:`Refused` lists the known ones.
 
     ``record=False`` gives the readout alone; only ``fast`` then saves the memory that all other layers would take.
-    Raises :class:`sim.fixedpoint.RegisterOverflow` for a potential outside ``chip``'s registers unless ``overflow`` is
+    Engines on Lava get the input in the form that the network's has. Raises
+    :class:`sim.fixedpoint.RegisterOverflow` for a potential outside ``chip``'s registers unless ``overflow`` is
     "count", and :class:`Refused` where the engine cannot run the network or honour an argument. ``overflow`` None is
     "count" on engines that can, and "strict" on those whose registers wrap as Lava's do.
     """
@@ -213,14 +198,14 @@ def verify(
     *,
     chip: Chip = LOIHI2,
     net_path: str | Path | None = None,
-    inputs: InputForm = "graded",
+    inputs: InputForm | None = None,
 ) -> Verification:
     """Run integer payloads ``(B, *input.shape)`` on several engines and compare each with the first one, bit for bit.
 
     ``engines`` are all, unless named; then those that cannot run this network here are ``skipped``, also where that
     shows only while they run. ``net_path`` makes the netx engine load that file, which must hold ``network``, instead
-    of a temporary one. ``inputs`` is how all but the first engine get them: as graded payloads, or, without input
-    synapses, as bias currents that the host computes (:mod:`sim.inputs`). A disagreement is the result's
+    of a temporary one. ``inputs`` is the form in which engines on Lava get them, that of the network's input by
+    default (:mod:`sim.inputs`); the others compute from the payload. A disagreement is the result's
     ``difference``. Raises :class:`Refused` for an unknown name, a named engine that cannot run, fewer than two engines
     that can, and no samples.
     """
@@ -233,11 +218,9 @@ def verify(
         raise refuse("payload", "no samples", "agreement on nothing proves nothing: give at least one")
     if net_path is not None and netx.read(net_path) != network:
         raise refuse(str(net_path), "it holds another network", "give the file that was written from this one")
-    if inputs not in get_args(InputForm):
-        raise refuse("inputs", f"{inputs!r} is unknown", f"use {' or '.join(map(repr, get_args(InputForm)))}")
+    if inputs is not None and inputs != network.input.form:
+        network, net_path = replace(network, input=replace(network.input, form=inputs)), None
     known = ENGINES if net_path is None else {**ENGINES, "netx": _netx(net_path)}
-    if inputs == "currents":
-        known = {name: known[name] if name == names[0] else _by_currents(ENGINES[name]) for name in names}
     stopped = {name: known[name].prevented(network, payload, chip) for name in names}
     if engines is not None:
         _require_all(stopped)

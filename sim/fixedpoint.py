@@ -55,7 +55,14 @@ class Registers:
         self.overflowed: set[int] = set()  #: samples in which there were some
         self.first = first  #: number of the sample that stands first in what is watched
         self.peak = {layer.name: 0 for layer in network.layers}
+        #: By spiking layer, u at most where it has to be silent, su: before its window, and as the window leaves it.
+        self.outside = {layer.name: 0 for layer in network.layers if layer.kind == "spiking"}
         self._earliest: tuple[tuple[int, ...], RegisterOverflow] | None = None
+
+    def left(self, layer: Layer, v: np.ndarray, offset: np.ndarray) -> None:
+        """Note potentials ``v`` (B, *shape), after the reset, with which a layer has to be silent; u = v - offset."""
+        held = int((v.max(axis=0) - offset).max())
+        self.outside[layer.name] = max(self.outside[layer.name], held)
 
     def watch(self, layer: Layer, step: int, v: np.ndarray, offset: np.ndarray) -> None:
         """Note the potentials ``v`` (B, *shape) of one step, before the reset, and u = v - offset."""
@@ -92,6 +99,7 @@ class Registers:
         self.overflows += other.overflows
         self.overflowed |= other.overflowed
         self.peak = {name: max(peak, other.peak[name]) for name, peak in self.peak.items()}
+        self.outside = {name: max(held, other.outside[name]) for name, held in self.outside.items()}
         if other._earliest and (self._earliest is None or other._earliest[0] < self._earliest[0]):
             self._earliest = other._earliest
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
@@ -35,6 +35,10 @@ from sim.findings import Finding, Refused, refuse
 EXPONENT_LIMIT = 31  #: of the magnitude of an edge's exponent; chips allow less
 INPUT = "input"  #: the name by which an edge refers to the network's input
 Shape = tuple[int, ...]  #: (C, H, W) or (N,)
+#: How the input gets into a chip: as a graded payload at each step; as bias currents of the layers that read it
+#: (:mod:`sim.inputs`); or as such currents of input neurons, whose spikes are all that other layers read. What a
+#: network does is the same: engines compute it from the payload.
+InputForm = Literal["payload", "currents", "spikes"]
 Pair = tuple[int, int]  #: (vertical, horizontal), as torch orders them
 Entry = TypeVar("Entry")
 
@@ -227,6 +231,7 @@ class Input(_Record):
     #: Which value of the model's flattened input each neuron gets, int32 (*shape); None where it is given in order
     order: np.ndarray | None = None
     given: Shape | None = None  #: shape of the model's input, without the batch; None where it is ``shape``
+    form: InputForm = "payload"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -295,6 +300,8 @@ class Network(_Record):
     timesteps: int  #: T, the length of every firing window
     holdoff: int = 0  #: K, the default of every spiking layer
     output: Output | None = None  #: what the readout's potentials stand for; None where nobody has said so
+    #: Steps between samples in the stock form, which silicon wants a power of two; None takes the fewest
+    reset_interval: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -346,6 +353,10 @@ class Network(_Record):
         """Smallest distance in steps at which samples may follow each other: the longest busy time of a layer."""
         return max(len(self.busy(layer)) for layer in self.layers)
 
+    def on_chip(self, layer: Layer) -> tuple[Edge, ...]:
+        """Return the edges of a layer for which a chip has synapses: all, unless the host brings its biases."""
+        return tuple(edge for edge in layer.edges if edge.source != INPUT or self.input.form == "payload")
+
     def shape_of(self, source: str) -> Shape:
         """Shape of the input or of a layer, by name."""
         return self.input.shape if source == INPUT else self[source].shape
@@ -388,7 +399,7 @@ class Network(_Record):
 _KINDS: dict[type, dict[str, Any]] = {
     Edge: {"source": str},
     Layer: {"name": str, "shape": tuple, "edges": tuple[Edge, ...], "kind": str},
-    Input: {"shape": tuple, "signed": bool, "given": tuple | None},
+    Input: {"shape": tuple, "signed": bool, "given": tuple | None, "form": str},
     Network: {"input": Input, "layers": tuple[Layer, ...], "output": Output | None},
 }
 
@@ -414,6 +425,15 @@ def _structure(network: Network) -> list[Finding]:
         )
     else:
         found += _input_findings(network.input)
+    if network.input.form == "spikes":
+        found += [
+            Finding(
+                layer.name, "it reads the input, whose form is spikes", "let spiking layers read it, and nothing else"
+            )
+            for layer in network.layers
+            if INPUT in (sources := {edge.source for edge in layer.edges})
+            and (len(sources) > 1 or layer.kind != "spiking")
+        ]
     shapes: dict[str, Shape] = {INPUT: network.input.shape}
     spiking = {INPUT}
     for layer in network.layers:
@@ -470,6 +490,8 @@ def _structure(network: Network) -> list[Finding]:
             if not fits or (positive and values.min() <= 0):
                 wanted = "positive finite numbers" if positive else "finite numbers"
                 note("output", f"{field} {shown(values)}", f"give {wanted} of shape () or {channels}")
+    if not found and network.reset_interval is not None and network.reset_interval <= network.period:
+        note("reset_interval", f"{network.reset_interval} steps", f"give at least {network.period + 1}")
     return found
 
 
@@ -481,6 +503,8 @@ def _scalars(network: Network) -> list[Finding]:
         (INPUT, "bits", network.input.bits, 1 << 16),
         *((INPUT, "shape", size, 1 << 40) for size in network.input.shape),
     ]
+    if network.reset_interval is not None:
+        values.append(("reset_interval", "steps", network.reset_interval, 1 << 24))
     for layer in network.layers:
         values += [(layer.name, "threshold", layer.threshold, 1 << 31)]
         values += [(layer.name, "shape", size, 1 << 40) for size in layer.shape]
@@ -501,6 +525,8 @@ def _scalars(network: Network) -> list[Finding]:
 def _input_findings(source: Input) -> list[Finding]:
     """Everything that makes scale and order of an input meaningless."""
     found, scale, order = [], np.asarray(source.scale, np.float64), source.order
+    if source.form not in get_args(InputForm):
+        found.append(Finding(INPUT, f"form {source.form!r}", f"use {', '.join(get_args(InputForm))}"))
     if scale.shape not in ((), source.shape[:1]) or not np.isfinite(scale).all() or scale.min() <= 0:
         remedy = f"give positive finite numbers of shape () or {source.shape[:1]}"
         found.append(Finding(INPUT, f"scale {shown(source.scale)}", remedy))

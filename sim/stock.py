@@ -21,6 +21,8 @@ from sim.fixedpoint import Policy
 from sim.network import INPUT, Conv2d, Dense, Edge, Layer, Network, SynapseTable
 
 Form = Literal["native", "stock"]  #: how a network is built on Lava: our own neurons, or the stock form
+#: Steps between a layer's window and its reset: the last -theta arrives, and the last that relays of a clock send.
+AFTER = {"native": 0, "stock": 1, "clock": 2}
 
 #: Registers of LIF, in su * 2**6: u wraps beyond, v saturates (lava/proc/lif/models.py).
 STATE_BITS, FRACTION_BITS = 24, 6
@@ -51,6 +53,10 @@ class Silence:
         return layer.threshold + self.lift - self.offset
 
 
+#: Of input neurons, whose offsets are not known before the input is; u is never above 0 there.
+UNLIFTED = Silence(-LOIHI2.bias_limit - 1, 0)
+
+
 def silence(layer: Layer, chip: Chip = LOIHI2) -> Silence:
     """Use the whole of ``chip``'s bias register: the lowest value outside the window, inside as high as it goes."""
     room = min(chip.bias_limit - int(layer.offsets.max()), chip.threshold_limit - layer.threshold)
@@ -71,13 +77,18 @@ def peak_outside(network: Network, layer: Layer, potentials: np.ndarray) -> int:
     return max(int(np.max(u, initial=0)) for u in held)
 
 
-def legal_period(network: Network, form: Form, period: int | Literal["power of two"] | None = None) -> int:
-    """Return ``period``, or the smallest legal one if it is None; raises :class:`Refused` for a smaller one.
+def legal_period(
+    network: Network, form: Form | Literal["clock"], period: int | Literal["power of two"] | None = None
+) -> int:
+    """Return ``period``, or if it is None the smallest legal one; raises :class:`Refused` for a smaller one.
 
-    The stock form needs one step more: in it the last -theta arrives, which LIFReset then clears. "power of two" is the
-    smallest legal one that silicon takes for the interval of LIFReset.
+    Beside the native form, a network may ask for another one by its ``reset_interval``. The stock form needs one step
+    more: in it the last -theta arrives, which LIFReset then clears; with a clock, two. "power of two" is the smallest
+    legal one that silicon takes for the interval of LIFReset.
     """
-    smallest = network.period + (form == "stock")
+    smallest = network.period + AFTER[form]
+    if period is None and form != "native":
+        period = network.reset_interval
     if period == "power of two":
         return 1 << (smallest - 1).bit_length()
     if period is not None and period < smallest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -18,7 +19,7 @@ from toolchain.auto import choose
 from toolchain.calibration.rules import RULES
 from toolchain.convert import convert
 from toolchain.demo import data, load_model
-from toolchain.graph.activations import QCFS, TReLU
+from toolchain.graph.activations import NQ, QCFS, RNL, TCL, SlipReLU, TReLU
 from toolchain.recipe import RECIPES, Method, Recipe, named
 
 
@@ -27,11 +28,22 @@ def calibration() -> Tensor:
     return data.load().calibration_x[:128]
 
 
+#: By part of a recipe's name: the activation that it is for, with a threshold.
+TRAINED = {
+    "qcfs": partial(QCFS, 4),
+    "nq": partial(NQ, 4),
+    "sliprelu": partial(SlipReLU, 4),
+    "rts": TReLU,
+    "tcl": TCL,
+    "rnl": RNL,
+}
+
+
 def test_every_recipe_converts_the_kind_of_network_that_it_is_for() -> None:
     torch.manual_seed(0)
     x = torch.rand(40, 6)
     for name, meant in RECIPES.items():
-        activation = QCFS(4, 1.0) if name in ("qcfs", "ftbc+qcfs", "nq") else TReLU(1.0) if "rts" in name else nn.ReLU()
+        activation = next((trained(1.0) for part, trained in TRAINED.items() if part in name), nn.ReLU())
         model = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 3))
         conversion = convert(model, x, 4, recipe=name)
         assert conversion.recipe == replace(meant, timesteps=4, task="classes")
@@ -113,6 +125,30 @@ def test_what_is_chosen_for_a_tuned_recipe_is_tuned(calibration: Tensor) -> None
         != convert(load_model(), calibration, recipe=replace(chosen, weights="fitted")).network
     )
     assert choice.reason.endswith("Its weights were then tuned, with ftbc.")
+
+
+def test_a_budget_of_neurons_is_tried_beside_what_goes_without_and_the_chosen_trial_is_marked(
+    calibration: Tensor,
+) -> None:
+    choice = choose(load_model(), calibration, Recipe(neuron_budget=2.0), latency_budget=8)
+    by_budget = {budget: [t for t in choice.trials if t.neuron_budget == budget] for budget in (1.0, 2.0)}
+    assert len(by_budget[2.0]) == len({t.timesteps for t in choice.trials})
+    (neurons,) = {t.neurons for t in by_budget[1.0]}
+    assert neurons is not None
+    assert all(neurons < (t.neurons or 0) <= 2 * neurons for t in by_budget[2.0])
+    (chosen,) = [trial for trial in choice.trials if trial.chosen]
+    network, recipe = choice.conversion.network, choice.conversion.recipe
+    assert (chosen.steps, chosen.period) == (network.steps, network.period)
+    assert (chosen.timesteps, chosen.neuron_budget) == (recipe.timesteps, recipe.neuron_budget)
+    assert chosen.neurons == sum(layer.size for layer in network.layers)
+
+
+def test_a_period_is_kept_too(calibration: Tensor) -> None:
+    choice = choose(load_model(), calibration, period_budget=3)
+    assert choice.conversion.network.period <= 3
+    assert all((trial.period or 99) <= 3 for trial in choice.trials)
+    taken = choice.conversion.network.period
+    assert choice.reason.endswith(f"of what takes at most 3 steps between samples; it takes {taken}.")
 
 
 def test_a_budget_below_the_networks_depth_is_refused(calibration: Tensor) -> None:

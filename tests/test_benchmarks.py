@@ -13,6 +13,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from benchmarks import accuracy, calibration_time, simulation
+from benchmarks import compared as comparison
+from exporters.bundle import load
+from sim import fast
 from sim.findings import refuse
 from toolchain.convert import convert
 from toolchain.demo import data, load_model
@@ -195,6 +198,29 @@ def test_calibration_is_timed_against_forward_passes(tmp_path: Path) -> None:
         assert 100 << 20 < row["peak_before"] <= row["peak"] < 2 << 30  # bytes: torch alone takes more than 100 MiB
         assert 0 < row["cpu_ratio"]["min"] <= row["cpu_ratio"]["median"] <= row["cpu_ratio"]["max"]
     assert re.search(r"T = 2, K = 0,\s+n = 64", done.stdout)
+
+
+def test_conversions_are_compared_on_test_images_and_kept(tmp_path: Path) -> None:
+    def run(*options: object) -> Result:
+        arguments = ["--samples", N, "--calibration", 64, "--timesteps", "1,2", "--holdoffs", "0", *options]
+        return CliRunner().invoke(comparison.app, [str(a) for a in arguments], catch_exceptions=False)
+
+    where = ("-o", tmp_path / "all", "--json", tmp_path / "rows.json")
+    done = run("--forms", "payload,spikes", *where)
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [(row["input"], row["timesteps"]) for row in found] == [
+        (f, t) for f in ("payload", "spikes") for t in (1, 2)
+    ]
+    digits = data.load()
+    network = load(tmp_path / "all" / "spikes-t2-k0").network
+    decided = network.decode(fast.run(network, network.input.encode(digits.test_x[:N])).logits[:, -1]).argmax(1)
+    assert found[-1]["accuracy"] == 100 * np.mean(decided == digits.test_y[:N].numpy())
+    assert f"right and agrees on {N} test images" in done.stdout
+    assert "it exists; go on with --resume" in run("--forms", "payload", *where).stderr
+    assert run("--forms", "spikes", "--resume", *where).exit_code == 0
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"] == found[2:]
+    assert "nothing to measure" in run("--forms", ",", "-o", tmp_path / "none").stderr
 
 
 def test_simulation_is_timed_against_the_trained_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from exporters import netx
 from sim import chip, fast, reference
 from sim.findings import Finding, Refused
 from sim.network import INPUT
+from sim.stock import peak_outside
 from sim.trace import first_difference
 from toolchain.calibration import batch, fit
 from toolchain.calibration.rules import RULES
@@ -130,6 +131,10 @@ def test_peaks_are_what_the_calibration_data_reached(method: str, digits: Digits
     trace = conversion.run(digits.calibration_x)
     assert trace.peak == conversion.peak
     assert trace.overflows == 0
+    spiking = [layer for layer in conversion.network.layers if layer.kind == "spiking"]
+    outside = {n.name: peak_outside(conversion.network, n, trace.potentials[n.name]) for n in spiking}
+    assert outside == conversion.outside
+    assert max(outside.values()) > 0
 
 
 @pytest.mark.parametrize(

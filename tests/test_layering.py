@@ -15,12 +15,13 @@ FILES = [path for package in FLOORS for path in sorted((ROOT / package).rglob("*
 #: The rooms of toolchain, from the ground up: a room knows what lies below it.
 ROOMS = (
     {"graph", "recipe", "inputs"},
-    {"frontends", "surgery", "task"},
-    {"scales", "loading"},
-    {"calibration"},
+    {"frontends", "task"},
+    {"scales"},
+    {"surgery"},
+    {"loading", "calibration"},
     {"convert"},
     {"assessment"},
-    {"auto", "demo"},
+    {"auto", "demo", "training"},
     {"app"},
 )
 RANK = {name: rank for rank, floor in enumerate(ROOMS) for name in floor}

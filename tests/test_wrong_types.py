@@ -16,6 +16,7 @@ from torch import nn
 import ann2loihi as a2l
 from sim import fast, reference
 from sim.network import Conv2d, Dense, Geometry, Output
+from toolchain.convert import in_every_form
 from toolchain.inputs import load_arrays, selected
 from toolchain.loading import load_model
 
@@ -47,6 +48,9 @@ def build() -> nn.Module:
 X = np.random.default_rng(0).random((40, 4), np.float32)
 Y = np.arange(40) % 3
 MODEL = build()
+SAMPLE = torch.from_numpy(X)
+training = a2l.training
+FEW = training.Settings(epochs=1, validation=8, calibration=8)
 
 
 @functools.cache
@@ -138,7 +142,10 @@ def arguments() -> dict[str, tuple[Callable[[Any], Any], dict[str, Any]]]:
                 (("timesteps", "updates", "input_bits"), NOT_A_COUNT),
                 (("holdoff",), without(NOT_A_COUNT, "zero")),
                 (("per_neuron", "shift_input"), NOT_A_BOOL),
-                (("method", "weights", "threshold", "initial", "task", "chip"), NOT_A_TEXT),
+                (
+                    ("method", "weights", "threshold", "initial", "task", "chip", "input_form", "reset_interval"),
+                    NOT_A_TEXT,
+                ),
             )
             for field in fields
         },
@@ -163,6 +170,51 @@ def arguments() -> dict[str, tuple[Callable[[Any], Any], dict[str, Any]]]:
             without(NOT_AN_INSTANCE, "a function", "a class"),
         ),
         "replace_max_pooling(model)": (a2l.replace_max_pooling, NOT_AN_INSTANCE),
+        "replace_activations(model)": (lambda v: a2l.replace_activations(v, "nq", sample=SAMPLE), NOT_AN_INSTANCE),
+        "replace_activations(activation)": (
+            lambda v: a2l.replace_activations(MODEL, v, sample=SAMPLE),
+            NOT_A_TEXT | NONE,
+        ),
+        "replace_activations(levels)": (
+            lambda v: a2l.replace_activations(MODEL, "nq", levels=v, sample=SAMPLE),
+            NOT_A_COUNT | NONE,
+        ),
+        "replace_activations(sample)": (
+            lambda v: a2l.replace_activations(MODEL, "nq", sample=v),
+            NOT_AN_ARRAY | {"no samples": torch.zeros(0, 4), "another shape": torch.zeros(4, 3)},
+        ),
+        "replace_activations(per_channel)": (
+            lambda v: a2l.replace_activations(MODEL, "nq", sample=SAMPLE, per_channel=v),
+            NOT_A_BOOL,
+        ),
+        "training.train(model)": (lambda v: training.train(v, X, Y, FEW), NOT_AN_INSTANCE),
+        "training.train(x)": (lambda v: training.train(MODEL, v, Y, FEW), NOT_AN_ARRAY),
+        "training.train(y)": (lambda v: training.train(MODEL, X, v, FEW), NOT_AN_ARRAY),
+        "training.train(settings)": (lambda v: training.train(MODEL, X, Y, v), without(NOT_AN_INSTANCE, "None")),
+        "training.train(device)": (lambda v: training.train(MODEL, X, Y, FEW, device=v), NOT_A_TEXT | NONE),
+        "training.train(directory)": (
+            lambda v: training.train(MODEL, X, Y, FEW, directory=v),
+            without(NOT_A_PATH, "None") | {"a file": __file__},
+        ),
+        "training.train(callbacks)": (
+            lambda v: training.train(MODEL, X, Y, FEW, callbacks=v),
+            without(NOT_AN_INSTANCE, "text", "empty text", "a ragged list") | {"numbers": [1]},
+        ),
+        "training.measure(model)": (lambda v: training.measure(v, X, Y, X, a2l.Recipe()), NOT_AN_INSTANCE),
+        "training.measure(x)": (lambda v: training.measure(MODEL, v, Y, X, a2l.Recipe()), NOT_AN_ARRAY),
+        "training.measure(recipe)": (lambda v: training.measure(MODEL, X, Y, X, v), NOT_AN_INSTANCE),
+        "training.induce(found)": (lambda v: training.induce(MODEL, v), NOT_AN_INSTANCE),
+        "training.Settings(levels)": (lambda v: training.Settings(levels=v), NOT_A_COUNT | NONE),
+        "training.Settings(distill)": (
+            lambda v: training.Settings(distill=v),
+            ALWAYS | NONE | TEXTS | {"NaN": float("nan"), "infinity": float("inf"), "True": True},
+        ),
+        "training.Settings(per_channel)": (lambda v: training.Settings(per_channel=v), NOT_A_BOOL),
+        "training.Settings(activation)": (lambda v: training.Settings(activation=v), NOT_A_TEXT | NONE),
+        "NQ(levels)": (a2l.NQ, NOT_A_COUNT | NONE),
+        "SlipReLU(slope)": (lambda v: a2l.SlipReLU(4, 1.0, v), without(NOT_A_COUNT, "zero") | NONE),
+        "TCL(threshold)": (a2l.TCL, without(NOT_A_COUNT, "a fraction") | NONE),
+        "RNL(threshold)": (a2l.RNL, without(NOT_A_COUNT, "a fraction") | NONE),
         "QCFS(levels)": (a2l.QCFS, NOT_A_COUNT | NONE),
         "QCFS(threshold)": (lambda v: a2l.QCFS(4, v), without(NOT_A_COUNT, "a fraction") | NONE),
         "TReLU(threshold)": (a2l.TReLU, without(NOT_A_COUNT, "a fraction") | NONE),
@@ -183,6 +235,9 @@ def arguments() -> dict[str, tuple[Callable[[Any], Any], dict[str, Any]]]:
             lambda v: a2l.verify(n, payload, ["fast", "reference"], net_path=v),
             without(NO_FILE, "None"),
         ),
+        "verify(inputs)": (lambda v: a2l.verify(n, payload, ["fast", "reference"], inputs=v), NOT_A_TEXT),
+        "in_every_form(conversion)": (lambda v: in_every_form(v, MODEL, X), NOT_AN_INSTANCE),
+        "in_every_form(model)": (lambda v: in_every_form(c, v, X), NOT_AN_INSTANCE),
         "fast.run(batch)": (lambda v: fast.run(n, payload, batch=v), NOT_A_COUNT),
         "fast.run(payload)": (lambda v: fast.run(n, v), NOT_AN_ARRAY),
         "reference.run(payload)": (lambda v: reference.run(n, v), NOT_AN_ARRAY),
@@ -227,6 +282,7 @@ def arguments() -> dict[str, tuple[Callable[[Any], Any], dict[str, Any]]]:
         "assessment.report(rates)": (lambda v: measured.report(c, MODEL, X, Y, v), without(NOT_AN_INSTANCE, "a dict")),
         "Network(timesteps)": (lambda v: network(timesteps=v), NOT_A_COUNT | NONE),
         "Network(holdoff)": (lambda v: network(holdoff=v), without(NOT_A_COUNT, "zero") | NONE),
+        "Network(reset_interval)": (lambda v: network(reset_interval=v), NOT_A_COUNT),
         "Network(layers)": (lambda v: network(layers=v), NOT_AN_INSTANCE),
         "Network(input)": (lambda v: network(input=v), NOT_AN_INSTANCE),
         "Network(output)": (lambda v: network(output=v), without(NOT_AN_INSTANCE, "None")),
@@ -250,6 +306,7 @@ def arguments() -> dict[str, tuple[Callable[[Any], Any], dict[str, Any]]]:
         "Input(shape)": (lambda v: source(shape=v), NOT_A_SHAPE),
         "Input(bits)": (lambda v: source(bits=v), NOT_A_COUNT | NONE),
         "Input(signed)": (lambda v: source(signed=v), NOT_A_BOOL),
+        "Input(form)": (lambda v: source(form=v), NOT_A_TEXT | NONE),
         "Input(scale)": (lambda v: source(scale=v), without(NOT_A_COUNT, "a fraction") | NONE),
         "Output(scale)": (
             lambda v: network(output=Output(v, np.array(0.0))),

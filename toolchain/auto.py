@@ -27,6 +27,7 @@ TIMESTEPS = (1, 2, 4, 8, 16, 32)
 HOLDOFFS = (0, 1, 2)
 METHODS: tuple[Method, ...] = ("mse", "exact")  #: the first is tried with every T and K, the others where it did best
 HELD_OUT = 4  #: one in so many calibration inputs is held out
+COUNTED = 32  #: held-out inputs whose spikes are counted
 FEWEST = 32  #: calibration inputs; with fewer held out, agreement says nothing
 
 
@@ -51,18 +52,21 @@ def choose(
     base: Recipe | None = None,
     *,
     latency_budget: Count | None = None,
+    period_budget: Count | None = None,
     labels: Any = None,
     **importing: Any,
 ) -> Choice:
     """Try T, K and bias rules, and convert with what does best on held-out calibration inputs.
 
-    ``base`` says everything else. T doubles until agreement with the ANN grows by less than its standard error. With a
-    ``latency_budget``, in steps until the logits, the recipe of the highest agreement inside it is taken; without one
-    the fastest whose agreement lies within one standard error of the best (Breiman et al.'s one-standard-error
-    rule). Where ``base`` tunes weights, which takes minutes, they are fitted in the trials, and what is chosen is
-    tuned, with the bias rule of ``base``. ``labels`` only tell what the outputs mean, as for
-    :func:`toolchain.convert.convert`; ``importing`` are the options of :func:`toolchain.frontends.import_model`. Raises
-    :class:`Refused` where nothing fits the budget or the chip, and for fewer than ``FEWEST`` inputs.
+    ``base`` says everything else. T doubles until agreement with the ANN grows by less than its standard error. Where
+    ``base`` has a budget of neurons, the best of every T is tried with it too, and networks of trained staircases with
+    K = T - 1 and their biases at once. With a ``latency_budget``, in steps until the logits, or a ``period_budget``, in
+    steps between samples, the recipe of the highest agreement inside them is taken; without one the fastest whose
+    agreement lies within one standard error of the best (Breiman et al.'s one-standard-error rule). Where ``base``
+    tunes weights, which takes minutes, they are fitted in the trials, and what is chosen is tuned, with the bias rule
+    of ``base``. ``labels`` only tell what the outputs mean, as for :func:`toolchain.convert.convert`; ``importing`` are
+    the options of :func:`toolchain.frontends.import_model`. Raises :class:`Refused` where nothing fits the budget or
+    the chip, and for fewer than ``FEWEST`` inputs.
     """
     asked = base or Recipe()
     tunes = asked.weights == "tuned"
@@ -75,23 +79,26 @@ def choose(
     base = replace(base, task=resolved(graph, x, base, labels)[0])
     wanted = graph.logits(x[held])
 
-    def steps(recipe: Recipe) -> int:
-        return graph.steps(recipe.timesteps, recipe.holdoff)
+    wide, base = base.neuron_budget, replace(base, neuron_budget=1.0)
+    budgets = (latency_budget or math.inf, period_budget or math.inf)
 
     def inside(recipe: Recipe) -> bool:
-        return latency_budget is None or steps(recipe) <= latency_budget
+        return all(steps <= most for steps, most in zip(_steps(graph, recipe), budgets, strict=True))
 
     trials: list[tuple[Trial, Recipe]] = []
-    most, previous = len(TIMESTEPS) * (len(HOLDOFFS) + len(METHODS) - 1), -math.inf
+    stairs = any(layer.levels for layer in graph.layers)
+    most, previous = len(TIMESTEPS) * (len(HOLDOFFS) + len(METHODS) - 1 + (wide > 1) + stairs), -math.inf
     with counting("choosing T and K", most) as advance:
 
         def attempt(recipe: Recipe) -> None:
             with reporting(None):
-                trials.append((_trial(graph, x[~held], x[held], wanted, recipe, steps(recipe)), recipe))
+                trials.append((_trial(graph, x[~held], x[held], wanted, recipe), recipe))
             advance(1)
 
         for timesteps in TIMESTEPS:
             candidates = [replace(base, timesteps=timesteps, holdoff=k, method=METHODS[0]) for k in HOLDOFFS]
+            if stairs:  # without unevenness, spikes draw them exactly
+                candidates.append(replace(base, timesteps=timesteps, holdoff=timesteps - 1, method="once"))
             candidates = [recipe for recipe in candidates if inside(recipe)]
             if not candidates:
                 break
@@ -100,34 +107,57 @@ def choose(
             best, recipe = _best(trials[-len(candidates) :])
             for method in METHODS[1:]:
                 attempt(replace(recipe, method=method))
+            if wide > 1:
+                attempt(replace(_best(trials[-len(candidates) - len(METHODS) + 1 :])[1], neuron_budget=wide))
             best, _ = _best(trials)
             if best.agreement - previous < best.error:
                 break
             previous = best.agreement
         advance(most - len(trials))
     if not trials:
-        fastest = steps(replace(base, timesteps=TIMESTEPS[0], holdoff=HOLDOFFS[0]))
-        raise refuse("latency budget", f"{latency_budget} steps", f"this network takes at least {fastest}")
+        fastest = _steps(graph, replace(base, timesteps=TIMESTEPS[0], holdoff=HOLDOFFS[0]))
+        for name, limit, least in zip(("latency", "period"), budgets, fastest, strict=True):
+            if limit < least:
+                raise refuse(f"{name} budget", f"{limit} steps", f"this network takes at least {least}")
     if all(trial.refused for trial, _ in trials):
         raise refuse("choosing T and K", "no recipe could be converted", str(trials[0][0].refused))
 
-    recipe, reason = _decide(trials, latency_budget)
+    chosen, reason = _decide(trials, latency_budget, period_budget)
+    recipe = next(recipe for trial, recipe in trials if trial is chosen)
     if tunes:
         recipe = replace(recipe, weights=asked.weights, method=asked.method)
         reason += f" Its weights were then tuned, with {asked.method}."
     recipe = replace(recipe, task=asked.task)  # told again, with what had to be assumed
     conversion = convert(model, calibration, recipe=recipe, labels=labels, **importing)
-    return Choice(conversion, tuple(t for t, _ in trials), reason)
+    return Choice(conversion, tuple(replace(t, chosen=t is chosen) for t, _ in trials), reason)
 
 
-def _trial(graph: FloatGraph, x: Tensor, held: Tensor, wanted: Tensor, recipe: Recipe, steps: int) -> Trial:
-    tried = partial(Trial, timesteps=recipe.timesteps, holdoff=recipe.holdoff, method=recipe.method, steps=steps)
+def _steps(graph: FloatGraph, recipe: Recipe) -> tuple[int, int]:
+    """Count the steps until the logits, and between samples; input neurons take one more to the logits."""
+    steps, period = graph.steps(recipe.timesteps, recipe.holdoff)
+    return steps + (recipe.input_form == "spikes"), period
+
+
+def _trial(graph: FloatGraph, x: Tensor, held: Tensor, wanted: Tensor, recipe: Recipe) -> Trial:
+    steps, period = _steps(graph, recipe)
+    tried = partial(
+        Trial,
+        timesteps=recipe.timesteps,
+        holdoff=recipe.holdoff,
+        method=recipe.method,
+        steps=steps,
+        period=period,
+        neuron_budget=recipe.neuron_budget,
+    )
     try:
         made = convert(graph, x, recipe=recipe)
         agreement, error = certainty(made.predict(held), made.task.decide(wanted), made.task)
+        few = made.run(held[:COUNTED])
     except (Refused, ArithmeticError) as problem:  # or a potential of the held-out inputs leaves the registers
         return tried(agreement=0.0, error=0.0, refused=str(problem).splitlines()[0])
-    return tried(agreement=agreement, error=error, refused=None)
+    spikes = sum(int(fired.sum()) for fired in few.spikes.values()) / len(held[:COUNTED])
+    neurons = sum(layer.size for layer in made.network.layers)
+    return tried(agreement=agreement, error=error, refused=None, neurons=neurons, spikes=spikes)
 
 
 def _best(trials: Iterable[tuple[Trial, Recipe]]) -> tuple[Trial, Recipe]:
@@ -135,24 +165,29 @@ def _best(trials: Iterable[tuple[Trial, Recipe]]) -> tuple[Trial, Recipe]:
     return max(trials, key=lambda entry: (entry[0].refused is None, entry[0].agreement, -entry[0].steps))
 
 
-def _decide(trials: list[tuple[Trial, Recipe]], budget: int | None) -> tuple[Recipe, str]:
+def _decide(
+    trials: list[tuple[Trial, Recipe]], latency_budget: int | None, period_budget: int | None
+) -> tuple[Trial, str]:
     best, recipe = _best(trials)
     measure = "R² " if recipe.task == "regression" else ""
-    found = (
-        f"T = {best.timesteps}, K = {best.holdoff}, {best.method} agrees best with the ANN, "
-        f"{measure}{best.agreement:.1f} %"
-    )
-    if budget is not None:
-        return recipe, f"{found}, of what takes at most {budget} steps; it takes {best.steps}."
+    found = f"{_named(best)} agrees best with the ANN, {measure}{best.agreement:.1f} %"
+    budgets = ((latency_budget, best.steps, ""), (period_budget, best.period, " between samples"))
+    if given := [(most, taken, what) for most, taken, what in budgets if most is not None]:
+        limits = " and ".join(f"at most {most} steps{what}" for most, _, what in given)
+        return best, f"{found}, of what takes {limits}; it takes {' and '.join(str(taken) for _, taken, _ in given)}."
     enough = best.agreement - best.error
-    fast, faster = min(
-        (entry for entry in trials if not entry[0].refused and entry[0].agreement >= enough),
-        key=lambda entry: (entry[0].steps, -entry[0].agreement),
+    fast = min(
+        (trial for trial, _ in trials if not trial.refused and trial.agreement >= enough),
+        key=lambda trial: (trial.steps, trial.neurons or 0, -trial.agreement),
     )
     if fast is best:
-        return recipe, f"{found}, and nothing faster comes within a standard error of it."
-    taken = f"T = {fast.timesteps}, K = {fast.holdoff}, {fast.method}"
-    return faster, (
-        f"{found} in {best.steps} steps; {taken} is within a standard error of that with {fast.agreement:.1f} % in "
-        f"{fast.steps} steps, and was taken."
+        return best, f"{found}, and nothing faster comes within a standard error of it."
+    return fast, (
+        f"{found} in {best.steps} steps; {_named(fast)} is within a standard error of that with "
+        f"{fast.agreement:.1f} % in {fast.steps} steps, and was taken."
     )
+
+
+def _named(trial: Trial) -> str:
+    more = f" with {trial.neuron_budget:g} x the neurons" if trial.neuron_budget > 1 else ""
+    return f"T = {trial.timesteps}, K = {trial.holdoff}, {trial.method}{more}"

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from sim import fast
 from sim.arguments import checked
 from sim.findings import Refused
 from sim.fixedpoint import Policy
-from sim.network import Network
+from sim.network import InputForm, Network
+from sim.stock import legal_period
 from sim.trace import Trace
 from toolchain.calibration.run import calibrate
 from toolchain.calibration.tune import tune
@@ -33,6 +34,7 @@ from toolchain.graph.channels import spread
 from toolchain.inputs import as_inputs
 from toolchain.recipe import Recipe, named
 from toolchain.scales.copies import with_copies
+from toolchain.scales.input_neurons import with_input_neurons
 from toolchain.scales.integers import build
 from toolchain.scales.payload import carried
 from toolchain.scales.plan import Plan, Scales, choose_scales
@@ -53,7 +55,7 @@ class Conversion:
     """The result: the deployable network, and the float graph and scales that it came from."""
 
     network: Network
-    graph: FloatGraph  #: equals the torch model, up to its ``import_error``
+    graph: FloatGraph  #: equals the torch model, up to its ``import_error``; with input neurons, where it has some
     source: FloatGraph  #: what was quantised: the same graph, as far as a payload carries its input, or a tuned copy
     recipe: Recipe
     scales: Scales  #: by layer: THETA and the activation that one spike per step stands for
@@ -61,6 +63,8 @@ class Conversion:
     origin: dict[str, str]  #: SHA-256 of the trained ``weights`` and of the ``calibration`` inputs
     assumed: str | None = None  #: what was taken for granted about the outputs' meaning, for want of labels
     processor: dict[str, str | int] = field(default_factory=processor)  #: what decided the order of float sums
+    #: By spiking layer: largest u on the calibration inputs where it has to be silent, su
+    outside: dict[str, int] = field(default_factory=dict)
 
     @property
     def task(self) -> Task:
@@ -151,18 +155,42 @@ def convert(
     recipe = replace(recipe, task=task)
     graph = with_copies(graph, x, recipe)
     source = carried(graph, x, recipe)
+    if recipe.input_form == "spikes":
+        signed = bool((graph.arrange(x) < 0).any())
+        graph, source = (with_input_neurons(one, signed, recipe.copies) for one in (graph, source))
     if recipe.weights == "tuned":
         source = tune(source, x, choose_scales(source, x, recipe).thetas, recipe)
     graph, source = graph.widened(), source.widened()
     scales = choose_scales(source, x, recipe)
-    network, peak = calibrate(build(source, scales, recipe), source, scales, x, recipe)
+    network, registers = calibrate(build(source, scales, recipe), source, scales, x, recipe)
+    if recipe.reset_interval == "power-of-two":
+        network = replace(network, reset_interval=legal_period(network, "stock", "power of two"))
     if findings := chips.check(network, recipe.limits):
         raise Refused(findings)
     origin = {
         "weights": bundle.digest(_arrays(model if isinstance(model, FloatGraph) else unwrapped(model))),
         "calibration": bundle.digest({"calibration": as_inputs(calibration)}),
     }
-    return Conversion(network, graph, source, recipe, scales, peak, origin, assumed)
+    return Conversion(
+        network, graph, source, recipe, scales, registers.peak, origin, assumed, outside=registers.outside
+    )
+
+
+@checked
+def in_every_form(
+    conversion: Conversion, model: nn.Module | FloatGraph, calibration: Any, **importing: Any
+) -> tuple[Conversion, ...]:
+    """Return a conversion, and what it is for the other forms of the input, in the order of ``InputForm``.
+
+    ``model``, ``calibration`` and ``importing`` are those that it was made from. Raises as :func:`convert` does.
+    """
+    own = conversion.recipe.input_form
+    return tuple(
+        conversion
+        if form == own
+        else convert(model, calibration, recipe=replace(conversion.recipe, input_form=form), **importing)
+        for form in get_args(InputForm)
+    )
 
 
 def resolved(graph: FloatGraph, x: Tensor, recipe: Recipe, labels: Any = None) -> tuple[TaskName, str | None]:

@@ -14,12 +14,14 @@ from exporters.report import TaskName
 from sim import chip as chips
 from sim.arguments import shown, whole
 from sim.findings import Finding, Refused, refuse
+from sim.network import InputForm
 
-Method = Literal["none", "static", "potential", "ftbc", "exact", "mse"]
+Method = Literal["none", "static", "potential", "once", "ftbc", "exact", "mse"]
 WeightRule = Literal["nearest", "fitted", "tuned"]
 ThresholdRule = Literal["given", "max", "percentile", "mse"]
 Initial = Literal["auto", "zero", "half", "shift"]
 ChipName = Literal["loihi2", "netx", "wide"]
+ResetInterval = Literal["shortest", "power-of-two"]
 TaskChoice = Literal["auto", TaskName]
 
 
@@ -68,8 +70,18 @@ class Recipe:
     )
     chip: ChipName = field(default="loihi2", metadata=_about("Registers to respect.", option=None))
     input_bits: int = field(default=8, metadata=_about("Bits of the graded input's signed payload.", limits=(2, 24)))
+    input_form: InputForm = field(
+        default="payload",
+        metadata=_about("How inputs get in: graded payloads, bias currents, or spikes of neurons that these drive."),
+    )
     shift_input: bool = field(
-        default=False, metadata=_about("Whether input weights may be finer than a su, which netx does not read.")
+        default=False,
+        metadata=_about(
+            "Whether input weights may be finer than a su, which netx does not read; bias currents always are."
+        ),
+    )
+    reset_interval: ResetInterval = field(
+        default="shortest", metadata=_about("Steps between samples: the fewest, or what silicon's resets take.")
     )
 
     def __post_init__(self) -> None:
@@ -120,7 +132,8 @@ _MODIFIED = replace(_BASELINE, threshold="given")  # for networks trained with a
 #: (the form "stock" of :func:`exporters.netx.save`), and the systems of the papers' tables as baselines, for the
 #: integers of the chip. Those with a given threshold are for networks trained with the activation that they are about
 #: (:mod:`toolchain.graph.activations`); NQ differs from QCFS in training only. TSC (Han & Roy, ECCV 2020) is missing:
-#: it weights a spike by the time at which it comes, and a synapse here weighs all spikes alike. SNN Calibration's
+#: it weights a spike by the time at which it comes, and a synapse here weighs all spikes alike. So is SNM (Wang et al.,
+#: IJCAI 2022): its neurons send negative spikes too, and remember what they have sent. SNN Calibration's
 #: advanced pipeline moves weights by gradients too; "snnc-ap" is what it does to the initial potential.
 RECIPES: dict[str, Recipe] = {
     "ann2loihi": Recipe(),
@@ -133,9 +146,13 @@ RECIPES: dict[str, Recipe] = {
     "snnc-ap": replace(_BASELINE, method="potential", initial="half"),
     "qcfs": replace(_MODIFIED, initial="half"),  # Bu et al., ICLR 2022; QCFS
     "nq": replace(_MODIFIED, initial="half"),  # Huang et al.; QCFS with noise
+    "tcl": replace(_MODIFIED, initial="zero"),  # Ho & Chang, DAC 2021; TCL
+    "rnl": replace(_MODIFIED, initial="zero"),  # Ding et al., IJCAI 2021; RNL
+    "sliprelu": replace(_MODIFIED, initial="half"),  # Jiang et al., ICML 2023; SlipReLU
     "ftbc": replace(_BASELINE, method="ftbc", initial="half"),  # Wu et al., ECCV 2024
     "ftbc+rts": replace(_MODIFIED, method="ftbc", initial="shift"),
     "ftbc+qcfs": replace(_MODIFIED, method="ftbc", initial="half"),
+    "ftbc+nq": replace(_MODIFIED, method="ftbc", initial="half"),
 }
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from exporters.device.target import Answer, Job, Stamp, Unavailable
-from sim import chip
+from sim import chip, stock
 from sim.findings import Finding, Refused
 from sim.on_lava import loihi2, runtime, stepped
-from sim.stock import inexact
 
 
 def obstacles(job: Job) -> list[Finding]:
     """List what Lava's processes would compute wrongly of a job, wherever they run."""
-    return inexact(job.network, job.payload, "stock")
+    if job.network.input.form == "payload":
+        return stock.inexact(job.network, job.payload, "stock")
+    from sim import inputs  # torch loads where it is needed
+
+    return inputs.inexact(job.network, job.payload, "stock")
 
 
 def _require_lava() -> None:

@@ -49,6 +49,9 @@ def run(
     path, request, payload = Path(record), request or Request(), network.payload(payload)
     if not len(payload):
         raise refuse("payload", "no samples", "give at least one")
+    if schedule == "clock" and network.input.form != "payload":
+        problem = f"inputs come as {network.input.form}, whose biases the host writes anyway"
+        raise refuse("schedule", problem, "use 'written', or convert with --input-form payload")
     if request.generation not in GENERATIONS:
         raise refuse("--generation", f"{request.generation!r}", f"use one of {', '.join(GENERATIONS)}")
     if request.host is not None and (request.partition or request.board):

@@ -2,7 +2,7 @@
 
 from exporters.netx.checks import check, inexact
 from exporters.netx.content import NETX, OURS
-from exporters.netx.file import Form, dump, form_of, loaded_by, read, save, undump, write, write_graph
+from exporters.netx.file import Form, dump, form_of, loaded_by, loader_of, read, save, undump, write, write_graph
 from exporters.netx.foreign import block_table
 from exporters.netx.hdf5 import is_ours
 from exporters.netx.legality import RULES, Issue, Measured, Rule, legality
@@ -26,6 +26,7 @@ __all__ = [
     "legality",
     "load",
     "loaded_by",
+    "loader_of",
     "read",
     "save",
     "undump",

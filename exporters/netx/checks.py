@@ -24,7 +24,14 @@ def check(network: Network) -> list[Finding]:
     """List everything that stops :func:`exporters.netx.write`: also what stock netx would lose or corrupt."""
     found = check_storable(network)
     previous = INPUT
-    for layer in network.layers:
+    if network.input.form == "currents":
+        problem = "its payloads come as biases of layers that netx builds with synapses from it"
+        remedy = "convert with --input-form spikes or payload, or keep it with write_graph: ours loads it"
+        found.append(Finding(INPUT, problem, remedy))
+    for index, layer in enumerate(network.layers):
+        if index == 0 and not network.on_chip(layer):
+            previous = layer.name
+            continue
         if len(layer.edges) > 1:
             found.append(
                 Finding(
@@ -142,6 +149,9 @@ def _held(matrix: np.ndarray, shift: int, bits: int) -> np.ndarray:
 def check_recurrent(network: Network) -> list[Finding]:
     """List everything that stops the form in which the file itself holds the reset: netx's ``dense_rec``."""
     found = check(network)
+    if network.input.form != "payload":
+        problem = "input neurons that reset themselves, which the input blocks of netx cannot"
+        found.append(Finding(INPUT, problem, "use the form 'netx', or convert with --input-form payload"))
     for layer in network.layers:
         if network.phase[layer.name] != network.first_arrival(layer):
             problem = "it has a hold-off, netx clears every layer one step after the layer before it"
@@ -201,8 +211,12 @@ def check_storable(network: Network) -> list[Finding]:
 
 def inexact(network: Network, payload: np.ndarray, chip: Chip = LOIHI2, overflow: Policy = "strict") -> list[Finding]:
     """List what a ``.net`` of ``network``, as netx builds it, would compute wrongly on ``payload``."""
-    found = stock.inexact(network, payload, "stock", chip, overflow)
+    from sim.inputs import inexact as inexact_input  # torch loads where something runs
+
+    found = inexact_input(network, payload, "stock", chip, overflow)
     first = network.layers[0]
+    if not network.on_chip(first):
+        return found
     (edge,) = first.edges
     # netx shifts a dense matrix up to 8 bits and a sign, and Lava sums in int32. Conv is held to fewer bits anyway.
     largest = 256 * edge.synapse.weight[0].size * int(np.abs(payload).max(initial=0))

@@ -12,7 +12,7 @@ subtraction is attached by the loader as well.
 The graph form keeps, in the same fields below ``/graph``, the networks that netx cannot build (residual connections,
 weight exponents). netx finds no ``/layer`` in such a file and stops, rather than building half a network.
 
-Formats 1 to 4, with ``@`` marking an attribute; integers are int64, and nothing else may stand in the file::
+Formats 1 to 5, with ``@`` marking an attribute; integers are int64, and nothing else may stand in the file::
 
     @tool @format_version @loader @timesteps @holdoff @sha256                   the digest covers everything else
     layer/0          type=input shape @bits @signed @scale              (graph/input, without type)
@@ -30,6 +30,11 @@ form of 1 and 2 has -32768 and theta - 1. Format 4 is the stock form: format 3 o
 hold-off that holds the recurrent synapses, too, so that nothing but the schedule and the input is attached; netx clears
 its layers where it is opened with ``reset_interval`` T + 1, or more, and ``reset_offset`` 1. The graph form says none
 of this: it is of format 1, or 2 where it needs that.
+
+Format 5 is that of networks whose inputs are no graded payloads, or whose samples come at an interval of their own, and
+of the clock form. It holds the whole network below ``/graph``, @form (netx, graph or clock), [@reset_interval], and
+[graph/input/@form]. What netx builds of it stands below ``/layer`` once more, without anything of ours. Input neurons
+are an ``input`` block with neurons there, whose bias the host writes.
 """
 
 from __future__ import annotations
@@ -43,41 +48,50 @@ import numpy as np
 
 from sim.findings import Finding, refuse
 from sim.network import Conv2d, Dense, Edge, Geometry, Input, Layer, Network, Output, Synapse, SynapseTable
-from sim.stock import Silence, silence, vth
+from sim.stock import UNLIFTED, Silence, silence, vth
 
 TOOL = "ann2loihi"
 NETX, OURS = "lava-dl netx", "ann2loihi"  #: who can load a file: stock netx, or only :func:`exporters.netx.load`
-FORMATS = (1, 2, 3, 4)  #: that are read; a form is written in the first that can hold it
+FORMATS = (1, 2, 3, 4, 5)  #: that are read; a form is written in the first that can hold it
 NETX_FORMAT, STOCK_FORMAT = 3, 4  #: of files for stock netx: without and with the recurrent synapses
+WHOLE_FORMAT = 5  #: of files that hold the whole network below ``/graph``, whoever builds what of it
 FIRST_SILENCE = Silence(-(1 << 15), 0)  #: of the netx form until format 2: 16 bits of bias_mant, as Lava's LIF stores
 
 Content = dict[str, np.ndarray]  #: what a file holds: "group/dataset" or "group/@attribute" to its value
 
 
-def _under(prefix: str, content: Content) -> Content:
+def under(prefix: str, content: Content) -> Content:
+    """Move content into a group."""
     return {f"{prefix}/{name}": value for name, value in content.items()}
 
 
-def _integer(values: Any) -> np.ndarray:
+def integer(values: Any) -> np.ndarray:
+    """Return values as files hold integers."""
     return np.asarray(values, np.int64)
 
 
-def _netx_type(name: bytes) -> np.ndarray:
+def netx_type(name: bytes) -> np.ndarray:
+    """Return a word of netx as its files hold it."""
     return np.array([name], "S10")  # the form in which lava-dl's own exporter writes it
 
 
 def _header(network: Network, loader: str, version: int) -> Content:
-    return {
+    header = {
         "@tool": np.array(TOOL.encode()),
-        "@format_version": _integer(version),
+        "@format_version": integer(version),
         "@loader": np.array(loader.encode()),
-        "@timesteps": _integer(network.timesteps),
-        "@holdoff": _integer(network.holdoff),
+        "@timesteps": integer(network.timesteps),
+        "@holdoff": integer(network.holdoff),
     }
+    if network.reset_interval is not None:
+        header["@reset_interval"] = integer(network.reset_interval)
+    return header
 
 
 def _format(network: Network) -> int:
     """Tell the first format that can hold what both forms say."""
+    if network.input.form != "payload" or network.reset_interval is not None:
+        return WHOLE_FORMAT
     plain = network.output is None and network.input.order is None and np.ndim(network.input.scale) == 0
     return FORMATS[0] if plain else FORMATS[1]
 
@@ -85,13 +99,15 @@ def _format(network: Network) -> int:
 def _input_content(source: Input) -> Content:
     scale = np.asarray(source.scale, np.float64)
     content = {
-        "shape": _integer(source.shape),
-        "@bits": _integer(source.bits),
-        "@signed": _integer(source.signed),
+        "shape": integer(source.shape),
+        "@bits": integer(source.bits),
+        "@signed": integer(source.signed),
         "scale" if scale.ndim else "@scale": scale,
     }
+    if source.form != "payload":
+        content["@form"] = np.array(source.form.encode())
     if source.order is not None:
-        content |= {"order": _integer(source.order), "given": _integer(source.given)}
+        content |= {"order": integer(source.order), "given": integer(source.given)}
     return content
 
 
@@ -101,38 +117,41 @@ def _output_content(output: Output | None) -> Content:
 
 def _layer_content(layer: Layer) -> Content:
     content = {
-        "shape": _integer(layer.shape),
-        "v0": _integer(layer.v0),
-        "bias_schedule": _integer(layer.bias),
+        "shape": integer(layer.shape),
+        "v0": integer(layer.v0),
+        "bias_schedule": integer(layer.bias),
         "@name": np.array(layer.name.encode()),
         "@kind": np.array(layer.kind.encode()),
-        "@threshold": _integer(layer.threshold),
+        "@threshold": integer(layer.threshold),
     }
-    return content if layer.holdoff is None else content | {"@holdoff": _integer(layer.holdoff)}
+    return content if layer.holdoff is None else content | {"@holdoff": integer(layer.holdoff)}
+
+
+def _synapse_content(edge: Edge) -> Content:
+    form = SYNAPSES[type(edge.synapse)]
+    return {
+        "type": netx_type(form.type),
+        "weight": integer(edge.synapse.weight),
+        **{name: integer(value) for name, value in form.numbers(edge.synapse).items()},
+    }
 
 
 def _edge_content(edge: Edge) -> Content:
-    form = SYNAPSES[type(edge.synapse)]
-    return {
-        "type": _netx_type(form.type),
-        "weight": _integer(edge.synapse.weight),
-        "@source": np.array(edge.source.encode()),
-        "@exponent": _integer(edge.exponent),
-        **{name: _integer(value) for name, value in form.numbers(edge.synapse).items()},
-    }
+    own = {"@source": np.array(edge.source.encode()), "@exponent": integer(edge.exponent)}
+    return _synapse_content(edge) | own
 
 
-def _neuron_content(layer: Layer, silent: Silence) -> Content:
+def neuron_content(layer: Layer, silent: Silence) -> Content:
     """Describe the stock neuron: netx makes du = iDecay - 1 of it (u never decays), dv = 4096 (v forgets at once)."""
     readout = layer.kind == "readout"
     return {
-        "bias": _integer(layer.v0 if readout else np.full(layer.shape[0], silent.offset)),
-        "neuron/type": _netx_type(b"CUBA"),
-        "neuron/iDecay": _integer(0),
-        "neuron/vDecay": _integer(4096),
-        "neuron/vThMant": _integer(vth(layer, silent)),
-        "neuron/refDelay": _integer(1),
-        "neuron/gradedSpike": _integer(0),
+        "bias": integer(layer.v0 if readout else np.full(layer.shape[0], silent.offset)),
+        "neuron/type": netx_type(b"CUBA"),
+        "neuron/iDecay": integer(0),
+        "neuron/vDecay": integer(4096),
+        "neuron/vThMant": integer(vth(layer, silent)),
+        "neuron/refDelay": integer(1),
+        "neuron/gradedSpike": integer(0),
     }
 
 
@@ -141,23 +160,49 @@ def netx_content(network: Network, version: int = NETX_FORMAT) -> Content:
 
     Below ``NETX_FORMAT``, as it was described before that: to compare with what has been read.
     """
+    if _format(network) == WHOLE_FORMAT and version != STOCK_FORMAT:
+        return sealed(whole(network, NETX, "netx") | in_order(_blocks(network)))
     latest = version >= NETX_FORMAT
-    blocks: list[Content] = [{"type": _netx_type(b"input"), **_input_content(network.input)}]
+    blocks: list[Content] = [{"type": netx_type(b"input"), **_input_content(network.input)}]
     for layer in network.layers:
         (edge,) = layer.edges
         if SYNAPSES[type(edge.synapse)].flat and len(network.shape_of(edge.source)) == 3:
-            blocks.append({"type": _netx_type(b"flatten")})
+            blocks.append({"type": netx_type(b"flatten")})
         silent = silence(layer) if latest else FIRST_SILENCE
-        blocks.append(_layer_content(layer) | _edge_content(edge) | _neuron_content(layer, silent))
+        blocks.append(_layer_content(layer) | _edge_content(edge) | neuron_content(layer, silent))
         if layer.kind == "readout":
             blocks[-1] |= _output_content(network.output)
         elif version == STOCK_FORMAT:
             word = SYNAPSES[type(edge.synapse)].recurrent or b""  # `check_recurrent` has refused None
-            blocks[-1] |= {"type": _netx_type(word), "weight_rec": recurrent(layer.threshold, layer.size)}
+            blocks[-1] |= {"type": netx_type(word), "weight_rec": recurrent(layer.threshold, layer.size)}
     content = _header(network, NETX, version if latest else _format(network))
+    return sealed(content | in_order(blocks))
+
+
+def in_order(blocks: list[Content]) -> Content:
+    """Put the blocks of netx where it looks for them."""
+    content: Content = {}
     for index, block in enumerate(blocks):
-        content |= _under(f"layer/{index}", block)
-    return _sealed(content)
+        content |= under(f"layer/{index}", block)
+    return content
+
+
+def _blocks(network: Network) -> list[Content]:
+    """Describe what netx builds of a chain of layers, and nothing else."""
+    first, *others = network.layers
+    if network.on_chip(first):
+        blocks, others = [{"type": netx_type(b"input"), "shape": integer(network.input.shape)}], list(network.layers)
+    else:
+        neurons = neuron_content(first, UNLIFTED)
+        del neurons["bias"]  # netx takes it for a number that it never applies; until it is written, it is 0
+        blocks = [{"type": netx_type(b"input"), "shape": integer(first.shape), **neurons}]
+    for layer in others:
+        (edge,) = layer.edges
+        form = SYNAPSES[type(edge.synapse)]
+        if form.flat and len(network.shape_of(edge.source)) == 3:
+            blocks.append({"type": netx_type(b"flatten")})
+        blocks.append({"shape": integer(layer.shape)} | _synapse_content(edge) | neuron_content(layer, silence(layer)))
+    return blocks
 
 
 def stock_content(network: Network) -> Content:
@@ -172,17 +217,28 @@ def recurrent(theta: int, neurons: int) -> np.ndarray:
 
 def graph_content(network: Network) -> Content:
     """Describe any network for :func:`network_of` alone."""
-    content = _header(network, OURS, _format(network)) | _under("graph/input", _input_content(network.input))
+    if _format(network) == WHOLE_FORMAT:
+        return sealed(whole(network, OURS, "graph"))
+    return sealed(_header(network, OURS, _format(network)) | _graph(network))
+
+
+def whole(network: Network, loader: str, form: str) -> Content:
+    """Describe a network as format 5 does."""
+    return _header(network, loader, WHOLE_FORMAT) | {"@form": np.array(form.encode())} | _graph(network)
+
+
+def _graph(network: Network) -> Content:
+    content = under("graph/input", _input_content(network.input))
     for index, layer in enumerate(network.layers):
-        content |= _under(f"graph/layer/{index}", _layer_content(layer))
+        content |= under(f"graph/layer/{index}", _layer_content(layer))
         if layer.kind == "readout":
-            content |= _under(f"graph/layer/{index}", _output_content(network.output))
+            content |= under(f"graph/layer/{index}", _output_content(network.output))
         for number, edge in enumerate(layer.edges):
-            content |= _under(f"graph/layer/{index}/edge/{number}", _edge_content(edge))
-    return _sealed(content)
+            content |= under(f"graph/layer/{index}/edge/{number}", _edge_content(edge))
+    return content
 
 
-def _sealed(content: Content) -> Content:
+def sealed(content: Content) -> Content:
     """Add the digest by which a weight that has changed in the file, and is still a legal weight, is noticed."""
     digest = hashlib.sha256()
     for path in sorted(content):
@@ -317,10 +373,12 @@ def network_of(content: Content) -> Network:
         fields.reals(f"{at}/scale") if f"{at}/scale" in fields else fields.real(f"{at}/@scale"),
         fields.array(f"{at}/order") if ordered else None,
         fields.numbers(f"{at}/given") if ordered else None,
+        fields.text(f"{at}/@form") if f"{at}/@form" in fields else "payload",  # type: ignore[arg-type] # Network checks it
     )
     scales = (path for path in content if path.endswith("/output_scale"))
     output = next((Output(fields.reals(p), fields.reals(p.replace("_scale", "_offset"))) for p in scales), None)
-    return Network(source, tuple(layers), fields.number("@timesteps"), fields.number("@holdoff"), output)
+    interval = fields.number("@reset_interval") if "@reset_interval" in fields else None
+    return Network(source, tuple(layers), fields.number("@timesteps"), fields.number("@holdoff"), output, interval)
 
 
 def differences(content: Content, expected: Content) -> list[Finding]:

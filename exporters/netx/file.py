@@ -13,6 +13,7 @@ from typing import Literal
 from exporters.files import replace_file
 from exporters.netx import hdf5
 from exporters.netx.checks import check, check_recurrent, check_storable
+from exporters.netx.clocked import check_clock, clock_content
 from exporters.netx.content import (
     NETX,
     OURS,
@@ -28,12 +29,14 @@ from sim.arguments import checked
 from sim.findings import Finding, Refused, refuse
 from sim.network import Network
 
-Form = Literal["netx", "stock", "graph"]  #: for stock netx, for it with the reset in the file, for this tool alone
+#: For stock netx, for it with the reset in the file, with a clock that brings the schedule, for this tool alone.
+Form = Literal["netx", "stock", "clock", "graph"]
 
 #: By form, what stands in its way, and its content.
 FORMS: dict[Form, tuple[Callable[[Network], list[Finding]], Callable[[Network], Content]]] = {
     "netx": (check, netx_content),
     "stock": (check_recurrent, stock_content),
+    "clock": (check_clock, clock_content),
     "graph": (check_storable, graph_content),
 }
 
@@ -58,7 +61,8 @@ def save(network: Network, path: str | Path, *, form: Form | None = None) -> Non
     """Write any deployable network: for stock netx where it can build it, else in the form of :func:`write_graph`.
 
     Or in the ``form`` that is given: "stock" holds, beside what "netx" does, the recurrent synapses that reset a dense
-    layer, so that lava-dl's loader builds all but the schedule. Raises as :func:`write` does.
+    layer, so that lava-dl's loader builds all but the schedule; "clock" neurons that bring the schedule, too
+    (:mod:`exporters.netx.clocked`). Raises as :func:`write` does.
     """
     replace_file(Path(path), dump(network) if form is None else _dump(network, form))
 
@@ -121,7 +125,18 @@ def form_of(path: str | Path) -> Form:
     return _form(hdf5.load(Path(path)))
 
 
+def loader_of(path: str | Path) -> str:
+    """Say who can load a file that :func:`read` accepts: ``NETX`` or ``OURS``."""
+    return hdf5.load(Path(path))["@loader"].tobytes().decode()
+
+
 def _form(content: Content) -> Form:
+    if "@form" in content:
+        said = content["@form"].tobytes()
+        for name in FORMS:
+            if name.encode() == said:
+                return name
+        raise refuse("@form", f"{said!a:.40} is unknown", "write the file again")
     if "graph/input/shape" in content:
         return "graph"
     return "stock" if content["@format_version"] == STOCK_FORMAT else "netx"

@@ -268,7 +268,7 @@ def _steps(blocks: tuple[Block, ...]) -> Iterator[Step]:
 def edge_steps(network: Network) -> Iterator[Step]:
     """Describe the edges of a network in the words of netx, each as a block of its own."""
     for index, layer in enumerate(network.layers):
-        for edge in layer.edges:
+        for edge in network.on_chip(layer):
             form = SYNAPSES[type(edge.synapse)]
             fields = {
                 "@name": layer.name.encode(),

@@ -15,8 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from exporters.netx import file, foreign, hdf5
+from exporters.netx import clocked, file, foreign, hdf5
 from exporters.netx.checks import held_by_netx
+from exporters.netx.file import Form
 from exporters.netx.foreign import Block, NetFile, Step, edge_steps
 from exporters.placement import published as cores
 from exporters.placement.load import ConvLoad, DenseLoad, Tile
@@ -78,6 +79,7 @@ class Subject:
     damage: tuple[Finding, ...] = ()  #: why it does not, though this tool's name is on it
     measured: Measured | None = None
     bounds: Mapping[str, Bounds] = field(default_factory=dict)  #: by layer of the network
+    form: Form = "netx"  #: of the network's file
 
     @cached_property
     def synapses(self) -> tuple[Step, ...]:
@@ -116,8 +118,10 @@ def legality(path: str | Path, measured: Measured | None = None) -> list[Issue]:
             network = file.read(path)
         except Refused as refused:
             damage = refused.findings
-    found = {} if network is None else {layer.name: bounds(network, layer) for layer in network.layers}
-    return _judge(Subject(contents, network, damage, measured, found))
+    if network is None:
+        return _judge(Subject(contents, None, damage, measured))
+    found = {layer.name: bounds(network, layer) for layer in network.layers}
+    return _judge(Subject(contents, network, damage, measured, found, file.form_of(path)))
 
 
 def _judge(subject: Subject) -> list[Issue]:
@@ -1003,16 +1007,24 @@ def _silent(subject: Subject) -> Iterator[tuple[str, int, int, int | None, bool]
 
     The peak of the whole register bounds it, where nothing else was measured.
     """
+    limits = {} if subject.network is None else _silent_below(subject.network, subject.form)
     for layer in subject.network.layers if subject.network is not None else ():
         if layer.kind == "spiking":
             measured, name = subject.measured, layer.name
             exact = measured is not None and name in measured.outside
             peak = None if measured is None else measured.outside.get(name, measured.peak.get(name))
-            yield name, stock.silence(layer).limit(layer), subject.bounds[name].outside, peak, exact
+            yield name, limits[name], subject.bounds[name].outside, peak, exact
+
+
+def _silent_below(network: Network, form: Form) -> dict[str, int]:
+    """Return the u, su, at which a spiking layer would fire outside its window, by name."""
+    if form != "clock":
+        return {n.name: stock.silence(n).limit(n) for n in network.layers if n.kind == "spiking"}
+    return clocked.silent_below(network)
 
 
 _SILENCE = "u outside the firing window"
-_BELOW = "theta + lift + 4096: from there a layer fires outside its window"
+_BELOW = "theta and what holds the layer there, in the stock form lift + 4096: from there it fires outside its window"
 _SEMANTICS = "the semantics page, Silence"
 
 
@@ -1123,14 +1135,15 @@ def _(subject: Subject) -> Found:
     "note",
     "steps between samples",
     "a power of two: silicon resets at no other interval",
-    'load with period="power of two"',
+    'convert with --reset-interval power-of-two, or load with period="power of two"',
     "lava-dl tutorials mnist",
 )
 def _(subject: Subject) -> Found:
     if subject.network is not None:
-        shortest = stock.legal_period(subject.network, "stock")
-        wanted = stock.legal_period(subject.network, "stock", "power of two")
-        if wanted != shortest:
+        form: Literal["stock", "clock"] = "clock" if subject.form == "clock" else "stock"
+        shortest = subject.network.period + stock.AFTER[form]
+        planned, wanted = (stock.legal_period(subject.network, form, period) for period in (None, "power of two"))
+        if planned & (planned - 1):
             yield "network", f"{shortest} suffice, {wanted} on silicon: {wanted - shortest} steps more a sample"
 
 
@@ -1139,11 +1152,11 @@ def _(subject: Subject) -> Found:
     "warning",
     "bias_mant of every layer",
     "constant, for a chip without its host: here something has to write it between steps",
-    "run it where a process beside the chip may write",
+    "run it where a process beside the chip may write, or `ann2loihi export --form clock`",
     _SEMANTICS,
 )
 def _(subject: Subject) -> Found:
-    if subject.network is not None:
+    if subject.network is not None and subject.form != "clock":
         yield "network", f"{len(subject.network.layers)} layers, {subject.network.timesteps} steps a window"
 
 

@@ -48,7 +48,7 @@ def counted(network: Network, spikes: Mapping[str, np.ndarray], payload: np.ndar
     sent |= {layer.name: _sent(layer, spikes) for layer in network.layers}
     work = {layer.name: _Work.of(placed[layer.name]) for layer in network.layers}
     for layer in network.layers:
-        for edge in layer.edges:
+        for edge in network.on_chip(layer):
             kind, reached = REACH[type(edge.synapse)]
             reach = reached(edge.synapse, network.shape_of(edge.source), placed[layer.name])
             arrived = work[layer.name]
@@ -64,9 +64,9 @@ def counted(network: Network, spikes: Mapping[str, np.ndarray], payload: np.ndar
     return Cost(
         samples=samples,
         steps=network.steps,
-        period=network.period,
+        period=interval(network),
         spikes=sum(row.spikes for row in rows),
-        payloads=int(sent[INPUT].sum()) / samples,
+        payloads=_brought(network, payload),
         synaptic_events=sum(row.synaptic_events for row in rows),
         neuron_updates=sum(row.neuron_updates for row in rows),
         messages=sum(row.messages for row in rows),
@@ -109,6 +109,19 @@ class _Work:
             self.between_chips += int(messages[~here].sum())
             self.east_west += int((messages * abs(theirs[:, 1] - mine[1]))[here].sum())
             self.north_south += int((messages * abs(theirs[:, 2] - mine[2]))[here].sum())
+
+
+def interval(network: Network) -> int:
+    """Return the steps between samples that follow each other: those that were asked for, or the fewest."""
+    return network.period if network.reset_interval is None else network.reset_interval
+
+
+def _brought(network: Network, payload: np.ndarray) -> float:
+    """Count what the host sends a sample: payloads other than 0, or biases at every step of the window."""
+    readers = [layer for layer in network.layers if len(network.on_chip(layer)) < len(layer.edges)]
+    if readers:
+        return float(network.timesteps * sum(layer.size for layer in readers))
+    return network.timesteps * int(np.count_nonzero(payload)) / len(payload)
 
 
 def _sent(layer: Layer, spikes: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -216,7 +229,7 @@ def _estimates(
     without = ", without what passes between chips" if between else ""
 
     def rate(step: float) -> float:
-        return 1e6 / (network.period * step)
+        return 1e6 / (interval(network) * step)
 
     return (
         Estimate(
@@ -233,7 +246,7 @@ def _estimates(
             low=rate(STEP.high),
             high=rate(STEP.low),
             chip=STEP.chip,
-            source=f"{network.period} steps each as measured of other networks: {STEP.source}",
+            source=f"{interval(network)} steps each as measured of other networks: {STEP.source}",
         ),
         Estimate(
             quantity="time to the answer, by events",

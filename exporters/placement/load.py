@@ -142,7 +142,7 @@ def loads(network: Network, cores: Cores, clock: Clock | None = None) -> tuple[L
             layer.shape,
             tuple(
                 LOADS[type(edge.synapse)](edge.source, edge.synapse, weight_bits(edge.synapse.weight, cores))
-                for edge in layer.edges
+                for edge in network.on_chip(layer)
             )
             + (() if layer.kind == "readout" else (_reset(layer),))
             + tuple(DenseLoad(CLOCK, t.relays, weight_bits(t.weight, cores)) for t in ticks.get(layer.name, ())),

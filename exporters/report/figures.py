@@ -15,7 +15,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from exporters.report.schema import MEASURES, PARTS, Rates, Report, Share
+from exporters.report.schema import MEASURES, PARTS, Rates, Report, Share, Trial
 from sim.network import Layer, Network
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def drawn(report: Report, rates: Rates, network: Network) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     if report.accuracy_by_step or report.accuracy_by_timesteps:
         figures["accuracy.png"] = accuracy_figure(report)
+    if report.choice is not None and any(trial.refused is None for trial in report.choice.trials):
+        figures["front.png"] = front_figure(report.model, report.choice.trials)
     if report.attribution is not None:
         figures["attribution.png"] = attribution_figure(report.model, report.attribution.layers)
     if rates:
@@ -97,6 +99,50 @@ def accuracy_figure(report: Report) -> Figure:
     return figure
 
 
+def front_figure(model: str, trials: Sequence[Trial]) -> Figure:
+    """Draw what was tried, agreement against what it costs; a line joins those that nothing cheaper is as good as."""
+    figure = Figure(figsize=(11.5, 4.2), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    labels = ("steps to the logits", "period, steps", "spikes per sample")
+    budgets = sorted({trial.neuron_budget for trial in trials})
+    for axes, field, label in zip(panels, ("steps", "period", "spikes"), labels, strict=True):
+        points = [t for t in trials if t.refused is None and getattr(t, field) is not None]
+        for budget, colour in zip(budgets, cycle((BLUE, "#009E73", GREY)), strict=False):
+            some = [trial for trial in points if trial.neuron_budget == budget]
+            x, y = [getattr(trial, field) for trial in some], [trial.agreement for trial in some]
+            axes.errorbar(x, y, [trial.error for trial in some], color=colour, linestyle="none", marker="o", alpha=0.8)
+            axes.plot([], [], color=colour, linestyle="none", marker="o", label=f"{budget:g} x the neurons")
+        front: list[Trial] = []
+        for trial in sorted(points, key=lambda t: (getattr(t, field), -t.agreement)):
+            if not front or trial.agreement > front[-1].agreement:
+                front.append(trial)
+        axes.plot([getattr(t, field) for t in front], [t.agreement for t in front], color=GREY, linewidth=1, zorder=0)
+        for trial in front:
+            axes.annotate(
+                f"T={trial.timesteps}, K={trial.holdoff}",
+                (getattr(trial, field), trial.agreement),
+                (4, -12),
+                textcoords="offset points",
+                fontsize=7,
+            )
+        for trial in points:
+            if trial.chosen:
+                at = getattr(trial, field), trial.agreement
+                axes.plot(*at, color=VERMILION, marker="D", markersize=10, fillstyle="none", linestyle="none")
+        axes.plot([], [], color=VERMILION, marker="D", fillstyle="none", linestyle="none", label="chosen")
+        axes.set_xlabel(label)
+        axes.margins(x=0.12, y=0.1)
+        axes.grid(axis="y", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[:2]:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0].set_ylim(top=100.5)
+    panels[0].set_ylabel("agreement with the trained network (%)")
+    panels[0].set_title(f"{model}: what was tried on held-out inputs", loc="left", fontsize=11)
+    panels[-1].legend(frameon=False, loc="lower right", fontsize=8)
+    return figure
+
+
 def compared_figure(rows: Sequence[Compared]) -> Figure:
     """Draw what conversions get right, or how often they agree, against synaptic events and against steps.
 
@@ -104,18 +150,22 @@ def compared_figure(rows: Sequence[Compared]) -> Figure:
     """
     figure = Figure(figsize=(9.2, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, field, label in zip(
+    for axes, field, what in zip(
         panels, ("synaptic_events", "steps"), ("synaptic events per sample", "steps to the answer"), strict=True
     ):
         points = [row for row in rows if row.score is not None and getattr(row, field) is not None]
-        for holdoff, colour in zip(
-            sorted({row.holdoff for row in points}), cycle((BLUE, VERMILION, GREY)), strict=False
-        ):
-            line = sorted((getattr(row, field), row.score, row.timesteps) for row in points if row.holdoff == holdoff)
-            axes.plot(*list(zip(*line, strict=True))[:2], color=colour, marker="o", label=f"K = {holdoff}")
+        kinds = sorted({(row.input, row.holdoff) for row in points})
+        for (form, holdoff), colour in zip(kinds, cycle((BLUE, VERMILION, GREY)), strict=False):
+            line = sorted(
+                (getattr(row, field), row.score, row.timesteps)
+                for row in points
+                if (row.input, row.holdoff) == (form, holdoff)
+            )
+            label = f"K = {holdoff}" if len({row.input for row in rows}) == 1 else f"{form}, K = {holdoff}"
+            axes.plot(*list(zip(*line, strict=True))[:2], color=colour, marker="o", label=label)
             for x, y, timesteps in line:
                 axes.annotate(f"T = {timesteps}", (x, y), (4, -12), textcoords="offset points", fontsize=8)
-        axes.set_xlabel(label)
+        axes.set_xlabel(what)
         axes.margins(x=0.12, y=0.12)
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from exporters.report.schema import (
     MEASURES,
     PARTS,
     RUNGS,
     Attribution,
+    Compared,
     Cost,
     Estimate,
     Fit,
@@ -18,6 +20,7 @@ from exporters.report.schema import (
     Score,
     Search,
     TaskName,
+    Trial,
     Verification,
 )
 
@@ -37,6 +40,7 @@ WORDS = {
 WORST = 12  #: outputs whose errors are listed
 PICTURES = {
     "accuracy.png": "Accuracy against T",
+    "front.png": "What was tried: agreement against latency, period and spikes",
     "attribution.png": "What each layer's error consists of",
     "rates.png": "Firing rates against activations",
     "bias_schedule.png": "Bias schedule",
@@ -77,7 +81,9 @@ def _imported(error: float) -> str:
 
 
 def _choice(choice: Search) -> str:
-    rows = [
+    header: tuple[str, ...] = ("T", "K", "bias rule", "steps to the logits")
+    header += ("agreement with the ANN, %, and standard error",)
+    rows: list[tuple[Any, ...]] = [
         (
             trial.timesteps,
             trial.holdoff,
@@ -87,8 +93,16 @@ def _choice(choice: Search) -> str:
         )
         for trial in choice.trials
     ]
-    header = ("T", "K", "bias rule", "steps to the logits", "agreement with the ANN, %, and standard error")
+    if any(trial.neurons is not None for trial in choice.trials):
+        header += ("period", "neurons", "spikes per sample", "")
+        rows = [(*row, *_price(trial)) for row, trial in zip(rows, choice.trials, strict=True)]
     return f"{choice.reason}\n\n" + _table(header, rows)
+
+
+def _price(trial: Trial) -> tuple[Any, ...]:
+    spikes = MISSING if trial.spikes is None else f"{trial.spikes:.0f}"
+    measured = (MISSING if value is None else value for value in (trial.period, trial.neurons))
+    return *measured, spikes, "chosen" if trial.chosen else ""
 
 
 def _accuracy(report: Report) -> str:
@@ -115,7 +129,35 @@ def _accuracy(report: Report) -> str:
     if by_timesteps := report.accuracy_by_timesteps:
         rows = [(t, *_score(by_timesteps[t])) for t in sorted(by_timesteps)]
         parts += ["Converted anew for each T:", _table(("T", *header), rows)]
+    if report.forms:
+        parts += ["Converted anew for each way of getting inputs in:", _forms(report.forms)]
     return "\n\n".join(parts)
+
+
+def _forms(forms: Sequence[Compared]) -> str:
+    counts = ("spikes", "synaptic_events", "host")
+    rows = [
+        (
+            row.input,
+            *(MISSING if value is None else f"{value:.2f}" for value in (row.accuracy, row.agreement)),
+            row.steps,
+            *(MISSING if getattr(row, name) is None else f"{getattr(row, name):.0f}" for name in counts),
+            row.cores,
+        )
+        for row in forms
+    ]
+    header = (
+        f"{forms[0].measure} in %",
+        "agreement in %",
+        "steps",
+        "spikes",
+        "synaptic events",
+        "values from the host",
+    )
+    return _table(("input", *header, "cores"), rows) + (
+        "\n\nThe host sends graded payloads at each step; or writes the biases of the layers that read the input; or "
+        "those of input neurons, whose spikes the other layers read. Counts are per sample."
+    )
 
 
 def _headed(text: str) -> str:
@@ -282,7 +324,7 @@ def _cost(cost: Cost) -> str:
         [
             f"The logits are there after {cost.steps} steps; samples may follow each other every {cost.period} steps.",
             _table(header, counts),
-            f"Per sample, the mean of {cost.samples}. The host sends {cost.payloads:.1f} payloads other than 0. A "
+            f"Per sample, the mean of {cost.samples}. The host sends {cost.payloads:.1f} values. A "
             "synaptic event is a spike or payload that goes through one synapse, zeros included; a message is a spike "
             f"on its way to one core, and {cost.between_chips:.1f} of them leave a chip.",
             _table(("of one inference", "range", "by figures of", "source"), estimates),

@@ -129,6 +129,7 @@ _READERS: dict[Any, Callable[[tuple[Any, ...], Any, str, list[Finding]], Any]] =
     get_origin(Mapping[str, str]): _mapping,
     UnionType: _optional,
     Literal: _literal,
+    bool: _scalar("true or false", bool),
     str: _scalar("a string", str),
     int: _scalar("an integer", int),
     float: _scalar("a number", float, int),

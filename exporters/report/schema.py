@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from exporters.report.record import Record
+from sim.network import InputForm
 
 Rates = Mapping[str, tuple[np.ndarray, np.ndarray]]  #: by spiking layer: wanted and measured rates, float32 (n,) both
 
@@ -95,11 +96,16 @@ class Trial(Record):
     agreement: float  #: with the ANN, in per cent: of decisions, or R²
     error: float  #: standard error of the agreement, in per cent
     refused: str | None  #: why it could not be converted; its agreement is 0 then
+    neuron_budget: float = 1.0  #: neurons, in multiples of the network's own
+    neurons: int | None = None
+    period: int | None = None  #: steps between samples at least
+    spikes: float | None = None  #: per sample
+    chosen: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search(Record):
-    """How T, K and the bias rule were chosen."""
+    """How T, K, the bias rule and copies of neurons were chosen."""
 
     reason: str
     trials: tuple[Trial, ...]
@@ -131,6 +137,7 @@ class LayerRow(Record):
     worst_case: int  #: bound of the register's magnitude over all possible inputs
     copies: int = 1  #: neurons that draw an activation together, among ``neurons``
     peak: int | None = None  #: its largest magnitude on the calibration inputs
+    outside: int | None = None  #: u at most on these, where a spiking layer has to be silent
     state_limit: int | None = None  #: what it may hold
     spikes_per_neuron: float | None = None  #: per sample
     rate_error: float | None = None  #: mean of ``|spikes / T - clip(activation / theta, 0, 1)|``
@@ -253,7 +260,7 @@ class Cost(Record):
     steps: int  #: until the logits are there
     period: int  #: steps between samples that follow each other
     spikes: float  #: of neurons
-    payloads: float  #: that the host sends, but those that are 0
+    payloads: float  #: that the host sends, but those that are 0; or biases of layers that read the input so
     synaptic_events: float
     neuron_updates: int
     messages: float
@@ -261,6 +268,30 @@ class Cost(Record):
     between_chips: float  #: messages that leave a chip
     layers: tuple[CostRow, ...]
     estimates: tuple[Estimate, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared(Record):
+    """One conversion: what it gets right and what that takes. What was not measured is None."""
+
+    name: str
+    input: InputForm  #: how it gets in
+    timesteps: int  #: T
+    holdoff: int  #: K
+    steps: int  #: until the logits are there
+    period: int  #: steps between samples that follow each other
+    cores: int | None  #: None where it does not fit
+    measure: str = MEASURES["classes"]  #: what tells how good it is
+    accuracy: float | None = None  #: per cent
+    agreement: float | None = None  #: with the trained network, per cent
+    spikes: float | None = None  #: per sample
+    synaptic_events: float | None = None  #: per sample
+    host: float | None = None  #: values that the host sends, per sample
+
+    @property
+    def score(self) -> float | None:
+        """The accuracy, or the agreement where there were no labels."""
+        return self.agreement if self.accuracy is None else self.accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +334,7 @@ class Report(Record):
     accuracy: Mapping[Rung, Accuracy] = field(default_factory=dict)
     accuracy_by_step: tuple[StepAccuracy, ...] = ()
     accuracy_by_timesteps: Mapping[int, Accuracy] = field(default_factory=dict)  #: of networks converted for each T
+    forms: tuple[Compared, ...] = ()  #: of networks converted for each form of the input
     errors: tuple[OutputError, ...] = ()  #: of a regression, by output (or channel)
     verification: Verification | None = None
     fit: Fit | None = None

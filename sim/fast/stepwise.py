@@ -103,6 +103,8 @@ def fire(
             torch.ge(v, layer.threshold, out=spikes[index].view(torch.bool))
             for potential, fired in zip(v.split(piece), spikes[index].split(piece), strict=True):
                 potential.sub_(fired.to(v.dtype).mul_(layer.threshold))
+        if registers is not None and len(v) and layer.kind == "spiking" and (t < phase or t == steps[-1]):
+            registers.left(layer, v.numpy(), offset.numpy())
         if record:
             potentials[index] = v
     if registers is not None:

@@ -19,12 +19,17 @@ def stimulus(network: Network, payload: np.ndarray, period: int) -> Any:
 
     Raises :class:`Refused` where Lava is not installed: whatever runs on Lava starts here.
     """
-    require_lava()
-    from lava.proc.io.source import RingBuffer
-
     data = np.zeros((*network.input.shape[::-1], lead(network) + len(payload) * period), np.int32)
     for sample, image in enumerate(payload):
         data[..., sample * period : sample * period + network.timesteps] = image.T[..., None]
+    return steady(data)
+
+
+def steady(data: np.ndarray) -> Any:
+    """Build the RingBuffer that sends ``data`` (..., steps). Raises as :func:`stimulus` does."""
+    require_lava()
+    from lava.proc.io.source import RingBuffer
+
     return RingBuffer(data=data)
 
 
@@ -105,6 +110,16 @@ def play(
     if not spiking:
         return Population(layer, writer.register_out, None, tuple(currents))
     return Population(layer, writer.register_out, neuron.s_out, tuple(currents), silent.limit(layer))
+
+
+def watched(layer: Layer, neuron: Any) -> Population:
+    """Record neurons that lack nothing; ``bias_mant`` is written with what it holds."""
+    from sim.lava.bias_writer import BiasWriter
+
+    spiking = layer.kind == "spiking"
+    rows = np.broadcast_to(neuron.bias_mant.init, neuron.bias_mant.shape)[None].astype(np.int16)
+    writer = BiasWriter(rows=rows, start=0, bias_mant=neuron.bias_mant, register=neuron.u if spiking else neuron.v)
+    return Population(layer, writer.register_out, neuron.s_out if spiking else None)
 
 
 def recur(layer: Layer, neuron: Any, chip: Chip = LOIHI2) -> Any:

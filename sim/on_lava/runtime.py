@@ -99,6 +99,48 @@ def drive(
     return Trace(engine, network, spikes, potentials, registers.overflows, registers.peak, overflowed)
 
 
+def ticked(
+    engine: str,
+    network: Network,
+    payload: np.ndarray,
+    process: Any,
+    populations: Sequence[Population],
+    period: int,
+    chip: Chip = LOIHI2,
+) -> Trace:
+    """Run a chain of flat layers that bring their own schedule, and record ``populations``.
+
+    A layer's neurons stand first in its population. Everything is one step later than in the semantics, after the pulse
+    that starts a sample. Raises as :func:`drive` does.
+    """
+    registers = Registers(network, chip, "strict")
+    spikes, potentials = {}, {}
+    ports = [port for population in populations for port in population.ports]
+    # The last layer's cycle starts latest.
+    records = iter(_record(engine, process, ports, len(populations) + 1, period, len(payload)))
+    for population in populations:
+        layer = population.layer
+        start = network.phase[layer.name] + 1
+
+        cycles = [
+            next(records)[start : start + len(payload) * period, : layer.size].reshape(len(payload), period, layer.size)
+            for _ in population.ports
+        ]
+        register = cycles[0] >> chip.fraction_bits
+        fired = cycles[1] if population.spikes is not None else np.zeros_like(register)
+        offsets = layer.per_neuron(layer.offsets)
+        v = register if layer.kind == "readout" else register + layer.per_neuron(layer.v0)
+        window = slice(0, network.timesteps)
+        for tau, offset in enumerate(offsets if len(payload) else ()):
+            registers.watch(layer, network.phase[layer.name] + tau, v[:, tau], offset)
+        stray = fired.copy()
+        stray[:, window] = 0
+        _require(stray == 0, layer, start, "it fires outside its window, where the clock holds it")
+        spikes[layer.name] = fired[:, window].astype(np.uint8)
+        potentials[layer.name] = (v - layer.threshold * fired)[:, window]
+    return Trace(engine, network, spikes, potentials, 0, registers.peak)
+
+
 @contextmanager
 def silenced(output: IO[str] | None = None) -> Iterator[None]:
     """Collect in ``output`` what Lava and the processes it forks print, and undo what it does to the root logger."""

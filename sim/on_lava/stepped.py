@@ -1,10 +1,10 @@
 """Runs the stock form step by step with a host between the steps: on Lava's CPU models, or on a board.
 
 The neurons are those of :mod:`sim.stock`, and every process is Lava's own. All that is asked of the target is to run
-one step and to read and write variables. Before a step the host writes ``bias_mant`` where the schedule changes it,
-unless a clock (:mod:`sim.clock`) brings the schedule: then it writes nothing at all.
-After it, u and v are read, and the spikes with them: v is u + bias, or 0 where the neuron has fired. One more step
-empties the synapses when all windows are closed; then u is cleared.
+one step and to read and write variables. Before a step the host writes ``bias_mant`` where the schedule changes it, and
+where the input comes as bias currents (:mod:`sim.inputs`), unless a clock (:mod:`sim.clock`) brings the schedule: then
+it writes nothing at all. After it, u and v are read, and the spikes with them: v is u + bias, or 0 where the neuron has
+fired. One more step empties the synapses when all windows are closed; then u is cleared.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sim.clock import Clock, clock
 from sim.network import INPUT, Layer, Network
 from sim.on_lava import graph, runtime
 from sim.stock import Silence, by_conv, encoded, silence, vth
+from sim.trace import Trace
 
 Schedule = Literal["written", "clock"]  #: who brings the biases: the host, or a chain of neurons on the chip
 Recording = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]  #: spikes and potentials of a sample, as in Trace
@@ -75,8 +76,15 @@ class Stepped:
         from lava.proc.io.source import RingBuffer
         from lava.proc.lif.process import LIF
 
-        self._network, self._read, self._host, self._chip = network, set(read), host, chip
-        self._samples = len(payload)
+        self._whole, self._payload, self._read, self._host, self._chip = network, payload, set(read), host, chip
+        #: Of each sample; they differ in nothing but biases.
+        self._networks = [network] * len(payload)
+        if network.input.form != "payload":
+            from sim import inputs  # torch loads where it is needed
+
+            self._networks = inputs.by_bias(network, payload)
+            network, payload = self._networks[0], np.zeros((len(payload), 1), np.int32)
+        self._network = network
         self._clock = clock(network, chip) if schedule == "clock" else None
         self._lead = int(self._clock is not None)  # the clock starts one step before the input
         self._period = self._lead + network.steps + 1
@@ -93,7 +101,9 @@ class Stepped:
         self._silent: dict[str, Silence] = {}
         relays = self._relays(self._clock) if self._clock is not None and self._clock.relays else None
         for layer in network.layers:
-            silent = self._silent[layer.name] = Silence(0, 0) if self._clock else silence(layer, chip)
+            held = (silence(one[layer.name], chip) for one in self._networks)
+            silent = Silence(0, 0) if self._clock else min(held, key=lambda silent: silent.lift)
+            self._silent[layer.name] = silent
             neuron = LIF(name=layer.name, shape=layer.shape[::-1], du=-1, dv=4096, vth=vth(layer, silent), bias_exp=6)
             for edge in layer.edges:
                 graph.connect(network, layer, edge, ports[edge.source], neuron.a_in)
@@ -125,8 +135,8 @@ class Stepped:
         """Run sample after sample; ``at(sample, step)`` is called before every step."""
         from lava.magma.core.run_conditions import RunSteps
 
-        network = self._network
-        for sample in range(self._samples):
+        for sample, network in enumerate(self._networks):
+            self._network = network
             spikes, potentials = self._empty(), self._empty()
             for step in range(self._period):
                 at(sample, step - self._lead)
@@ -140,7 +150,20 @@ class Stepped:
                         spikes[name][t - busy.start], potentials[name][t - busy.start] = fired, v
             for neuron in self._neurons.values():
                 neuron.u.set(np.zeros(neuron.u.shape, np.int32))
-            yield {name: fired.astype(np.uint8) for name, fired in spikes.items()}, potentials
+            found = {name: fired.astype(np.uint8) for name, fired in spikes.items()}, potentials
+            yield found if network is self._whole else self._restored(sample, found)
+
+    def _restored(self, sample: int, recorded: Recording) -> Recording:
+        """Add what the host knows and never sends: how a layer fares before its window."""
+        from sim import inputs
+
+        fired, left = ({name: values[None] for name, values in part.items()} for part in recorded)
+        trace = Trace("", self._network, fired, left)
+        found = inputs.restored(self._whole, self._payload[sample : sample + 1], [trace])
+        spikes, potentials = (
+            {name: values[0] for name, values in part.items()} for part in (found.spikes, found.potentials)
+        )
+        return spikes, {name: values.astype(np.int32) for name, values in potentials.items()}
 
     def stop(self) -> None:
         """End Lava's processes."""

@@ -215,6 +215,9 @@ def test_check_judges_a_conversion_for_the_chip_and_measures_what_no_bound_prove
     found = json.loads(run(*checking, "--json").stdout)
     assert {"rule", "severity", "where", "value", "limit", "remedy"} == found[0].keys()
     assert not [issue for issue in found if issue["severity"] == "error"]
+    assert "silence-unproven" not in {issue["rule"] for issue in found}  # the report knows u outside the windows
+    (first,) = (issue for issue in found if issue["rule"] == "silence-measured" and issue["where"] == "conv1")
+    assert "on the calibration inputs" in first["value"]
     measured = run(*checking, "--calibration", place.calibration)
     assert measured.exit_code == 0
     assert re.search(
@@ -724,6 +727,27 @@ def test_fit_prices_a_clock_and_verify_takes_the_input_as_currents(place: Workpl
     assert clocked["neurons"] - written["neurons"] == clocked["layers"][0]["neurons"]
     shown = run("verify", place.bundle, "--data", place.test, "--samples", 1, "--inputs", "currents")
     assert shown.exit_code == 0, shown.output
-    assert "inputs: 'spikes' is unknown" in refused(
-        run("verify", place.bundle, "--data", place.test, "--samples", 1, "--inputs", "spikes")
+    assert "form 'graded'; use payload, currents, spikes" in refused(
+        run("verify", place.bundle, "--data", place.test, "--samples", 1, "--inputs", "graded")
     )
+
+
+def test_forms_of_the_input_are_converted_compared_and_go_with_the_directory(place: Workplace, tmp_path: Path) -> None:
+    options = ("--input-form", "spikes", "--reset-interval", "power-of-two", "--compare-forms", "--timesteps", 2)
+    shown = run("convert", *place.arguments(), *options, "-o", tmp_path / "a")
+    assert "converted for other forms of the input" in shown.stdout
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert [row["input"] for row in report["forms"]] == ["payload", "currents", "spikes"]
+    assert "input.neurons" in report["input"][0]
+    found = json.loads(run("inspect", tmp_path / "a", "--json").stdout)
+    assert (found["input"]["form"], found["period"]) == ("spikes", found["reset_interval"])
+    assert "brought in as spikes; loads with lava-dl netx" in " ".join(run("inspect", tmp_path / "a").stdout.split())
+    (row,) = json.loads(run("compare", tmp_path / "a", "--json").stdout)
+    assert (row["input"], row["period"]) == ("spikes", found["reset_interval"])
+    right = json.loads(run("evaluate", tmp_path / "a", "--data", place.test, "--json").stdout)
+    assert right["overflowed"] == 0
+    assert "reset themselves" in refused(run("export", tmp_path / "a", "--form", "stock", "-o", tmp_path / "b.net"))
+    assert "writes anyway" in refused(run("export", tmp_path / "a", "--form", "clock", "-o", tmp_path / "b.net"))
+    clocked = run("export", place.bundle, "--form", "clock", "-o", tmp_path / "c.net")
+    assert "in the form clock; loads with ann2loihi" in " ".join(clocked.output.split())
+    assert json.loads(run("inspect", tmp_path / "c.net", "--json").stdout)["loader"] == "ann2loihi"

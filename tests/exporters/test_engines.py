@@ -62,6 +62,15 @@ def test_a_sum_that_leaves_32_bits_comes_back_inside_by_a_shift_to_the_right(ove
         assert trace.overflows == (2 if overflow == "count" else 0)
 
 
+def test_what_64_bits_just_hold_is_run_by_the_reference() -> None:
+    most = (1 << 31) - 1
+    hidden = Layer("a", (2,), (Edge(INPUT, Dense([[1], [1]])),), 1, [0, 0], np.zeros((1, 2), int))
+    out = Layer("out", (1,), (Edge("a", Dense([[most, most]]), 31),), 0, [0], np.zeros((1, 1), int), "readout")
+    network = Network(Input((1,)), (hidden, out), 1)
+    trace = reference.run(network, np.ones((1, 1), int), chip=chip.WIDE, overflow="count")
+    assert trace.logits.tolist() == [[[2 * most << 31]]]
+
+
 def test_what_64_bits_cannot_hold_is_refused_by_both() -> None:
     edges = (Edge(INPUT, Dense(np.full((1, 5), 127)), 31),) * 2
     layer = Layer("out", (1,), edges, 0, [0], np.zeros((9, 1), int), "readout")

@@ -434,8 +434,8 @@ def virtual(file: h5py.File) -> None:
 HUGE = np.int64(1 << 40)
 TAMPERED = {
     "newer format": (
-        rewrite("@format_version", np.int64(5)),
-        "@format_version: the file has format 5, this .* reads formats 1 to 4; use a newer",
+        rewrite("@format_version", np.int64(6)),
+        "@format_version: the file has format 6, this .* reads formats 1 to 5; use a newer",
     ),
     "older format": (
         rewrite("@format_version", np.int64(1)),

@@ -107,7 +107,7 @@ def test_the_layer_table_prints_every_number_and_how_safe_the_register_is() -> N
     assert [
         "conv\\|1",
         "16x8x8",
-        "1024",
+        "1024 (2 copies)",
         "144",
         "181",
         "2",
@@ -335,7 +335,17 @@ def test_cores_and_cost_are_printed_and_what_is_not_known_is_no_zero() -> None:
 
 
 def test_conversions_are_drawn_by_hold_off_and_only_where_they_were_measured() -> None:
-    row = Compared(name="a", timesteps=4, holdoff=0, steps=6, period=5, cores=3, accuracy=90.0, synaptic_events=1e6)
+    row = Compared(
+        name="a",
+        input="payload",
+        timesteps=4,
+        holdoff=0,
+        steps=6,
+        period=5,
+        cores=3,
+        accuracy=90.0,
+        synaptic_events=1e6,
+    )
     found = (
         row,
         replace(row, name="b", timesteps=2, steps=4, accuracy=80.0, synaptic_events=5e5),
@@ -347,3 +357,5 @@ def test_conversions_are_drawn_by_hold_off_and_only_where_they_were_measured() -
     assert [line.get_xydata().tolist() for line in events.lines] == [[[5e5, 80], [1e6, 90]], [[1e6, 95]]]
     assert events.get_ylabel() == "agreement with the trained network (%)"
     assert figures.compared_figure(found[:3]).axes[0].get_ylabel() == "accuracy (%)"
+    mixed = figures.compared_figure((row, replace(row, input="spikes", steps=7))).axes[1].get_legend()
+    assert [text.get_text() for text in mixed.get_texts()] == ["payload, K = 0", "spikes, K = 0"]

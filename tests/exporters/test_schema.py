@@ -137,3 +137,8 @@ def test_the_choice_shows_every_trial_and_why_one_was_refused() -> None:
     assert "## How T and K were chosen\n\nIt agrees best." in text
     assert "| 1 | 0 | mse | 5 | 99.5 +- 0.2 |" in text
     assert "| 2 | 0 | mse | 6 | fc: too large |" in text
+    first, second = CHOICE.trials
+    priced = replace(first, neurons=70, period=2, spikes=12.4, neuron_budget=2.0, chosen=True)
+    text = render(replace(REPORT, choice=replace(CHOICE, trials=(priced, second))))
+    assert "| 1 | 0 | mse | 5 | 99.5 +- 0.2 | 2 | 70 | 12 | chosen |" in text
+    assert "| 2 | 0 | mse | 6 | fc: too large | not measured | not measured | not measured |  |" in text

@@ -139,13 +139,15 @@ def test_the_recipe_stock_plans_thetas_that_the_form_holds(digits: Any, tmp_path
 
 @pytest.mark.lava
 @pytest.mark.filterwarnings("ignore:pandas not found:ImportWarning")
+@pytest.mark.parametrize("form", ["stock", "clock"])
 def test_digits_as_a_stock_file_give_the_spikes_of_the_reference(
-    digits: Any, tmp_path: Path, compared: Callable[[str], None]
+    digits: Any, form: Any, tmp_path: Path, compared: Callable[[str], None]
 ) -> None:
     network, loaded = digits
-    netx.save(network, tmp_path / "digits.net", form="stock")
+    netx.save(network, tmp_path / "digits.net", form=form)
+    assert netx.loader_of(tmp_path / "digits.net") == netx.NETX
     payload = network.input.encode(loaded.test_x[:4].numpy())
     trace = netx.load(tmp_path / "digits.net").run(payload)
     assert first_difference(reference.run(network, payload), trace) is None
     assert trace.spikes[network.layers[0].name].any()
-    compared("reference = stock file")
+    compared(f"reference = {form} file")

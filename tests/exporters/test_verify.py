@@ -290,27 +290,41 @@ def test_overflows_are_counted_by_every_engine_that_can_and_refused_by_the_other
     assert (trace.overflows, trace.peak) == (2 * 5, {"hidden": 16, "readout": 7})
 
 
-def test_all_but_the_first_engine_can_get_the_input_as_bias_currents(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_on_lava_get_the_input_in_the_form_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sim import on_lava
+
     seen: list[Network] = []
 
     def watched(network: Network, payload: np.ndarray, **options: Any) -> Trace:
         seen.append(network)
         return reference.run(network, payload, chip=options["chip"], overflow=options["overflow"])
 
-    engine = Engine("watched", None, lambda network, payload, chip: [], watched)
+    monkeypatch.setattr(on_lava, "run", watched)
+    engine = replace(engines._on_lava("watched", "native"), needs=None)
     monkeypatch.setattr(engines, "ENGINES", {**engines.ENGINES, "watched": engine})
     given = network(skip=True, holdoff=1)
-    found = verify(given, PAYLOAD, ["reference", "fast", "watched"], inputs="currents")
-    assert (found.difference, [run.differences for run in found.runs]) == (None, [0, 0, 0])
-    assert len(seen) == len(PAYLOAD)
+    brought = replace(given, input=replace(given.input, form="currents"))
+    for found in (
+        verify(given, PAYLOAD, ["reference", "watched"], inputs="currents"),
+        verify(brought, PAYLOAD, ["reference", "watched"]),
+    ):
+        assert (found.difference, [run.differences for run in found.runs]) == (None, [0, 0])
+    assert len(seen) == 2 * len(PAYLOAD)
     assert not any(edge.synapse.weight.any() for one in seen for edge in one["hidden"].edges)
-    with pytest.raises(Refused, match="inputs: 'spikes' is unknown; use 'graded' or 'currents'"):
-        verify(given, PAYLOAD, ["reference", "fast"], inputs="spikes")  # type: ignore[arg-type]
+    verify(brought, PAYLOAD, ["reference", "watched"], inputs="payload")
+    assert seen[-1]["hidden"] == given["hidden"]
+
+
+def test_a_form_that_is_unknown_or_not_the_networks_is_refused() -> None:
+    with pytest.raises(Refused, match="input: form 'graded'; use payload, currents, spikes"):
+        verify(network(), PAYLOAD, ["reference", "fast"], inputs="graded")  # type: ignore[arg-type]
+    with pytest.raises(Refused, match="readout: it reads the input, whose form is spikes; let spiking layers read it"):
+        verify(network(skip=True), PAYLOAD, ["reference", "fast"], inputs="spikes")
 
 
 def test_a_schedule_with_the_currents_that_leaves_the_chips_bits_is_the_engines_obstacle() -> None:
     """4 su times 600, twice, and all of it within the bias."""
-    far = replace(network(), input=Input((2,), bits=12))
-    found = engines._by_currents(engines.ENGINES["lava-stock"]).obstacles(far, np.array([[1, 600]]), LOIHI2)
+    far = replace(network(), input=Input((2,), bits=12, form="currents"))
+    found = engines.ENGINES["lava-stock"].obstacles(far, np.array([[1, 600]]), LOIHI2)
     assert [finding.where for finding in found] == ["hidden"]
     assert "v0 + cumulative bias of 0..4800 leaves the 13 bits" in found[0].problem

@@ -68,6 +68,13 @@ def by_definition(m: Convolution, x: Tensor) -> Tensor:
     return torch.from_numpy(out)
 
 
+def test_a_dilated_kernel_stays_dilated_before_a_kernel_of_one() -> None:
+    dilated = Convolution(integers(2, 2, 3, 3), (2, 9, 9), (2, 2, 2), (2, 2), (0, 0), (3, 3), 1)
+    made = dilated.then(Convolution(integers(3, 2, 1, 1), (2, 2, 2), (3, 2, 2), (1, 1), (0, 0), (1, 1), 1), ANY)
+    assert made is not None
+    assert (made.weight.shape[2:], made.dilation) == ((3, 3), (3, 3))
+
+
 @property_test
 @given(convolutions())
 def test_a_convolution_and_its_padded_form_follow_the_definition(m: Convolution) -> None:

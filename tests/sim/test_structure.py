@@ -42,6 +42,14 @@ def test_scalars_that_are_no_integers_are_findings(changes: dict[str, Any], mess
         Network(Input((3,)), layers(**changes), 4)
 
 
+def test_a_size_beyond_all_computers_is_refused_where_it_stands() -> None:
+    conv = Edge(INPUT, Conv2d(np.ones((1, 1, 1, 1), int), Geometry(stride=(1 << 31, 1))))
+    hidden = Layer("a", (1, 512, 1), (conv,), 8, [0], np.zeros((4, 1), int))
+    out = Layer("out", (1,), (Edge("a", Dense(np.ones((1, 512), int))),), 0, [0], np.zeros((4, 1), int), "readout")
+    with pytest.raises(Refused, match="input: shape 1099511627777 is no integer, or far too large"):
+        Network(Input((1, (1 << 40) + 1, 1)), (hidden, out), 4)
+
+
 @pytest.mark.parametrize("timesteps", ["4", 4.0, None, 1 << 20])
 def test_a_window_is_an_integer_number_of_steps(timesteps: Any) -> None:
     with pytest.raises(Refused, match=r"timesteps: T .* is no integer, or far too large"):

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from sim.findings import refuse
-from toolchain.app.console import bars, guarded, out, print_json, say, table
+from toolchain.app.console import bars, guarded, print_json
 from toolchain.app.options import Bundle, Data, Json, Samples
-from toolchain.app.show import COMPARED, show_cost, show_fit
+from toolchain.app.show import show_compared, show_cost, show_fit
 
 Chip = Annotated[str, typer.Option("--chip", metavar="NAME", help="Whose cores: loihi2.")]
 
@@ -95,8 +95,4 @@ def compare(
     if as_json:
         print_json([row.as_dict() for row in found])
         return
-    counts = ("spikes", "synaptic_events")
-    rows = [row.as_dict() for row in found]
-    rows = [{key: round(value) if key in counts else value for key, value in row.items()} for row in rows]
-    out.print(table("conversions beside each other", rows, COMPARED))
-    say("spikes and synaptic events are per sample; accuracy (or R²) and agreement in per cent")
+    show_compared(found)

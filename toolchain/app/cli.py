@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from sim.findings import Refused, refuse
-from toolchain.app import chip, device
+from toolchain.app import chip, device, training
 from toolchain.app.console import bars, err, guarded, numbers, out, print_json, say, table
 from toolchain.app.options import (
     AnyModel,
@@ -146,6 +146,12 @@ def convert(
     latency_budget: Annotated[
         int | None, typer.Option(metavar="STEPS", help="With --auto: steps until the logits, at most.")
     ] = None,
+    period_budget: Annotated[
+        int | None, typer.Option(metavar="STEPS", help="With --auto: steps between samples, at most.")
+    ] = None,
+    compare_forms: Annotated[
+        bool, typer.Option("--compare-forms", help="Convert for every form of the input, and compare them.")
+    ] = False,
     dense_limit: DenseLimit = None,
     leave_off_last: LeaveOffLast = False,
     as_json: Json = False,
@@ -162,12 +168,16 @@ def convert(
     from toolchain import assessment
     from toolchain.auto import choose
     from toolchain.convert import convert as run
+    from toolchain.convert import in_every_form
     from toolchain.inputs import load_arrays
     from toolchain.loading import load_model
     from toolchain.recipe import named
 
-    if latency_budget is not None and not auto:
-        raise refuse("--latency-budget", f"{latency_budget} steps without --auto", "add --auto, or give --timesteps")
+    budgets = {"latency_budget": latency_budget, "period_budget": period_budget}
+    for name, steps in budgets.items():
+        if steps is not None and not auto:
+            option = f"--{name.replace('_', '-')}"
+            raise refuse(option, f"{steps} steps without --auto", "add --auto, or give --timesteps")
     if auto and (given := [f"--{name}" for name in ("timesteps", "holdoff", "method") if name in options]):
         raise refuse("--auto", f"{', '.join(given)} given too", "leave the choice to --auto, or leave --auto out")
     chosen = named(recipe, **options)
@@ -178,7 +188,7 @@ def convert(
     def converted(labels: Any) -> tuple[Conversion, Search | None]:
         if not auto:
             return run(net, x, recipe=chosen, labels=labels, **limits), None
-        choice = choose(net, x, chosen, latency_budget=latency_budget, labels=labels, **limits)
+        choice = choose(net, x, chosen, **budgets, labels=labels, **limits)
         return choice.conversion, choice.search
 
     unusable: Refused | None = None
@@ -193,7 +203,8 @@ def convert(
             conversion, search = converted(None)
         rates = assessment.rates(conversion, x)
         name, data = model.rpartition("/")[2], f"calibration data, {calibration.name}"
-        report = assessment.report(conversion, net, x, y, rates, name=name, data=data, choice=search)
+        forms = in_every_form(conversion, net, x, **limits) if compare_forms else ()
+        report = assessment.report(conversion, net, x, y, rates, name=name, data=data, choice=search, forms=forms)
         conversion.save(output, report, rates)
     if as_json:
         print_json(report.as_dict())
@@ -251,12 +262,12 @@ def verify(
     data: Data,
     samples: Samples = None,
     inputs: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="graded|currents",
-            help="Payloads, or bias currents that the host computes; the first engine always gets payloads.",
+            metavar="payload|currents|spikes",
+            help="How engines on Lava get the input.  [as the network was converted for]",
         ),
-    ] = "graded",
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run every engine on the same samples and compare spike for spike; exit code 1 and the first difference if any.
@@ -270,7 +281,7 @@ def verify(
 
     loaded = bundles.load(bundle)
     x, _ = load_for(loaded.network, data, samples)
-    form: Any = inputs  # which there are is the exporter's to say
+    form: Any = inputs  # which there are is the network's to say
     with bars():
         result = run(loaded.network, loaded.network.input.encode(x), net_path=loaded.net_path, inputs=form)
     if as_json:
@@ -310,20 +321,22 @@ def inspect(
         return
     network = netx.read(path) if bundle is None else bundle.network
     rows, output, source = layer_table(network), network.output, network.input
-    scale = np.asarray(source.scale)
-    shortest, silicon = legal_period(network, "stock"), legal_period(network, "stock", "power of two")
+    scale, loader = np.asarray(source.scale), netx.loader_of(path if bundle is None else bundle.net_path)
+    shortest, silicon = network.period + 1, legal_period(network, "stock", "power of two")
+    planned = legal_period(network, "stock")
     if as_json:
         print_json(
             {
                 "timesteps": network.timesteps,
                 "holdoff": network.holdoff,
                 "steps": network.steps,
-                "period": shortest,
+                "period": planned,
                 "reset_interval": silicon,
-                "loader": netx.loaded_by(network),
+                "loader": loader,
                 "input": {
                     "shape": source.shape,
                     "given": source.model_shape,
+                    "form": source.form,
                     "bits": source.bits,
                     "scale": scale.tolist(),
                 },
@@ -338,12 +351,13 @@ def inspect(
     out.print(
         f"T = {network.timesteps}, K = {network.holdoff}: logits after {network.steps} steps; input "
         f"{' x '.join(map(str, source.shape))}{given}, {source.bits} bits, payload = x * "
-        f"{numbers(scale)}; loads with {netx.loaded_by(network)}",
+        f"{numbers(scale)}, brought in as {source.form}; loads with {loader}",
         soft_wrap=True,
         highlight=False,
     )
-    more = f", {silicon} where resets come at powers of two (+{silicon - shortest})" if silicon > shortest else ""
-    say(f"in the stock form, samples follow each other every {shortest} steps{more}")
+    more = f", {silicon} where resets come at powers of two (+{silicon - shortest})" if silicon > planned else ""
+    price = f" ({shortest} suffice)" if planned > shortest else ""
+    say(f"in the stock form, samples follow each other every {planned} steps{price}{more}")
     if output is not None:
         say(f"output = potential / {numbers(output.scale)} + {numbers(output.offset)}, after the whole window")
     for key, value in ({} if bundle is None else bundle.provenance).items():
@@ -351,7 +365,7 @@ def inspect(
         say(f"{key}: {listed}")
 
 
-for command in (chip.fit, chip.cost, chip.compare):
+for command in (training.train, chip.fit, chip.cost, chip.compare):
     app.command()(command)
 
 
@@ -363,8 +377,9 @@ def export(
     form: Annotated[
         str | None,
         typer.Option(
-            metavar="netx|stock|graph",
-            help="For stock netx; for it, with the resets in the file (dense networks); for us.  [netx, else graph]",
+            metavar="netx|stock|clock|graph",
+            help="For stock netx; with the resets in the file (dense networks); with neurons that bring the schedule, "
+            "too; for us.  [netx, else graph]",
         ),
     ] = None,
 ) -> None:
@@ -378,7 +393,7 @@ def export(
     network = bundles.read_network(path)
     kind: Any = form  # which there are is the exporter's to say
     netx.save(network, output, form=kind)
-    say(f"written to {output}, in the form {netx.form_of(output)}")
+    say(f"written to {output}, in the form {netx.form_of(output)}; loads with {netx.loader_of(output)}")
 
 
 @app.command()

@@ -49,13 +49,13 @@ def importing(dense_limit: int | None, leave_off_last: bool) -> dict[str, Any]:
     return {"leave_off_last": leave_off_last} | ({} if dense_limit is None else {"dense_limit": dense_limit})
 
 
-def with_recipe(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command an option for every field of :class:`Recipe`; it gets the given ones as keyword arguments.
+def with_options(record: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command an option for every field of a record; it gets the given ones as keyword arguments.
 
-    The command takes them as ``**options``. What is not given is left to the recipe that it starts from.
+    The command takes them as ``options``. What is not given is left to what it starts from.
     """
-    hints = get_type_hints(Recipe)
-    by_parameter = {name.replace("-", "_"): (name, field) for field in fields(Recipe) if (name := _option(field))}
+    hints = get_type_hints(record)
+    by_parameter = {name.replace("-", "_"): (name, field) for field in fields(record) if (name := _option(field))}
     added = {}
     for parameter, (name, field) in by_parameter.items():
         kind, choices = hints[field.name], get_args(hints[field.name])
@@ -64,23 +64,26 @@ def with_recipe(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="|".join(choices) or None,
             help=f"{field.metadata['help']}  [{_shown(field.default)}]",
         )
-        # Which choices there are is the recipe's to say, in one line.
+        # Which choices there are is the record's to say, in one line.
         added[parameter] = Annotated[Optional[str if choices else kind], described]  # noqa: UP045 - values here
 
-    @wraps(function)
-    def command(**arguments: Any) -> Any:
-        values = {field.name: arguments.pop(parameter) for parameter, (_, field) in by_parameter.items()}
-        return function(**arguments, options={name: value for name, value in values.items() if value is not None})
+    def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def command(**arguments: Any) -> Any:
+            values = {field.name: arguments.pop(parameter) for parameter, (_, field) in by_parameter.items()}
+            return function(**arguments, options={name: value for name, value in values.items() if value is not None})
 
-    own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "options"]
-    more = [
-        inspect.Parameter(parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-        for parameter, kind in added.items()
-    ]
-    signature = inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + more)
-    command.__signature__ = signature  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-    return command
+        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "options"]
+        more = [
+            inspect.Parameter(parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+            for parameter, kind in added.items()
+        ]
+        signature = inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + more)
+        command.__signature__ = signature  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        return command
+
+    return decorated
 
 
 def _option(field: Field[Any]) -> str | None:
@@ -91,3 +94,6 @@ def _option(field: Field[Any]) -> str | None:
 
 def _shown(default: Any) -> str:
     return ("no", "yes")[default] if isinstance(default, bool) else str(default)
+
+
+with_recipe = with_options(Recipe)

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from exporters.netx import RULES, Issue
-from exporters.report import MEASURES, RUNGS, Cost, Fit, LayerRow, Report, TaskName, Verification
+from exporters.report import MEASURES, RUNGS, Compared, Cost, Fit, LayerRow, Report, TaskName, Verification
 from exporters.report.markdown import estimated
 from toolchain.app.console import out, say, table, text
 
@@ -29,7 +29,17 @@ ENGINES = {
     "neuron_steps": "neuron-steps compared",
     "seconds": "seconds",
 }
-TRIALS = {"T": "T", "K": "K", "method": "bias rule", "steps": "steps", "agreement": "agrees %", "refused": "refused"}
+TRIALS = {
+    "T": "T",
+    "K": "K",
+    "method": "bias rule",
+    "neurons": "neurons",
+    "steps": "steps",
+    "period": "period",
+    "spikes": "spikes",
+    "agreement": "agrees %",
+    "refused": "refused",
+}
 FIT = {
     "name": "layer",
     "tile": "tile",
@@ -51,6 +61,7 @@ COUNTS = {
 ESTIMATES = {"quantity": "of one inference", "range": "range", "chip": "figures of", "source": "source"}
 COMPARED = {
     "name": "directory",
+    "input": "input",
     "accuracy": "right %",
     "agreement": "agrees %",
     "timesteps": "T",
@@ -59,10 +70,12 @@ COMPARED = {
     "period": "period",
     "spikes": "spikes",
     "synaptic_events": "events",
+    "host": "from host",
     "cores": "cores",
 }
 
 
+FORMS = {key: heading for key, heading in COMPARED.items() if key not in ("name", "timesteps", "holdoff", "period")}
 COLOURS = {"error": "red", "warning": "yellow", "note": None}
 BLOCKS = {
     "block": "block",
@@ -129,6 +142,8 @@ def show_report(report: Report) -> None:
     if report.accuracy_by_timesteps:
         rows = [{"T": t, **score.as_dict()} for t, score in report.accuracy_by_timesteps.items()]
         out.print(table("converted for other T", rows, {"T": "T", **score}))
+    if report.forms:
+        out.print(table("converted for other forms of the input", _rounded(report.forms), FORMS))
     if report.choice is not None:
         rows = [{"T": trial.timesteps, "K": trial.holdoff, **trial.as_dict()} for trial in report.choice.trials]
         out.print(table("tried on held-out calibration inputs", rows, TRIALS))
@@ -181,6 +196,17 @@ def show_cost(cost: Cost, what: str) -> None:
     estimates = [{**e.as_dict(), "range": estimated(e)} for e in cost.estimates]
     out.print(table("by published figures", estimates, ESTIMATES))
     say(
-        f"logits after {cost.steps} steps, samples every {cost.period}; the host sends {cost.payloads:.0f} payloads "
-        f"other than 0; {cost.between_chips:.0f} messages leave a chip"
+        f"logits after {cost.steps} steps, samples every {cost.period}; the host sends {cost.payloads:.0f} values; "
+        f"{cost.between_chips:.0f} messages leave a chip"
     )
+
+
+def _rounded(found: Sequence[Compared]) -> list[dict[str, Any]]:
+    counts = ("spikes", "synaptic_events", "host")
+    return [{key: round(value) if key in counts else value for key, value in row.as_dict().items()} for row in found]
+
+
+def show_compared(found: Sequence[Compared]) -> None:
+    """Print conversions beside each other."""
+    out.print(table("conversions beside each other", _rounded(found), COMPARED))
+    say("spikes, synaptic events and what the host sends are per sample; accuracy (or R²) and agreement in per cent")

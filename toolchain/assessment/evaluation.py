@@ -9,6 +9,7 @@ from exporters.report import Evaluation, outside
 from sim.arguments import checked
 from sim.findings import refuse
 from sim.fixedpoint import Policy
+from sim.inputs import beyond
 from sim.network import Network
 from toolchain.assessment.payload import clipped
 from toolchain.assessment.score import by_step
@@ -39,8 +40,9 @@ def evaluate(
     resolved.labels(y, len(x))
     if resolved.name == "regression" and network.output is None:
         raise refuse("network", "does not say what its potentials stand for", "convert again")
-    trace = engines.run(engine, network, network.input.encode(x), overflow=overflow, record=False)
-    overflowed = len(trace.overflowed)
+    payload = network.input.encode(x)
+    trace = engines.run(engine, network, payload, overflow=overflow, record=False)
+    overflowed = len(trace.overflowed | beyond(network, payload))
     steps = by_step(network.decode(trace.logits), y, resolved)
     return Evaluation(
         engine=engine,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from exporters.report import Rung, outside
 from sim.arguments import Count, checked
 from sim.findings import refuse
+from sim.inputs import beyond
 from sim.progress import track
 from toolchain.assessment.payload import clipped
 from toolchain.convert import Conversion
@@ -89,6 +90,7 @@ def staircase_logits(conversion: Conversion, x: Tensor, batch: Count = 256) -> T
 
 def spiking_outputs(conversion: Conversion, x: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return outputs after every window step, float64 (B, T, ...), and findings: samples that left the registers."""
-    trace = conversion.run(x, record=False, overflow="count")
-    found = f"T = {conversion.recipe.timesteps}: {outside(len(trace.overflowed), len(x))}"
-    return conversion.decode(trace.logits), (found,) if trace.overflowed else ()
+    trace, network = conversion.run(x, record=False, overflow="count"), conversion.network
+    overflowed = trace.overflowed | beyond(network, network.input.encode(x), conversion.recipe.limits)
+    found = f"T = {conversion.recipe.timesteps}: {outside(len(overflowed), len(x))}"
+    return conversion.decode(trace.logits), (found,) if overflowed else ()

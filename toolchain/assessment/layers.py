@@ -74,7 +74,8 @@ def measured_layers(conversion: Conversion, measured: Rates) -> tuple[LayerRow, 
     copies = {layer.name: layer.copies for layer in conversion.source.layers}
     table = []
     for row in layer_table(conversion.network):
-        row = replace(row, copies=copies[row.name], peak=conversion.peak[row.name], state_limit=limit)
+        outside = conversion.outside.get(row.name)
+        row = replace(row, copies=copies[row.name], peak=conversion.peak[row.name], outside=outside, state_limit=limit)
         if row.name in measured:
             wanted, rate = measured[row.name]
             row = replace(

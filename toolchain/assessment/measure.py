@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from exporters import placement
+from exporters.comparison import row
 from exporters.placement.published import CORES
-from exporters.report import Attribution, Cost, Rates, Report, Search
+from exporters.report import Attribution, Compared, Cost, Rates, Report, Search
 from sim.arguments import checked
 from toolchain.assessment import layers
 from toolchain.assessment.attribution import attribute
@@ -37,13 +38,15 @@ def report(
     choice: Search | None = None,
     wide: Conversion | None = None,
     others: Mapping[int, Conversion] | None = None,
+    forms: Sequence[Conversion] = (),
 ) -> Report:
     """Measure a conversion on model inputs ``x`` and labels ``y``, where there are any, of its task.
 
     For ``x`` see :func:`toolchain.inputs.as_inputs`. ``rates`` comes from :func:`toolchain.assessment.layers.rates`.
     The report calls the model ``name``, or by its type, and the samples ``data``; ``choice`` is how the recipe was
-    found. ``wide`` is the same conversion for wide registers, ``others`` the conversions for other T. Errors are
-    attributed on as many samples as :func:`toolchain.graph.channels.spread` takes. Raises :class:`Refused` for labels
+    found. ``wide`` is the same conversion for wide registers, ``others`` the conversions for other T, ``forms`` those
+    to compare by the form of their input. Errors are attributed, and spikes counted, on as many samples as
+    :func:`toolchain.graph.channels.spread` takes. Raises :class:`Refused` for labels
     that are not of the task.
     """
     recipe, task, x = conversion.recipe, conversion.task, as_inputs(x)
@@ -83,9 +86,25 @@ def report(
         findings=findings,
         accuracy=scores,
         accuracy_by_step=() if y is None else by_step(ladder.steps, y, task),
+        forms=tuple(_compared(form, x, y, ann, explained) for form in forms),
         accuracy_by_timesteps={t: by_timesteps[t] for t in sorted(by_timesteps)},
         fit=placement.fit(conversion.network, recipe.chip) if recipe.chip in CORES else None,
         cost=_cost(conversion, explained, rates),
+    )
+
+
+def _compared(conversion: Conversion, x: Tensor, y: Any, ann: Any, explained: Tensor) -> Compared:
+    """Measure what :func:`report` does of a conversion that it only compares; ``ann`` are the trained outputs."""
+    task, network = conversion.task, conversion.network
+    outputs = spiking_outputs(conversion, x)[0][:, -1]
+    return row(
+        network.input.form,
+        network,
+        "loihi2",
+        task.name,
+        None if y is None else accuracy(outputs, y, task),
+        agreement(outputs, ann, task),
+        placement.cost(network, network.input.encode(explained)),
     )
 
 

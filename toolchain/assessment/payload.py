@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sim.network import INPUT, Input
+from sim.stock import AFTER
 from toolchain.convert import Conversion
 from toolchain.graph import FloatGraph
 from toolchain.scales.plan import by_source
@@ -22,6 +23,15 @@ def prepared(conversion: Conversion) -> tuple[str, ...]:
     found = []
     if source.order is not None:
         found.append(f"The host puts inputs of {_size(source.model_shape)} in order as {_size(source.shape)}.")
+    if source.form != "payload":
+        readers = [n for n in conversion.network.layers if len(conversion.network.on_chip(n)) < len(n.edges)]
+        what = "input neurons, whose spikes all other layers read" if source.form == "spikes" else "what reads them"
+        found.append(
+            f"Inputs come in as biases, which the host writes, of {what}: {', '.join(n.name for n in readers)}."
+        )
+    if interval := conversion.network.reset_interval:
+        least = conversion.network.period + AFTER["stock"]
+        found.append(f"Samples follow each other every {interval} steps, which silicon's resets take; {least} suffice.")
     if np.ndim(source.scale):
         scale = np.asarray(source.scale)
         least, most = int(scale.argmin()), int(scale.argmax())

@@ -50,6 +50,7 @@ ADVICE: dict[str, tuple[str, tuple[Advice, ...]]] = {
         "T = {timesteps} draws its activations in too coarse steps",
         (
             ("timesteps={more}", _always),
+            ('input_form="payload", which is drawn in finer steps', lambda r: r.input_form == "spikes"),
             ('initial="half"', lambda r: r.initial == "zero"),
             ('recipe="tuned", which takes minutes', lambda r: r.weights != "tuned"),
         ),

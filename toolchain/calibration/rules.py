@@ -36,6 +36,17 @@ def none(batch: Batch) -> tuple[Layer, Tensor]:
     return batch.finish(batch.layer)
 
 
+def once(batch: Batch) -> tuple[Layer, Tensor]:
+    """Add the trained bias of the whole window at its first step.
+
+    With a hold-off of T - 1 steps or more everything has arrived by then, so that a neuron with v0 = theta/2 emits the
+    staircase of T levels (QCFS) of its whole input, exactly: spread over the window, a bias comes too late or is taken
+    back after spikes that it should have kept back.
+    """
+    whole = batch.layer.bias.sum(0, keepdims=True)
+    return batch.finish(_clipped(batch, np.concatenate([whole, np.zeros_like(batch.layer.bias[1:])])))
+
+
 def _shortfall(batch: Batch) -> Tensor:
     """Mean spikes per step that are missing with the trained bias, per channel or neuron."""
     # Before the run that deploys it, so that nothing watches registers: the deployed network may reach less.
@@ -204,6 +215,7 @@ RULES: dict[Method, Rule] = {
     "none": none,
     "static": static,
     "potential": potential,
+    "once": once,
     "ftbc": ftbc,
     "exact": exact,
     "mse": mse,

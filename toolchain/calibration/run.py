@@ -28,8 +28,8 @@ from toolchain.scales.plan import MARGIN, Scales
 
 def calibrate(
     network: Network, graph: FloatGraph, scales: Scales, x: Tensor, recipe: Recipe
-) -> tuple[Network, dict[str, int]]:
-    """Choose every layer's weights and schedule; returns the network with them and each layer's peak magnitude, su.
+) -> tuple[Network, Registers]:
+    """Choose every layer's weights and schedule; returns the network with them and what its registers held, su.
 
     ``network`` is what ``graph`` has become by ``scales`` (:func:`toolchain.scales.integers.build`), ``x`` are model
     inputs (B, *model_shape). Raises :class:`Refused` where a potential leaves the registers.
@@ -74,7 +74,7 @@ def calibrate(
         for edge in layer.edges:
             if network.last_reader[edge.source] == layer.name:
                 outputs.pop(edge.source, None)
-    return replace(network, layers=tuple(layers), output=output), registers.peak
+    return replace(network, layers=tuple(layers), output=output), registers
 
 
 def _without_constant(batch: Batch, method: Method) -> tuple[Batch, Output]:

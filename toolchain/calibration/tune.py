@@ -16,6 +16,9 @@ phi in 0..pi/2, in a way that keeps their contrast (as Tokozume et al., Between-
 
 What the teacher says about a mixture needs no labels either. Plain averages have less contrast than real inputs, and
 what is learnt on them fits real ones less well.
+
+At first only a part of the activations is rounded, each drawn anew at every update, and the part grows until it is all
+of them (Wei et al., QDrop, ICLR 2022): what is learnt does not hang on the rounding of a single one.
 """
 
 from __future__ import annotations
@@ -28,9 +31,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sim.network import Shape
 from sim.progress import track
 from toolchain.calibration.fit import selects
-from toolchain.graph import FloatGraph, FloatLayer
+from toolchain.graph import FloatDense, FloatGraph, FloatLayer, FloatMap
 from toolchain.graph.channels import by_channel, spread
 from toolchain.recipe import Recipe
 from toolchain.task import shares_scale
@@ -40,42 +44,55 @@ BATCH = 16  #: inputs an update
 #: for biases, and of each threshold itself.
 RATE = 3e-3
 MIDDLE = 0.1  #: what the layers' errors weigh beside that of the logits
+ROUNDED = 0.5  #: share of the activations that is rounded at the first update; all of them from the last third on
+DIVERGENCE = 0.0
 
 
-def tune(graph: FloatGraph, x: Tensor, thetas: Mapping[str, Tensor], recipe: Recipe) -> FloatGraph:
+def tune(graph: FloatGraph, x: Tensor, thetas: Mapping[str, Tensor], recipe: Recipe, device: str = "cpu") -> FloatGraph:
     """Return ``graph`` with tuned parameters and activations of T steps, each layer's ``upper`` its thresholds (C,).
 
     ``x`` (B, *model_shape) are model inputs, ``thetas`` the thresholds to start from by spiking layer, (C,), as
     :class:`toolchain.scales.plan.Scales` has them. Edges that mostly select, as a shortcut into more channels, keep
-    their weights. Outputs that are not compared with each other count alike, whatever their unit. Deterministic.
+    their weights, and weights that are all the same over a map, as behind a mean over it, stay so. Outputs that are not
+    compared with each other count alike, whatever their unit. Deterministic on a CPU; ``device`` is where it computes.
     """
     if not shares_scale(recipe.task):
         outputs = by_channel(graph.logits(x[spread(len(x))])).std(1)
         unit = outputs.where(outputs > 0, torch.ones_like(outputs))
-        return _in_units(tune(_in_units(graph, 1 / unit), x, thetas, replace(recipe, task="classes")), unit)
+        alike = replace(recipe, task="classes")
+        return _in_units(tune(_in_units(graph, 1 / unit), x, thetas, alike, device), unit)
     std = {
         layer.name: (a.var(0, correction=0).mean() if layer.kind == "readout" else a.var(correction=0)).sqrt().item()
         for layer, _, a in graph.walk(x[spread(len(x))])
     }
-    copies = [_Copy.of(layer, thetas.get(layer.name)) for layer in graph.layers]
+    teacher = graph.to(device)
+    copies = [
+        _Copy.of(layer, theta if (theta := thetas.get(layer.name)) is None else theta.to(device), teacher.shapes)
+        for layer in teacher.layers
+    ]
     groups = [group for copy in copies for group in copy.groups(std[copy.layer.name])]
     optimiser = torch.optim.Adam(groups)
     # The rates fall to 0 along half a cosine.
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.updates)
-
-    def student() -> FloatGraph:
-        return replace(graph, layers=tuple(copy.tuned(recipe.timesteps) for copy in copies))
-
+    x = x.to(device)
     mean, generator = x.mean(0), torch.Generator().manual_seed(0)
-    for _ in track("tuning", range(recipe.updates)):
-        batch = x[torch.randperm(len(x), generator=generator)[:BATCH]]
-        angle = torch.rand(len(batch), *(1,) * (x.ndim - 1), generator=generator) * (math.pi / 2)
+    drawn = torch.Generator(device).manual_seed(0)
+
+    for update in track("tuning", range(recipe.updates)):
+        batch = x[torch.randperm(len(x), generator=generator)[:BATCH].to(device)]
+        angle = torch.rand(len(batch), *(1,) * (x.ndim - 1), generator=generator).to(device) * (math.pi / 2)
         mixed = mean + angle.cos() * (batch - mean) + angle.sin() * (batch.roll(1, 0) - mean)
+        share = min(1.0, ROUNDED + (1 - ROUNDED) * 1.5 * update / recipe.updates)
         with torch.enable_grad():
-            loss = torch.zeros(())
-            for (layer, _, wanted), (_, _, found) in zip(graph.walk(mixed), student().walk(mixed), strict=True):
+            student = replace(teacher, layers=tuple(copy.tuned(recipe.timesteps, share, drawn) for copy in copies))
+            loss = torch.zeros((), device=device)
+            for (layer, _, wanted), (_, _, found) in zip(teacher.walk(mixed), student.walk(mixed), strict=True):
                 error = (found - wanted).square().mean() / max(std[layer.name] ** 2, 1e-12)
                 loss = loss + (1 if layer.kind == "readout" else MIDDLE) * error
+            if DIVERGENCE:
+                loss = loss + DIVERGENCE * torch.nn.functional.kl_div(
+                    found.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True
+                )
             optimiser.zero_grad()
             loss.backward()
         optimiser.step()
@@ -83,7 +100,7 @@ def tune(graph: FloatGraph, x: Tensor, thetas: Mapping[str, Tensor], recipe: Rec
     for group in groups:
         for parameter in group["params"]:
             parameter.requires_grad_(False)
-    return student()
+    return replace(teacher, layers=tuple(copy.tuned(recipe.timesteps) for copy in copies)).to("cpu")
 
 
 def _in_units(graph: FloatGraph, factor: Tensor) -> FloatGraph:
@@ -98,17 +115,30 @@ def _in_units(graph: FloatGraph, factor: Tensor) -> FloatGraph:
 
 
 @dataclass(frozen=True, eq=False)
+class _Partly(FloatLayer):
+    """A layer that rounds a share of its activations."""
+
+    share: float = 1.0
+    drawn: torch.Generator | None = None  #: which ones
+
+    def activate(self, current: Tensor) -> Tensor:
+        """Apply the activation to (B, *shape)."""
+        rounded = torch.rand(current.shape, generator=self.drawn, device=current.device) < self.share
+        return torch.where(rounded, super().activate(current), current.clamp_min(0))
+
+
+@dataclass(frozen=True, eq=False)
 class _Copy:
     """What is learnt of one layer."""
 
     layer: FloatLayer
-    weights: tuple[Tensor, ...]  #: by edge; those that are kept need no gradient
+    weights: tuple[Tensor, ...]  #: by edge; those that are kept need no gradient, and those that are tied stand once
     bias: Tensor
     log_theta: Tensor | None  #: (C,), None for the readout
 
     @classmethod
-    def of(cls, layer: FloatLayer, theta: Tensor | None) -> _Copy:
-        weights = [edge.map.weight.clone() for edge in layer.edges]
+    def of(cls, layer: FloatLayer, theta: Tensor | None, shapes: Mapping[str, Shape]) -> _Copy:
+        weights = [_tied(edge.map, shapes[edge.source]).clone() for edge in layer.edges]
         return cls(
             layer,
             tuple(weight.requires_grad_(not selects(weight)) for weight in weights),
@@ -123,15 +153,27 @@ class _Copy:
         rates += [] if self.log_theta is None else [(self.log_theta, RATE)]
         return [{"params": [parameter], "lr": rate} for parameter, rate in rates if parameter.requires_grad]
 
-    def tuned(self, timesteps: int) -> FloatLayer:
-        """Build the layer as it is learnt so far, with an activation of T steps."""
+    def tuned(self, timesteps: int, share: float = 1.0, drawn: torch.Generator | None = None) -> FloatLayer:
+        """Build the layer as it is learnt so far, with an activation of T steps for a share of what it says."""
         edges = tuple(
-            replace(edge, map=replace(edge.map, weight=weight))
+            replace(edge, map=replace(edge.map, weight=_untied(weight, edge.map.weight)))
             for edge, weight in zip(self.layer.edges, self.weights, strict=True)
         )
         layer = replace(self.layer, edges=edges, bias=self.bias)
-        return (
-            layer
-            if self.log_theta is None
-            else replace(layer, upper=self.log_theta.exp(), levels=timesteps * layer.copies)
-        )
+        if self.log_theta is None:
+            return layer
+        layer = replace(layer, upper=self.log_theta.exp(), levels=timesteps * layer.copies)
+        return layer if share == 1 else _Partly(**vars(layer), share=share, drawn=drawn)
+
+
+def _tied(map_: FloatMap, source: Shape) -> Tensor:
+    """Return a map's weights, or one for each channel (N_out, C, 1) where a dense map has the same all over it."""
+    if isinstance(map_, FloatDense) and len(source) == 3:
+        over_space = map_.weight.reshape(len(map_.weight), source[0], -1)
+        if torch.equal(over_space, over_space[:, :, :1].expand_as(over_space)):
+            return over_space[:, :, :1]
+    return map_.weight
+
+
+def _untied(weight: Tensor, like: Tensor) -> Tensor:
+    return weight if weight.shape == like.shape else weight.expand(-1, -1, like.shape[1] // weight.shape[1]).flatten(1)

@@ -9,7 +9,7 @@ from exporters.bundle import check_place
 from exporters.report import Report, Verification
 from sim.progress import track
 from toolchain import assessment
-from toolchain.convert import convert
+from toolchain.convert import convert, in_every_form
 from toolchain.demo import data, load_model
 from toolchain.inputs import selected
 
@@ -42,6 +42,7 @@ def run(directory: Path, samples: int) -> Report:
         data="scikit-learn's handwritten digits, test part",
         wide=wide,
         others=dict(zip(OTHERS, others, strict=True)),
+        forms=in_every_form(conversion, model, digits.calibration_x),
     )
     verification = conversion.verify(few_x)
     for engine in verification.runs:

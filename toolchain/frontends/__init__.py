@@ -116,4 +116,5 @@ def _run(
 
 def _stored(layer: FloatLayer) -> FloatLayer:
     edges = tuple(replace(edge, map=replace(edge.map, weight=edge.map.weight.float())) for edge in layer.edges)
-    return replace(layer, edges=edges, bias=layer.bias.float())
+    upper = layer.upper.float() if isinstance(layer.upper, Tensor) else layer.upper
+    return replace(layer, edges=edges, bias=layer.bias.float(), upper=upper)

@@ -176,15 +176,19 @@ def assembled(constant: Tensor, *parts: tuple[Affine, Tensor]) -> Affine:
 class Current(Affine):
     """A value on its way into an activation that closes the region; the fields are those of ``FloatLayer``."""
 
-    upper: float | None = None
+    upper: float | Tensor | None = None
     levels: int | None = None
+    slope: float = 0.0
     initial: Literal["half", "shift"] | None = None
 
     def keeps(self, layer: FloatLayer) -> bool:
         """Whether the activation leaves what ``layer`` emits as it is."""
         if self.levels is None:
-            return self.upper is None or self.upper >= float(layer.upper or math.inf)
-        return (self.upper, self.levels) == (layer.upper, layer.levels)
+            ends = torch.as_tensor(math.inf if layer.upper is None else layer.upper)
+            return self.upper is None or bool((torch.as_tensor(self.upper) >= ends).all())
+        if (self.levels, 0.0) != (layer.levels, layer.slope) or self.upper is None or layer.upper is None:
+            return False  # also what takes steps only in part changes under the same steps
+        return bool((torch.as_tensor(self.upper) == torch.as_tensor(layer.upper)).all())
 
 
 def image(shape: Shape) -> Shape:

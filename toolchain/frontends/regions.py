@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -149,7 +149,16 @@ class Regions:
         bias = reduced(value.constant[0].reshape(shape))
         layer = FloatLayer(name, shape, tuple(edges), bias, kind)
         if isinstance(value, Current):
-            layer = replace(layer, upper=value.upper, levels=value.levels, initial=value.initial)
+            own: dict[str, Any] = {
+                "upper": value.upper,
+                "levels": value.levels,
+                "slope": value.slope,
+                "initial": value.initial,
+            }
+            layer = replace(layer, **own, activation=fallback.name)
+            if isinstance(value.upper, Tensor) and len(value.upper) != shape[0]:
+                problem = f"it has thresholds for {len(value.upper)} channels, the layer has {shape[0]}"
+                self.log.refuse(fallback, problem, "give it one threshold for the layer, or leave out what is between")
         self._check(layer, value.constant, row)
         self.layers.append(layer)
         return name

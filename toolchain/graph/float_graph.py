@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from sim.network import INPUT, Geometry, Shape
-from toolchain.graph.activations import staircase
+from toolchain.graph.activations import clipped, slipped
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +78,12 @@ class FloatLayer:
     #: Where the activation ends, in its own unit, for all channels or float32 (C,); None for a ReLU, which does not.
     upper: float | Tensor | None = None
     levels: int | None = None  #: steps from 0 to ``upper`` that a quantised activation takes; None for a continuous one
+    slope: float = 0.0  #: share of the activation that takes no steps, where the rest does
     #: Initial potential that the activation was trained for: "half" a threshold, or that half as a "shift", 1/T of it
     #: at every step; None leaves it to the recipe.
     initial: Literal["half", "shift"] | None = None
+    holdoff: int | None = None  #: K of this layer; None takes the network's
+    activation: str = ""  #: qualified name of the torch module that applies the activation
     #: Neurons that draw each activation together, and whose readers take their mean; once the graph is
     #: :meth:`FloatGraph.widened`, channel c's are the channels c * copies .. c * copies + copies - 1.
     copies: int = 1
@@ -98,8 +101,8 @@ class FloatLayer:
             return current.clamp_min(0)
         upper = torch.as_tensor(self.upper).reshape(-1, *(1,) * (len(self.shape) - 1))
         if self.levels is None:
-            return torch.minimum(current.clamp_min(0), upper)
-        return staircase(current, upper, self.levels)
+            return clipped(current, upper)
+        return slipped(current, upper, self.levels, self.slope)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +143,7 @@ class FloatGraph:
         It is what is left of the network if spikes arrive evenly and integers cost nothing.
         """
         layers = (
-            replace(layer, upper=thetas[layer.name], levels=timesteps * layer.copies)
+            replace(layer, upper=thetas[layer.name], levels=timesteps * layer.copies, slope=0.0)
             if layer.kind == "spiking"
             else layer
             for layer in self.layers
@@ -168,13 +171,18 @@ class FloatGraph:
             layers.append(replace(layer, shape=shape, edges=edges, bias=bias, upper=upper))
         return replace(self, layers=tuple(layers))
 
-    def steps(self, timesteps: int, holdoff: int) -> int:
-        """Count the steps until the logits are there, as ``Network.steps`` of the network that the graph becomes."""
-        phase = {INPUT: 0}
+    def steps(self, timesteps: int, holdoff: int) -> tuple[int, int]:
+        """Count the steps until the logits are there, and those between samples at least.
+
+        As ``Network.steps`` and ``Network.period`` of the network that the graph becomes.
+        """
+        phase, waited = {INPUT: 0}, 0
         for layer in self.layers:
-            later = 0 if layer.kind == "readout" else holdoff
-            phase[layer.name] = max(phase[edge.source] + 1 for edge in layer.edges) + later
-        return max(phase.values()) + timesteps
+            arrivals = [phase[edge.source] + 1 for edge in layer.edges]
+            later = 0 if layer.kind == "readout" else holdoff if layer.holdoff is None else layer.holdoff
+            phase[layer.name] = max(arrivals) + later
+            waited = max(waited, phase[layer.name] - min(arrivals))
+        return max(phase.values()) + timesteps, waited + timesteps
 
     def precise(self) -> FloatGraph:
         """Return the same graph with maps that sum in float64 and round once.
@@ -192,6 +200,25 @@ class FloatGraph:
             for layer in self.layers
         ]
         return replace(self, layers=tuple(layers))
+
+    def to(self, device: str) -> FloatGraph:
+        """Return the same graph with its tensors on a device."""
+
+        def moved(value: Any) -> Any:
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        layers = [
+            replace(
+                layer,
+                edges=tuple(
+                    replace(edge, map=replace(edge.map, weight=moved(edge.map.weight))) for edge in layer.edges
+                ),
+                bias=moved(layer.bias),
+                upper=moved(layer.upper),
+            )
+            for layer in self.layers
+        ]
+        return replace(self, layers=tuple(layers), order=moved(self.order), limit=moved(self.limit))
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
         """Activations of every layer (the readout's are the logits) for model inputs float32 (B, *model_shape)."""

@@ -13,7 +13,8 @@ from toolchain.frontends import exported, onnx_file
 from toolchain.frontends.plain import unwrapped
 from toolchain.inputs import existing
 from toolchain.loading.factory import build
-from toolchain.loading.weights import load_weights
+from toolchain.loading.weights import load_weights, read_weights
+from toolchain.surgery import RECORD, is_activation, repeated
 
 #: By the ending of a file that holds a whole model.
 READERS: dict[str, Callable[[Path], nn.Module]] = {".pt2": exported.load, ".onnx": onnx_file.load}
@@ -28,8 +29,9 @@ def load_model(model: str | Path | nn.Module, weights: str | Path | None = None)
     ``model`` is ``FILE.py:NAME``, where NAME is a function or class that builds the model, or the model itself (see
     :func:`toolchain.loading.factory.build`); a ``.pt2`` or ``.onnx`` file, which holds its own weights; or an
     ``nn.Module``, into which the weights are loaded. For what ``weights`` may be, see
-    :func:`toolchain.loading.weights.load_weights`. Raises :class:`sim.findings.Refused` where nothing can be read or
-    built, and where the weights do not fit.
+    :func:`toolchain.loading.weights.load_weights`; where ``ann2loihi train`` has written them, the model's ReLUs are
+    replaced as they were in training (:func:`toolchain.surgery.replace_activations`). Raises
+    :class:`sim.findings.Refused` where nothing can be read or built, and where the weights do not fit.
     """
     ending = "" if isinstance(model, nn.Module) or ":" in Path(model).name else Path(model).suffix.lower()
     if isinstance(model, nn.Module):
@@ -46,6 +48,10 @@ def load_model(model: str | Path | nn.Module, weights: str | Path | None = None)
         loaded = build(str(model))
     loaded = unwrapped(loaded)
     if weights is not None:
-        load_weights(loaded, existing(Path(weights)))
+        content = read_weights(path := existing(Path(weights)))
+        recorded = content.get(RECORD) if isinstance(content, dict) else None
+        if recorded is not None and not any(map(is_activation, loaded.modules())):
+            loaded = repeated(loaded, recorded, content.get("state_dict", {}))
+        load_weights(loaded, path, content)
     loaded.eval()  # not in one expression: a train() of the user's own may return None
     return loaded

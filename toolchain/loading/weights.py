@@ -27,17 +27,15 @@ DEPTH = 4  #: how far down a checkpoint its state_dicts are looked for
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a file that ``torch.save`` or safetensors has written into a model, in the model's own precision.
+def load_weights(model: nn.Module, path: Path, content: Any) -> None:
+    """Load what :func:`read_weights` has found in a file into a model, in the model's own precision.
 
-    The file holds a state_dict, or a checkpoint with one inside. A prefix that all its keys share, as DataParallel,
-    ``torch.compile`` and Lightning add one, is removed where the keys then fit. ``num_batches_tracked`` may be missing,
-    and so may weights that the model shares with one that is there. Nothing in the file is executed. Raises
-    :class:`sim.findings.Refused` for a file that is damaged, holds other objects, or several state_dicts that fit, and
-    for keys, shapes and element types that do not.
+    The file, by ``torch.save`` or safetensors, holds a state_dict, or a checkpoint with one inside. A prefix that all
+    its keys share, as DataParallel, ``torch.compile`` and Lightning add one, is removed where the keys then fit.
+    ``num_batches_tracked`` may be missing, and so may weights that the model shares with one that is there. Raises
+    :class:`sim.findings.Refused` for several state_dicts that fit, and for keys, shapes and element types that do not.
     """
     wanted = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-    content = _read(path)
     found = {
         place + under: state
         for place, tensors in _states(content)
@@ -81,7 +79,8 @@ def _torch_takes(model: nn.Module, state: State, wanted: State) -> bool:
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> Any:
+def read_weights(path: Path) -> Any:
+    """Read what a file holds, as data; :class:`Refused` where it is damaged or holds objects."""
     if path.suffix == ".safetensors":
         try:
             return load_file(path)

@@ -85,10 +85,10 @@ def build(graph: FloatGraph, scales: Scales, recipe: Recipe) -> Network:
         lost = sum(edge.source == INPUT for edge in layer.edges) * (1 - 2.0**plan.exponent) / 2
         bias = bias_schedule(beta + shift * plan.threshold / recipe.timesteps + lost, recipe.timesteps)
         v0 = (plan.threshold * start).round().long().numpy()
-        layers.append(Layer(layer.name, layer.shape, edges, plan.threshold, v0, bias, layer.kind))
+        layers.append(Layer(layer.name, layer.shape, edges, plan.threshold, v0, bias, layer.kind, layer.holdoff))
     scale = (1 / scales.unit).numpy() if scales.unit.ndim else 1 / float(scales.unit)
     order = None if graph.order is None else graph.order.numpy()
-    encoder = Input(graph.input_shape, recipe.input_bits, True, scale, order, graph.given)
+    encoder = Input(graph.input_shape, recipe.input_bits, True, scale, order, graph.given, recipe.input_form)
     return Network(encoder, tuple(layers), recipe.timesteps, recipe.holdoff, _output(graph.layers[-1], scales, recipe))
 
 

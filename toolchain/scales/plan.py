@@ -129,6 +129,7 @@ def plan_readout(
     """
     chip, window = recipe.limits, MARGIN * recipe.timesteps
     current, beta = (by_channel(v).double() for v in (current, layer.bias[None]))
+    brought = [(chip.bias_limit, window * current.abs().amax(1))] if _by_bias(layer, recipe) else []
     if recipe.task == "regression":
         moving = (current - constant(layer)[:, None]).abs().amax(1)
         held = [(chip.weight_limit, largest_weights(graph, layer, units))]
@@ -140,9 +141,14 @@ def plan_readout(
         largest, beta, logits = reach
         held = [(chip.weight_limit, largest), (chip.bias_limit, window * beta)]
         held += [(chip.state_limit, window * (logits + beta))]
-    su = torch.stack([limit / value for limit, value in held]).amin(0)
+    su = torch.stack([limit / value for limit, value in held + brought]).amin(0)
     # An output that nothing moves fits any scale.
     return Plan(0, torch.ones(layer.shape[0]), su.where(su.isfinite(), torch.ones_like(su)))
+
+
+def _by_bias(layer: FloatLayer, recipe: Recipe) -> bool:
+    """Whether the host brings what a layer reads of the input, as biases (:mod:`sim.inputs`)."""
+    return recipe.input_form != "payload" and any(edge.source == INPUT for edge in layer.edges)
 
 
 def constant(layer: FloatLayer) -> Tensor:
@@ -168,8 +174,9 @@ def plan_layer(
     of the activations would not fire once. The THETA taken minimises the expected squared error of the
     activations: staircase, weight rounding (a uniform error of 1/12 su^2 per synapse and source unit) and, from the
     graded input, the payload's own rounding as measured. With the recipe's ``shift_input`` the weights of the graded
-    input get the exponent at which they use all bits. Potentials and biases must stay inside the registers, with
-    ``MARGIN`` to spare. Raises :class:`Refused` where no THETA satisfies them.
+    input get the exponent at which they use all bits; so do those that only the host knows, because it brings their
+    currents as biases, which have to fit the bias register over the window. Potentials and biases must stay inside the
+    registers, with ``MARGIN`` to spare. Raises :class:`Refused` where no THETA satisfies them.
     """
     chip, timesteps = recipe.limits, recipe.timesteps
     largest = largest_weights(graph, layer, units)
@@ -178,6 +185,9 @@ def plan_layer(
     energy = (a.double() ** 2).sum(1)
     low, high = (by_channel(c).double() for c in (current.amin(0)[None], current.amax(0)[None]))
     low, high, beta = low.amin(1), high.amax(1), layer.bias.reshape(len(theta), -1).double().abs().amax(1)
+
+    by_bias = _by_bias(layer, recipe)
+    brought = MARGIN * timesteps * torch.maximum(-low, high)
 
     best: Plan | None = None
     for threshold in legal_thresholds(chip, min(chip.threshold_limit, 1 << 24)):
@@ -191,7 +201,10 @@ def plan_layer(
         reach = timesteps * su * (torch.maximum(-low, high - raised).clamp_min(0) + beta)
         if float(reach.max()) * MARGIN + threshold >= chip.state_limit:
             break
-        exponent = _exponent(float((largest * su).max()), chip) if recipe.shift_input and graded else 0
+        if by_bias and float((brought * su).max()) + threshold > chip.bias_limit:
+            break
+        shifted = (recipe.shift_input or by_bias) and graded
+        exponent = _exponent(float((largest * su).max()), chip) if shifted else 0
         rounded = (noise + graded * 4.0**exponent) * su**-2 + rounding
         cost = float((quantisation_error(a, raised.float(), timesteps * layer.copies) + rounded).sum())
         if best is None or cost < best.cost:

@@ -16,7 +16,7 @@ from toolchain.frontends.affine import Affine, Current, Unsupported
 from toolchain.frontends.linear import Reshape, Selection
 from toolchain.frontends.operations.arithmetic import add, expanded, mul
 from toolchain.frontends.registry import handles
-from toolchain.graph.activations import QCFS, TReLU
+from toolchain.graph.activations import NQ, QCFS, RNL, TCL, SlipReLU, TReLU
 
 
 def _number(bound: Any) -> float | None:
@@ -148,11 +148,26 @@ def _hardsigmoid(input: Affine, inplace: bool = False) -> Current:
     return _clamp(add(mul(input, 1 / 6), 0.5), 0, 1)
 
 
-@handles(modules={QCFS: lambda m: (m.threshold, m.levels)})
+@handles(modules={QCFS: lambda m: (m.threshold, m.levels), NQ: lambda m: (m.threshold, m.levels)})
 def _qcfs(input: Affine, threshold: Tensor, levels: int) -> Current:
-    return replace(_trelu(input, threshold), levels=levels, initial="half")
+    return replace(_tcl(input, threshold), levels=levels, initial="half")
+
+
+@handles(modules={SlipReLU: lambda m: (m.threshold, m.levels, m.slope)})
+def _slip_relu(input: Affine, threshold: Tensor, levels: int, slope: float) -> Current:
+    return replace(_qcfs(input, threshold, levels), slope=slope)
 
 
 @handles(modules={TReLU: lambda m: (m.threshold,)})
 def _trelu(input: Affine, threshold: Tensor) -> Current:
-    return replace(_clamp(input, 0, float(threshold.detach())), initial="shift")
+    return replace(_tcl(input, threshold), initial="shift")
+
+
+@handles(modules={TCL: lambda m: (m.threshold,), RNL: lambda m: (m.share * m.maximum,)})
+def _tcl(input: Affine, threshold: Tensor) -> Current:
+    bounds = threshold.detach().flatten()
+    if len(bounds) == 1 or not bool((bounds > 0).all()):
+        return _clamp(input, 0, float(bounds.min()))
+    if len(bounds) != input.shape[0]:
+        raise Unsupported(f"it has {len(bounds)} thresholds for {input.shape[0]} channels", "give one for each")
+    return replace(_clamp(input, 0), upper=bounds)
