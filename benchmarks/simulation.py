@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -131,6 +132,11 @@ def compare(work: workload.Workload, network: Network, samples: int, repeats: in
         "fast": lambda: fast.run(network, payload, overflow="count", record=False),
         "textbook loop": lambda: textbook(network, payload),
     }
+    if torch.cuda.is_available():
+        on_gpu = partial(fast.run, network, payload, overflow="count", record=False, device="cuda")
+        contenders["fast on a GPU"] = on_gpu
+        if not np.array_equal(on_gpu().logits, fast.run(network, payload, overflow="count", record=False).logits):
+            raise RuntimeError("the GPU computes something else")
     for run in contenders.values():
         run()
     rounds = [{name: seconds(run) for name, run in contenders.items()} for _ in track("measuring", range(repeats))]

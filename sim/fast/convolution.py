@@ -12,8 +12,8 @@ random ones of each version, with AMX and with AVX512-VNNI.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -79,10 +79,13 @@ class Convolution:
         self._form = CURRENT[type(edge.synapse)](edge.synapse, self._source, layer.shape)
         signed = edge.source == INPUT and network.input.signed
         bits = network.input.bits if edge.source == INPUT else 1
-        self.path, self.why = self._chosen(bits, bound, device)
+        self.path, self.why = self._chosen(bits, signed, bound, device)
         weight = torch.from_numpy(np.array(self._form.weight))
         self._compute: Callable[[Tensor], Tensor]
-        if self.path == "int8":
+        if device.type != "cpu":
+            exact = weight.to(device, torch.int8 if self.path == "int8" else getattr(torch, self.path))
+            self._compute = by_products(exact, self._form.geometry)
+        elif self.path == "int8":
             self._compute = _on_int8_units(weight, self._form.geometry, ZERO_POINT * signed)
         else:
             exact = weight.to(device, getattr(torch, self.path))
@@ -103,7 +106,7 @@ class Convolution:
             return None
         return weight.reshape(-1)
 
-    def _chosen(self, bits: int, bound: int, device: torch.device) -> tuple[str, str]:
+    def _chosen(self, bits: int, signed: bool, bound: int, device: torch.device) -> tuple[str, str]:
         if bound >= EXACT[torch.float32]:
             return "float64", f"sums of up to {bound} are beyond 24 bits"
         if bits > 8:
@@ -111,7 +114,10 @@ class Convolution:
         if self._form.weight.min() < -128 or self._form.weight.max() > 127:
             return "float32", "weights beyond 8 bits"
         if device.type != "cpu":
-            return "float32", f"on {device.type}"
+            small = bits + (not signed) <= 8
+            if self._form.geometry.groups > 1 or not small:
+                return "float32", "groups" if small else "unsigned bytes"
+            return "int8", "spikes, weights and payload are signed bytes"
         if reason := lacking() or self._untrusted():
             return "float32", reason
         return "int8", "spikes, weights and payload are bytes"
@@ -134,12 +140,56 @@ def _in_floats(weight: Tensor, geometry: Geometry) -> Callable[[Tensor], Tensor]
         frames = frames.to(weight.dtype)
         if frames.shape[2:] == weight.shape[2:] == (1, 1) and geometry == Geometry():
             return functional.linear(frames[:, :, 0, 0], weight[:, :, 0, 0])[:, :, None, None]
-        # cuDNN may transform images and kernels (Winograd, FFT), which rounds; without it they are matrix products.
-        plain = torch.backends.cudnn.flags(enabled=False) if frames.is_cuda else nullcontext()
-        with plain:
-            return functional.conv2d(frames, weight, None, *geometry)
+        return functional.conv2d(frames, weight, None, *geometry)
 
     return compute
+
+
+def by_products(weight: Tensor, geometry: Geometry) -> Callable[[Tensor], Tensor]:
+    """Convolve by matrix products, in the weight's type; int8 is summed in 32 bits, where there are no groups.
+
+    For GPUs: cuDNN may transform images and kernels (Winograd, FFT), or round to TF32.
+    """
+    stride, padding, dilation, groups = geometry
+    out, kernel = len(weight), weight.shape[2:]
+    whole = weight.dtype == torch.int8
+    matrix = weight.permute(2, 3, 1, 0).flatten(0, 2) if whole else weight.reshape(groups, out // groups, -1)
+    if whole:  # cuBLAS asks for multiples of 8
+        matrix = functional.pad(matrix, (0, -matrix.shape[1] % 8, 0, -matrix.shape[0] % 8))
+        matrix = matrix.T.contiguous().T
+
+    def compute(frames: Tensor) -> Tensor:
+        sizes = zip(frames.shape[2:], kernel, stride, padding, dilation, strict=True)
+        height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
+        frames = frames.to(weight.dtype)
+        if not whole:
+            rows = functional.unfold(frames, kernel, dilation, padding, stride).unflatten(1, (groups, -1))
+            with _all_digits():
+                return (matrix @ rows).reshape(len(frames), out, height, width)
+        images = (
+            functional.pad(frames, (padding[1], padding[1], padding[0], padding[0])).permute(0, 2, 3, 1).contiguous()
+        )
+        n, y, x, c = images.stride()
+        steps = (n, y * stride[0], x * stride[1], y * dilation[0], x * dilation[1], c)
+        patches = images.as_strided((len(frames), height, width, *kernel, frames.shape[1]), steps)
+        rows = patches.reshape(len(frames) * height * width, -1)
+        number = len(rows)
+        rows = functional.pad(rows, (0, matrix.shape[0] - rows.shape[1], 0, max(0, 17 - number)))
+        found = torch._int_mm(rows, matrix)[:number, :out]
+        return found.reshape(len(frames), height, width, out).permute(0, 3, 1, 2)
+
+    return compute
+
+
+@contextmanager
+def _all_digits() -> Iterator[None]:
+    """Have GPUs multiply float32 as such, whatever was asked for."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _on_int8_units(weight: Tensor, geometry: Geometry, zero: int) -> Callable[[Tensor], Tensor]:

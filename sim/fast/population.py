@@ -94,13 +94,13 @@ class Population:
             for (edge, synapse), relay in zip(self.synapses, self.relays, strict=True)
         ]
 
-    def arrivals(self, outputs: Mapping[str, Tensor], relay: bool = True) -> list[Arrival]:
+    def arrivals(self, outputs: Mapping[str, Tensor]) -> list[Arrival]:
         """Compute what every edge brings. ``outputs`` hold spikes (B, T, N) by source, and the payload (B, *shape)."""
         found = []
         for (edge, synapse), weight in zip(self.synapses, self.relays, strict=True):
             begin, steps = self.network.phase[edge.source] + 1 - self.busy.start, self.network.timesteps
             sent = outputs[edge.source]
-            if relay and weight is not None:
+            if weight is not None:
                 found.append(Arrival(sent, begin, steps, edge.exponent, weight))
                 continue
             values = synapse(sent if edge.source == INPUT else frames(sent, self.network.shape_of(edge.source)))
@@ -197,14 +197,14 @@ class Population:
         count: bool,
         samples: np.ndarray | None = None,
     ) -> Fired:
-        """Do the same with torch, step after step, and watch every one; ``samples`` are those that are looked at."""
-        layer, steps, number = self.layer, self.network.timesteps, len(arrivals[0].values)
+        """Do the same with torch, step after step; each is watched where ``samples``, their numbers, are given."""
+        layer, steps, number = self.layer, self.network.timesteps, arrivals[0].values.shape[0]
         options: dict[str, Any] = {"device": self.device}
         spikes = torch.zeros((number, steps, self.size), dtype=torch.uint8, **options)
         potentials = torch.empty((number, len(self.busy) if record else 0, self.size), dtype=self.integer, **options)
         offsets = self.offsets.to(self.state)
         u = torch.zeros((number, self.size // self.period, self.period), dtype=self.state, **options)
-        v = torch.empty_like(u)
+        v, extremes = torch.empty_like(u), []
         for t in range(len(self.busy)):
             for arrival in arrivals:
                 j = t - arrival.begin
@@ -213,7 +213,11 @@ class Population:
                     u += self._current(arrival, arrival.values[:, 0 if constant else j]).view(u.shape)
             tau = t - self.phase
             torch.add(u, offsets[max(tau + 1, 0)], out=v)
-            self._watch(registers, t, v, u, samples)
+            if samples is None:
+                extremes += [*torch.aminmax(v), *torch.aminmax(u)]
+            else:
+                v_, u_ = (shaped(values.flatten(1).cpu(), layer.shape).numpy() for values in (v, u))
+                registers.beyond(layer, self.busy[t], v_, u_, samples)
             if tau >= 0 and layer.kind == "spiking":
                 fired = spikes[:, tau].view(u.shape)
                 torch.ge(v, layer.threshold, out=fired.view(torch.bool))
@@ -222,17 +226,12 @@ class Population:
                 v -= reset
             if record:
                 potentials[:, t] = v.flatten(1)
-        counts = spikes.sum(1, dtype=torch.int32) if count else torch.empty((0, self.size), dtype=torch.int32)
+        if extremes:
+            registers.reached(layer, reached := int(torch.stack(extremes).abs().amax()))
+            if reached >= registers.limit:
+                self._stepwise(arrivals, registers, False, False, np.arange(number))
+        counts = spikes.sum(1, dtype=torch.int32) if count else spikes.new_empty((0, self.size), dtype=torch.int32)
         return Fired(spikes, potentials, counts)
-
-    def _watch(self, registers: Registers, t: int, v: Tensor, u: Tensor, samples: np.ndarray | None) -> None:
-        if not len(v):
-            return
-        reached = max(max(-int(low), int(high)) for low, high in (torch.aminmax(v), torch.aminmax(u)))
-        registers.reached(self.layer, reached)
-        if reached >= registers.limit:
-            v_, u_ = (shaped(values.flatten(1).cpu(), self.layer.shape).numpy() for values in (v, u))
-            registers.beyond(self.layer, self.busy[t], v_, u_, samples)
 
 
 def frames(spikes: Tensor, shape: Shape) -> Tensor:

@@ -36,7 +36,7 @@ class Currents:
         steps = network.busy(layer) if steps is None else steps
         first = layer.edges[0].source
         samples = outputs[first].shape[0 if first == INPUT else 1]
-        total = torch.zeros((len(steps), samples, layer.size), dtype=self.dtype)
+        total: Tensor | None = None
         for edge, synapse in self._population.synapses:
             begin = network.phase[edge.source] + 1
             here = range(max(begin, steps.start), min(begin + network.timesteps, steps.stop))
@@ -45,9 +45,18 @@ class Currents:
                 source = outputs[edge.source]
                 sent = source if edge.source == INPUT else source[here.start - begin : here.stop - begin]
                 frames = sent.reshape(-1, *network.shape_of(edge.source))
-                current = shift(synapse(frames).to(torch.int64), edge.exponent) if edge.exponent else synapse(frames)
-                part = total[here.start - steps.start : here.stop - steps.start]
-                part += current.to(self.dtype).unflatten(0, (-1, samples))
+                current = synapse(frames)
+                if edge.exponent:
+                    current = shift(current.to(torch.int64), edge.exponent)
+                current = current.to(self.dtype).view(-1, samples, layer.size)
+                if total is None and here == steps and len(current) == len(steps):
+                    total = current
+                    continue
+                if total is None:
+                    total = current.new_zeros((len(steps), samples, layer.size))
+                total[here.start - steps.start : here.stop - steps.start] += current
+        if total is None:
+            total = torch.zeros((len(steps), samples, layer.size), dtype=self.dtype)
         return shaped(total, layer.shape)
 
 
@@ -78,8 +87,10 @@ def fire(
             v = torch.empty_like(arriving)
             offset = tensor(layer.v0)
             v.copy_(offset)
-            spikes = torch.zeros((len(steps), *v.shape), dtype=torch.uint8)
-            potentials = torch.empty((len(steps) if record else 0, *v.shape), dtype=v.dtype)
+            # Channels last, as what is computed from them wants them.
+            spikes = shaped(torch.zeros((len(steps), len(v), layer.size), dtype=torch.uint8), layer.shape)
+            potentials = torch.empty((len(steps) if record else 0, len(v), layer.size), dtype=v.dtype)
+            potentials = shaped(potentials, layer.shape)
         v += arriving
         if t >= phase:
             b = schedule(t - phase, v)

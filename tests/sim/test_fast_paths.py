@@ -43,10 +43,10 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tup
     return units, scan
 
 
-def same(network: Network, payload: np.ndarray, chips: chip.Chip) -> None:
+def same(network: Network, payload: np.ndarray, chips: chip.Chip, device: str = "cpu") -> None:
     """Compare with the definition everything that a run tells, and what it raises."""
     slow = reference.run(network, payload, chip=chips, overflow="count")
-    quick = fast.run(network, payload, chip=chips, overflow="count", batch=2, count=True)
+    quick = fast.run(network, payload, chip=chips, overflow="count", batch=2, count=True, device=device)
     for name, spikes in slow.spikes.items():
         assert np.array_equal(quick.fired[name], spikes.sum((0, 1), dtype=np.int64))
     assert first_difference(slow, quick) is None
@@ -55,11 +55,11 @@ def same(network: Network, payload: np.ndarray, chips: chip.Chip) -> None:
         with pytest.raises(RegisterOverflow) as expected:
             reference.run(network, payload, chip=chips)
         with pytest.raises(RegisterOverflow) as found:
-            fast.run(network, payload, chip=chips)
+            fast.run(network, payload, chip=chips, device=device)
         assert str(found.value) == str(expected.value)
 
 
-def prove(path: tuple[str, str], examples: int) -> Counter[str]:
+def prove(examples: int, device: str = "cpu") -> Counter[str]:
     """Compare so many random networks of each kind; count edges by how they were computed."""
     kinds = [
         networks(shortcuts=True),
@@ -73,7 +73,7 @@ def prove(path: tuple[str, str], examples: int) -> Counter[str]:
         @given(kind, st.sampled_from([chip.LOIHI2, chip.WIDE, NARROW]))
         def compare(case: tuple[Network, np.ndarray], chips: chip.Chip) -> None:
             network, payload = case
-            same(network, payload, chips)
+            same(network, payload, chips, device)
             used.update(entry["path"] for entry in fast.paths(network))
 
         compare()
@@ -85,15 +85,14 @@ NARROW = chip.Chip("a narrow chip", 8, 16, 6, 17, 13, 255, (-7, 7))
 
 
 def test_every_path_equals_the_definition(path: tuple[str, str]) -> None:
-    used = prove(path, 25)
-    assert used["relayed"] > 3
-    assert (used["int8"] > 20) == (path[0] == INT8)
-    assert min(used["float32"], used["float64"]) > 3
+    used = prove(25)
+    assert min(used["relayed"], used["float32"], used["float64"]) > 0
+    assert (used["int8"] > 0) == (path[0] == INT8)
 
 
 @pytest.mark.slow
 def test_every_path_equals_the_definition_on_many_networks(path: tuple[str, str]) -> None:
-    prove(path, 500)
+    prove(500)
 
 
 def conv(weight: np.ndarray, **geometry: Any) -> Conv2d:
@@ -194,6 +193,48 @@ def test_operations_are_those_of_nonzero_weights_and_spikes(case: tuple[Network,
         assert (found.dense * len(payload), found.macs * len(payload), found.acs * len(payload)) == pytest.approx(
             (sums["dense"], sums["macs"], sums["acs"])
         )
+
+
+def draw_convolution(rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, Geometry]:
+    """Draw images and weights as 64-bit integers that fit, and a geometry."""
+    groups, out, inputs = (int(n) for n in rng.integers(1, 4, 3))
+    kernel, stride, dilation, padding = (tuple(rng.integers(low, 4, 2).tolist()) for low in (1, 1, 1, 0))
+    images = torch.from_numpy(rng.integers(-128, 128, (2, groups * inputs, *rng.integers(7, 12, 2).tolist())))
+    weight = torch.from_numpy(rng.integers(-128, 128, (groups * out, inputs, *kernel)))
+    return images, weight, Geometry(stride, padding, dilation, groups)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_convolutions_by_matrix_products_are_exact(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    if device == "cpu":
+        monkeypatch.setattr(torch, "_int_mm", lambda a, b: (a.long() @ b.long()).int())
+    rng, tried = np.random.default_rng(0), Counter[torch.dtype]()
+    for _ in range(200):
+        images, weight, geometry = draw_convolution(rng)
+        expected = torch.nn.functional.conv2d(images.double(), weight.double(), None, *geometry).long()
+        for kind in (torch.int8, torch.float32, torch.float64):
+            if kind != torch.int8 or geometry.groups == 1:
+                found = convolution.by_products(weight.to(device, kind), geometry)(images.to(device)).cpu()
+                assert torch.equal(found.long(), expected)
+                tried[kind] += 1
+    assert min(tried.values()) > 30
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("tf32", [False, True])
+def test_a_gpu_equals_the_definition(tf32: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
+    prove(100, "cuda")
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    layer = Layer("out", (1,), (Edge(INPUT, Dense([[1]])),), 0, [0], [[0]], "readout")
+    for device in ("tpu", "cuda:99", "", "mps"):
+        with pytest.raises(Refused, match=r"device: .* is not there; give 'cpu', or 'cuda' on a machine with a GPU"):
+            fast.run(Network(Input((1,)), (layer,), 1), [[1]], device=device)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -53,6 +53,8 @@ class Batch:
         parts = [self.part(slice(start, start + step)).outputs for start in range(0, len(self.target), step)]
         # Fresh tensors of this size cost more to map into memory than to fill.
         whole = torch.empty(self.target.shape, dtype=self.arriving.dtype)
+        if whole.ndim == 4:  # as currents are
+            whole = whole.contiguous(memory_format=torch.channels_last)
         for t in self.network.busy(self.layer):
             for piece, part in zip(whole.split(step), parts, strict=True):
                 piece.copy_(self.arriving(part, range(t, t + 1))[0])
