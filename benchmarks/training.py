@@ -577,7 +577,7 @@ def residual_figure(histories: dict[str, Any]) -> Figure:
                 label=f"{label}: mean and standard deviation",
             )
             axes.set_xticks(places, [r["layer"] for r in found], rotation=90, fontsize=8)
-    axes.set_ylabel("activation minus average output (T = 4, K = 0)")
+    axes.set_ylabel("activation - average output, T = 4")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
     return figure
