@@ -260,6 +260,17 @@ def test_threads_and_chunks_change_nothing(path: tuple[str, str], threads: int) 
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_without_numba_or_with_a_broken_one_torch_is_left(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "sim.fast.compiled", raising=False)
+    if broken:
+        monkeypatch.setitem(sys.modules, "numba", None)
+        monkeypatch.setattr(population, "find_spec", lambda name: object())
+    else:
+        monkeypatch.setattr(population, "find_spec", lambda name: None)
+    assert not population.compiler(1 << 40)
+
+
 def test_a_short_run_loads_no_compiler() -> None:
     if "sim.fast.compiled" not in sys.modules:
         assert not population.compiler(1000)
