@@ -23,7 +23,7 @@ from sim.network import INPUT, Edge, Layer, Network, Shape
 
 NEAR = 2048  #: neurons whose potentials stay in the nearest cache over all steps
 NEVER = (1 << 31) - 1  #: threshold of a readout, whose potentials stay below
-COMPILE = 1 << 28  #: neurons times steps from which on compiling, some seconds, is less than what it saves
+COMPILE = 1 << 27  #: neurons times steps from which on compiling, seconds the first time, is less than what it saves
 
 
 class Arrival(NamedTuple):
