@@ -70,7 +70,7 @@ Only = Annotated[str | None, typer.Option(help="Groups or names of trainings, se
 
 #: What all variants of the comparison share; noise is measured, and the epoch chosen, at T = L and K = 0.
 BASE = Settings(
-    epochs=15,
+    epochs=12,
     batch=256,
     learning_rate=0.05,
     augment="crop+flip",
@@ -78,8 +78,9 @@ BASE = Settings(
     calibration=64,
     precision="bfloat16",
 )
-#: The best that is found here: longer, with the ReLU network as a teacher, for the network with hold-off and biases.
-LONG = replace(BASE, epochs=30, every=3, learning_rate=0.1, distill=0.5, holdoff=1, method="mse")
+#: The best that is found here: longer, with thresholds for each channel and the ReLU network as a teacher, and chosen
+#: for the network with hold-off and biases.
+LONG = replace(BASE, epochs=26, every=3, per_channel=True, distill=0.5, holdoff=1, method="mse")
 
 
 def variants(epochs: int = BASE.epochs, long: int = LONG.epochs) -> dict[str, dict[str, Settings]]:
@@ -91,15 +92,8 @@ def variants(epochs: int = BASE.epochs, long: int = LONG.epochs) -> dict[str, di
         "nq": base,
     }
     return {
-        "best": {
-            "best-L8": replace(best, levels=8),
-            "best-L4": replace(best, levels=4),
-            "best-L2": replace(best, levels=2),
-            "best-L8-channels": replace(best, levels=8, per_channel=True),
-            "best-L4-channels": replace(best, levels=4, per_channel=True),
-            "best-L2-channels": replace(best, levels=2, per_channel=True),
-            "best-L4-labels": replace(best, levels=4, distill=0.0),
-        },
+        "best": {f"best-L{levels}": replace(best, levels=levels, activation="qcfs") for levels in (8, 4, 2)}
+        | {f"best-L{levels}-nq": replace(best, levels=levels) for levels in (8, 4, 2)},
         "table": {f"{name}-{seed}": replace(kind, seed=seed) for seed in SEEDS for name, kind in kinds.items()},
         "control": {"relu": replace(base, activation="relu", method="mse")},
         "effects": {f"nq-fixed-{delta:g}": replace(base, noise="fixed", delta=delta) for delta in DELTAS}

@@ -285,7 +285,8 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     assert losses[0] == losses[1]  # the mean over both
     history = json.loads((tmp_path / "history.json").read_text())["history"]
     assert history[-1]["snn"] > 80
-    kept = torch.load(tmp_path / "trained.pt", weights_only=True)["state_dict"]
-    for key, value in torch.load(tmp_path / "rank1.pt", weights_only=True).items():
-        if value.is_floating_point() and len(history) == 2 and "running" not in key and "noise" not in key:
-            assert kept[key].shape == value.shape
+    first = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
+    other = torch.load(tmp_path / "rank1.pt", weights_only=True)
+    learnt = [key for key in first if not any(part in key for part in ("running", "tracked", "noise"))]
+    assert len(learnt) > 10
+    assert all(torch.equal(first[key], other[key]) for key in learnt)

@@ -27,7 +27,7 @@ def figure(history: Sequence[Epoch], settings: Settings) -> Figure:
         (spiking, VERMILION, "s", [e.snn for e in measured]),
     ):
         scores.plot(at, values, color=colour, marker=marker, markersize=4, label=label)
-    scores.set_ylabel("on the validation part (%)")
+    scores.set_ylabel("accuracy, validation part (%)")
     scores.legend(frameon=False, fontsize=8)
     for number, residual in enumerate(measured[-1].residuals if measured else ()):
         shade = 0.15 + 0.7 * number / max(1, len(measured[-1].residuals) - 1)

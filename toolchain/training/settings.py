@@ -57,12 +57,12 @@ class Settings:
         found: list[Finding] = []
         for name, hint in _HINTS.items():
             try:
-                object.__setattr__(self, name, fitting(name, getattr(self, name), hint))
+                object.__setattr__(self, name, value := fitting(name, getattr(self, name), hint))
             except Refused as error:
                 found += error.findings
-            if get_origin(hint) is Literal and not found and getattr(self, name) not in get_args(hint):
-                unknown = f"unknown value {shown(getattr(self, name))}"
-                found.append(Finding(name, unknown, f"use one of {', '.join(get_args(hint))}"))
+                continue
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                found.append(Finding(name, f"unknown value {shown(value)}", f"use one of {', '.join(get_args(hint))}"))
         if not found:
             found = [
                 Finding(name, f"{getattr(self, name):g} is out of range", f"give {low:g} to {high:g}")
