@@ -195,6 +195,18 @@ def test_operations_are_those_of_nonzero_weights_and_spikes(case: tuple[Network,
         )
 
 
+@pytest.mark.parametrize("channels", [population.NEAR + 3, population.NEAR // 3])
+def test_constants_of_many_channels_repeat_where_they_should(path: tuple[str, str], channels: int) -> None:
+    rng = np.random.default_rng(0)
+    bias = rng.integers(-9, 9, (2, channels))
+    edge = Edge(INPUT, conv(rng.integers(-9, 9, (channels, 1, 1, 1))))
+    first = Layer("a", (channels, 2, 7), (edge,), 20, bias[0], bias)
+    last = Layer(
+        "out", (1,), (Edge("a", Dense(rng.integers(-9, 9, (1, 14 * channels)))),), 0, [0], [[0], [1]], "readout"
+    )
+    same(Network(Input((1, 2, 7)), (first, last), 2), rng.integers(-127, 128, (2, 1, 2, 7)), chip.LOIHI2)
+
+
 def draw_convolution(rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, Geometry]:
     """Draw images and weights as 64-bit integers that fit, and a geometry."""
     groups, out, inputs = (int(n) for n in rng.integers(1, 4, 3))
