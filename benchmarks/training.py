@@ -552,7 +552,7 @@ def spread_of(values: Sequence[float]) -> str:
 
 def _axes(columns: int, size: tuple[float, float]) -> tuple[Figure, Any]:
     figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(1, columns, squeeze=False)[0]
+    panels = figure.subplots(1, columns, squeeze=False, sharey=True)[0]
     for axes in panels:
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -562,12 +562,12 @@ def _axes(columns: int, size: tuple[float, float]) -> tuple[Figure, Any]:
 def residual_figure(histories: dict[str, Any]) -> Figure:
     """Draw mean and deviation of the residual error of every layer after training, as the NQ paper's Fig. 2."""
     figure, (axes,) = _axes(1, (7.6, 4.2))
-    for name, colour, marker in (("qcfs-0", VERMILION, "s"), ("nq-0", BLUE, "o")):
+    for name, colour, marker, aside in (("qcfs-0", VERMILION, "s", -0.15), ("nq-0", BLUE, "o", 0.15)):
         if name in histories and (found := histories[name]["history"][-1]["residuals"]):
             places = range(len(found))
             label = kind(name)
             axes.errorbar(
-                places,
+                [place + aside for place in places],
                 [r["mean"] for r in found],
                 [r["std"] for r in found],
                 color=colour,
@@ -577,7 +577,7 @@ def residual_figure(histories: dict[str, Any]) -> Figure:
                 label=f"{label}: mean and standard deviation",
             )
             axes.set_xticks(places, [r["layer"] for r in found], rotation=90, fontsize=8)
-    axes.set_ylabel("activation minus average output (T = 4, K = 0)")
+    axes.set_ylabel("activation - average output, T = 4")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
     return figure
