@@ -10,8 +10,7 @@ import numpy as np
 from numba import njit
 
 
-@njit(nogil=True, cache=True)
-def scan(
+def _scan(
     currents: np.ndarray,
     begin: int,
     steps: int,
@@ -105,3 +104,9 @@ def scan(
                         u[i] = integer(u[i] + integer(out[i]))
                 counts[n, start:stop] = u[:w]
         peaks[n] = peak
+
+
+try:
+    scan = njit(nogil=True, cache=True)(_scan)
+except RuntimeError:  # there is no folder to keep it in
+    scan = njit(nogil=True)(_scan)

@@ -23,7 +23,7 @@ from sim.network import INPUT, Edge, Layer, Network, Shape
 
 NEAR = 2048  #: neurons whose potentials stay in the nearest cache over all steps
 NEVER = (1 << 31) - 1  #: threshold of a readout, whose potentials stay below
-COMPILE = 1 << 28  #: neurons times steps from which on compiling, some seconds, is less than what it saves
+COMPILE = 1 << 27  #: neurons times steps from which on compiling, seconds the first time, is less than what it saves
 
 
 class Arrival(NamedTuple):
@@ -148,7 +148,7 @@ class Population:
             *(current.values.numpy(), current.begin, current.steps, *_shifts(current.exponent)),
             *(more.values.numpy(), more.begin, more.steps, *_shifts(more.exponent)),
             (self._once if more.weight is None else more.weight).numpy(),
-            *(self.offsets.numpy(), self.phase, min(self.period, NEAR)),
+            *(self.offsets.numpy(), self.phase, min(size, NEAR) if self.period == size else self.period),
             layer.threshold if layer.kind == "spiking" else NEVER,
             *(spikes, potentials, counts, peaks),
         )
@@ -175,10 +175,7 @@ class Population:
         first = arrivals[0].values
         total = first.new_zeros((len(first), len(self.busy), self.size), dtype=self.state)
         for arrival in arrivals:
-            for step in range(len(self.busy)) if arrival.values.shape[1] == 1 else [None]:
-                here = slice(arrival.begin, arrival.begin + arrival.steps) if step is None else slice(step, step + 1)
-                if step is None or arrival.begin <= step < arrival.begin + arrival.steps:
-                    total[:, here] += self._current(arrival, arrival.values)
+            total[:, arrival.begin : arrival.begin + arrival.steps] += self._current(arrival, arrival.values)
         return Arrival(total, 0, len(self.busy))
 
     def _current(self, arrival: Arrival, values: Tensor) -> Tensor:

@@ -195,6 +195,18 @@ def test_operations_are_those_of_nonzero_weights_and_spikes(case: tuple[Network,
         )
 
 
+@pytest.mark.parametrize("channels", [population.NEAR + 3, population.NEAR // 3])
+def test_constants_of_many_channels_repeat_where_they_should(path: tuple[str, str], channels: int) -> None:
+    rng = np.random.default_rng(0)
+    bias = rng.integers(-9, 9, (2, channels))
+    edge = Edge(INPUT, conv(rng.integers(-9, 9, (channels, 1, 1, 1))))
+    first = Layer("a", (channels, 2, 7), (edge,), 20, bias[0], bias)
+    last = Layer(
+        "out", (1,), (Edge("a", Dense(rng.integers(-9, 9, (1, 14 * channels)))),), 0, [0], [[0], [1]], "readout"
+    )
+    same(Network(Input((1, 2, 7)), (first, last), 2), rng.integers(-127, 128, (2, 1, 2, 7)), chip.LOIHI2)
+
+
 def draw_convolution(rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, Geometry]:
     """Draw images and weights as 64-bit integers that fit, and a geometry."""
     groups, out, inputs = (int(n) for n in rng.integers(1, 4, 3))
@@ -258,6 +270,17 @@ def test_threads_and_chunks_change_nothing(path: tuple[str, str], threads: int) 
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_without_numba_or_with_a_broken_one_torch_is_left(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "sim.fast.compiled", raising=False)
+    if broken:
+        monkeypatch.setitem(sys.modules, "numba", None)
+        monkeypatch.setattr(population, "find_spec", lambda name: object())
+    else:
+        monkeypatch.setattr(population, "find_spec", lambda name: None)
+    assert not population.compiler(1 << 40)
 
 
 def test_a_short_run_loads_no_compiler() -> None:
