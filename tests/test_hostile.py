@@ -513,7 +513,7 @@ def networks() -> Iterator[tuple[str, Case]]:
             content.pop("@sha256")
             value = change(content.pop(field))
             content |= {} if value is None else {field: value}
-            place.write("given.net", hdf5.dump(contents._sealed(content)))
+            place.write("given.net", hdf5.dump(contents.sealed(content)))
             return ["inspect", "given.net"]
 
         yield f"a network whose {field} is {name}", run

@@ -24,6 +24,7 @@ from toolchain.convert import convert
 from toolchain.graph.channels import positions
 
 BITS = 13  #: of the two's complement numbers that a test's currents are written in
+CORRECTING = [rule for rule in RULES if rule not in ("none", "once")]  #: the others keep what has been trained
 
 
 def arriving(
@@ -348,7 +349,16 @@ def test_the_schedule_stays_inside_the_bias_register(trained: int) -> None:
     assert layer.offsets.flatten().tolist() == [4000, 4095, 4095]
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "none"])
+def test_a_bias_that_comes_at_once_is_all_of_it_and_stays_inside_the_register() -> None:
+    bias = np.arange(24).reshape(3, 2, 2, 2)
+    layer, _ = rules.once(arriving([[[[[0, 0], [0, 0]]] * 2]] * 3, np.zeros((1, 2, 2, 2)), bias=bias, shape=(2, 2, 2)))
+    assert np.array_equal(layer.bias[0], bias.sum(0))
+    assert not layer.bias[1:].any()
+    layer, _ = rules.once(arriving([[0]] * 3, [[0.0]], v0=500, limit=900, bias=[[300]] * 3))
+    assert layer.offsets.flatten().tolist() == [900] * 3
+
+
+@pytest.mark.parametrize("rule", CORRECTING)
 @pytest.mark.parametrize("per_neuron", [False, True])
 def test_no_rule_leaves_the_bias_register_and_all_return_the_spikes_of_their_schedule(
     rule: str, per_neuron: bool
@@ -370,7 +380,7 @@ def test_only_the_schedule_that_is_kept_counts_as_reached(rule: str, peak: int) 
     assert registers.peak["layer"] == peak
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "none"])
+@pytest.mark.parametrize("rule", CORRECTING)
 def test_a_bias_that_differs_over_space_keeps_its_pattern(rule: str) -> None:
     bias = np.arange(8).reshape(2, 1, 2, 2)
     # 25 samples of 4 neurons: FTBC's updates of 0.2 * 1000 * k / 100 leave no half to be rounded this way or that.
