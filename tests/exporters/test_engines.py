@@ -113,7 +113,7 @@ def quiet(network: Network, payload: np.ndarray) -> bool:
 
 
 # A run on Lava takes about a second: no shrinking, which would rerun a failing case hundreds of times.
-LAVA_CASES = settings(CASES, max_examples=14, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+LAVA_CASES = settings(CASES, max_examples=10, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 
 
 @pytest.mark.lava
