@@ -95,6 +95,17 @@ def test_everything_but_selecting_edges_is_learnt_and_the_given_network_stays() 
     assert (made.layers[2].upper, made.layers[2].levels) == (None, None)
 
 
+def test_weights_behind_a_mean_over_space_stay_one_for_each_map() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)
+    )
+    graph, x = import_model(model, (2, 4, 4)), inputs(32)
+    made = tune(graph, x, starts(graph, x), recipe(5))
+    before, after = (g.layers[1].edges[0].map.weight.reshape(2, 3, 16) for g in (graph, made))
+    assert not torch.equal(before, after)
+    assert torch.equal(after, after[:, :, :1].expand_as(after))
+
+
 def test_a_threshold_far_too_high_is_brought_down() -> None:
     x = torch.rand(256, 1, generator=torch.Generator().manual_seed(0))
     one = FloatLayer("a", (1,), (FloatEdge(INPUT, FloatDense(torch.ones(1, 1))),), torch.zeros(1))

@@ -16,9 +16,6 @@ phi in 0..pi/2, in a way that keeps their contrast (as Tokozume et al., Between-
 
 What the teacher says about a mixture needs no labels either. Plain averages have less contrast than real inputs, and
 what is learnt on them fits real ones less well.
-
-At first only a part of the activations is rounded, each drawn anew at every update, and the part grows until it is all
-of them (Wei et al., QDrop, ICLR 2022): what is learnt does not hang on the rounding of a single one.
 """
 
 from __future__ import annotations
@@ -44,55 +41,43 @@ BATCH = 16  #: inputs an update
 #: for biases, and of each threshold itself.
 RATE = 3e-3
 MIDDLE = 0.1  #: what the layers' errors weigh beside that of the logits
-ROUNDED = 0.5  #: share of the activations that is rounded at the first update; all of them from the last third on
-DIVERGENCE = 0.0
 
 
-def tune(graph: FloatGraph, x: Tensor, thetas: Mapping[str, Tensor], recipe: Recipe, device: str = "cpu") -> FloatGraph:
+def tune(graph: FloatGraph, x: Tensor, thetas: Mapping[str, Tensor], recipe: Recipe) -> FloatGraph:
     """Return ``graph`` with tuned parameters and activations of T steps, each layer's ``upper`` its thresholds (C,).
 
     ``x`` (B, *model_shape) are model inputs, ``thetas`` the thresholds to start from by spiking layer, (C,), as
     :class:`toolchain.scales.plan.Scales` has them. Edges that mostly select, as a shortcut into more channels, keep
     their weights, and weights that are all the same over a map, as behind a mean over it, stay so. Outputs that are not
-    compared with each other count alike, whatever their unit. Deterministic on a CPU; ``device`` is where it computes.
+    compared with each other count alike, whatever their unit. Deterministic.
     """
     if not shares_scale(recipe.task):
         outputs = by_channel(graph.logits(x[spread(len(x))])).std(1)
         unit = outputs.where(outputs > 0, torch.ones_like(outputs))
-        alike = replace(recipe, task="classes")
-        return _in_units(tune(_in_units(graph, 1 / unit), x, thetas, alike, device), unit)
+        return _in_units(tune(_in_units(graph, 1 / unit), x, thetas, replace(recipe, task="classes")), unit)
     std = {
         layer.name: (a.var(0, correction=0).mean() if layer.kind == "readout" else a.var(correction=0)).sqrt().item()
         for layer, _, a in graph.walk(x[spread(len(x))])
     }
-    teacher = graph.to(device)
-    copies = [
-        _Copy.of(layer, theta if (theta := thetas.get(layer.name)) is None else theta.to(device), teacher.shapes)
-        for layer in teacher.layers
-    ]
+    copies = [_Copy.of(layer, thetas.get(layer.name), graph.shapes) for layer in graph.layers]
     groups = [group for copy in copies for group in copy.groups(std[copy.layer.name])]
     optimiser = torch.optim.Adam(groups)
     # The rates fall to 0 along half a cosine.
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.updates)
-    x = x.to(device)
-    mean, generator = x.mean(0), torch.Generator().manual_seed(0)
-    drawn = torch.Generator(device).manual_seed(0)
 
-    for update in track("tuning", range(recipe.updates)):
-        batch = x[torch.randperm(len(x), generator=generator)[:BATCH].to(device)]
-        angle = torch.rand(len(batch), *(1,) * (x.ndim - 1), generator=generator).to(device) * (math.pi / 2)
+    def student() -> FloatGraph:
+        return replace(graph, layers=tuple(copy.tuned(recipe.timesteps) for copy in copies))
+
+    mean, generator = x.mean(0), torch.Generator().manual_seed(0)
+    for _ in track("tuning", range(recipe.updates)):
+        batch = x[torch.randperm(len(x), generator=generator)[:BATCH]]
+        angle = torch.rand(len(batch), *(1,) * (x.ndim - 1), generator=generator) * (math.pi / 2)
         mixed = mean + angle.cos() * (batch - mean) + angle.sin() * (batch.roll(1, 0) - mean)
-        share = min(1.0, ROUNDED + (1 - ROUNDED) * 1.5 * update / recipe.updates)
         with torch.enable_grad():
-            student = replace(teacher, layers=tuple(copy.tuned(recipe.timesteps, share, drawn) for copy in copies))
-            loss = torch.zeros((), device=device)
-            for (layer, _, wanted), (_, _, found) in zip(teacher.walk(mixed), student.walk(mixed), strict=True):
+            loss = torch.zeros(())
+            for (layer, _, wanted), (_, _, found) in zip(graph.walk(mixed), student().walk(mixed), strict=True):
                 error = (found - wanted).square().mean() / max(std[layer.name] ** 2, 1e-12)
                 loss = loss + (1 if layer.kind == "readout" else MIDDLE) * error
-            if DIVERGENCE:
-                loss = loss + DIVERGENCE * torch.nn.functional.kl_div(
-                    found.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True
-                )
             optimiser.zero_grad()
             loss.backward()
         optimiser.step()
@@ -100,7 +85,7 @@ def tune(graph: FloatGraph, x: Tensor, thetas: Mapping[str, Tensor], recipe: Rec
     for group in groups:
         for parameter in group["params"]:
             parameter.requires_grad_(False)
-    return replace(teacher, layers=tuple(copy.tuned(recipe.timesteps) for copy in copies)).to("cpu")
+    return student()
 
 
 def _in_units(graph: FloatGraph, factor: Tensor) -> FloatGraph:
@@ -112,19 +97,6 @@ def _in_units(graph: FloatGraph, factor: Tensor) -> FloatGraph:
 
     edges = tuple(replace(edge, map=replace(edge.map, weight=times(edge.map.weight))) for edge in readout.edges)
     return replace(graph, layers=(*graph.layers[:-1], replace(readout, edges=edges, bias=times(readout.bias))))
-
-
-@dataclass(frozen=True, eq=False)
-class _Partly(FloatLayer):
-    """A layer that rounds a share of its activations."""
-
-    share: float = 1.0
-    drawn: torch.Generator | None = None  #: which ones
-
-    def activate(self, current: Tensor) -> Tensor:
-        """Apply the activation to (B, *shape)."""
-        rounded = torch.rand(current.shape, generator=self.drawn, device=current.device) < self.share
-        return torch.where(rounded, super().activate(current), current.clamp_min(0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +125,8 @@ class _Copy:
         rates += [] if self.log_theta is None else [(self.log_theta, RATE)]
         return [{"params": [parameter], "lr": rate} for parameter, rate in rates if parameter.requires_grad]
 
-    def tuned(self, timesteps: int, share: float = 1.0, drawn: torch.Generator | None = None) -> FloatLayer:
-        """Build the layer as it is learnt so far, with an activation of T steps for a share of what it says."""
+    def tuned(self, timesteps: int) -> FloatLayer:
+        """Build the layer as it is learnt so far, with an activation of T steps."""
         edges = tuple(
             replace(edge, map=replace(edge.map, weight=_untied(weight, edge.map.weight)))
             for edge, weight in zip(self.layer.edges, self.weights, strict=True)
@@ -162,8 +134,7 @@ class _Copy:
         layer = replace(self.layer, edges=edges, bias=self.bias)
         if self.log_theta is None:
             return layer
-        layer = replace(layer, upper=self.log_theta.exp(), levels=timesteps * layer.copies)
-        return layer if share == 1 else _Partly(**vars(layer), share=share, drawn=drawn)
+        return replace(layer, upper=self.log_theta.exp(), levels=timesteps * layer.copies)
 
 
 def _tied(map_: FloatMap, source: Shape) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -200,25 +200,6 @@ class FloatGraph:
             for layer in self.layers
         ]
         return replace(self, layers=tuple(layers))
-
-    def to(self, device: str) -> FloatGraph:
-        """Return the same graph with its tensors on a device."""
-
-        def moved(value: Any) -> Any:
-            return value.to(device) if isinstance(value, Tensor) else value
-
-        layers = [
-            replace(
-                layer,
-                edges=tuple(
-                    replace(edge, map=replace(edge.map, weight=moved(edge.map.weight))) for edge in layer.edges
-                ),
-                bias=moved(layer.bias),
-                upper=moved(layer.upper),
-            )
-            for layer in self.layers
-        ]
-        return replace(self, layers=tuple(layers), order=moved(self.order), limit=moved(self.limit))
 
     def run(self, x: Tensor) -> dict[str, Tensor]:
         """Activations of every layer (the readout's are the logits) for model inputs float32 (B, *model_shape)."""
