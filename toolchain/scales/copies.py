@@ -68,14 +68,15 @@ def _harm(graph: FloatGraph, x: Tensor, recipe: Recipe) -> Callable[[str, int], 
         scale = scale.max().expand_as(scale) if shares_scale(recipe.task) else scale
         signs = torch.randint(2, z.shape, generator=torch.Generator().manual_seed(0)) * 2.0 - 1
         (signs * z / spatial(scale, z.shape[1:]).float()).sum().backward()
-    by_name = {layer.name: (layer, activation) for layer, activation in activations.items()}
+    by_name = {}
+    for layer, activation in activations.items():
+        assert activation.grad is not None
+        pull = by_channel(activation.grad.double().square()).sum(1) / len(x)
+        by_name[layer.name] = layer, sampled(activation.detach(), VALUES), pull
 
     @cache
     def harm(name: str, copies: int) -> float:
-        layer, activation = by_name[name]
-        assert activation.grad is not None
-        pull = by_channel(activation.grad.double().square()).sum(1) / len(x)
-        a = sampled(activation.detach(), VALUES)
+        layer, a, pull = by_name[name]
         theta = threshold_of(replace(layer, copies=copies), a.T, recipe)
         return float((quantisation_error(a, theta, recipe.timesteps * copies) * pull).sum())
 
