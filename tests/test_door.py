@@ -159,7 +159,8 @@ def test_it_tells_its_version() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "offered"), [("con", {"convert"}), ("convert --latency", {"--latency-budget"}), ("device s", {"selftest"})]
+    ("typed", "offered"),
+    [("con", {"convert"}), ("convert --latency", {"--latency-budget"}), ("device s", {"selftest"})],
 )
 def test_shells_can_complete_commands_and_options(typed: str, offered: set[str]) -> None:
     words = f"ann2loihi {typed}"
