@@ -1,4 +1,4 @@
-"""The documentation site: what its pages say of commands, names, files and messages holds in the code; and it builds."""
+"""The documentation: what pages say of commands, names, files and messages holds in the code; and the site builds."""
 
 from __future__ import annotations
 
@@ -99,26 +99,119 @@ def test_python_on_pages_is_python(page: Path) -> None:
 
 @each_page
 def test_paths_of_the_repository_on_pages_exist(page: Path) -> None:
-    named = re.findall(r"`((?:benchmarks|docs|examples|exporters|notebooks|sim|tests|toolchain)/[\w./]+)`", page.read_text())
+    named = re.findall(r"`((?:benchmarks|docs|examples|exporters|sim|tests|toolchain)/[\w./]+)`", page.read_text())
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def sphinx(target: Path, *options: str, source: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", source / "docs", *options, source, target]
-    return subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+def plain(line: str) -> str:
+    """A line of output without what a conversion decides, and without the width of columns."""
+    return " ".join(re.sub(r"-?\d[\d.]*", "#", line).split())
 
 
-@pytest.mark.skipif(find_spec("sphinx") is None, reason="Sphinx is not installed: pip install 'ann2loihi[docs]'")
+@pytest.mark.slow
+@pytest.mark.lava
+def test_the_tutorial_does_what_it_shows(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "110"}
+    programs = {"ann2loihi": [sys.executable, "-m", "ann2loihi"], "python": [sys.executable]}
+    printed, ran = "", 0
+
+    def run(*words: str) -> None:
+        nonlocal printed, ran
+        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert done.returncode == ("refused" in done.stdout), (words, done.stdout, done.stderr)
+        printed, ran = done.stdout, ran + 1
+
+    for kind, body in BLOCK.findall((ROOT / "docs" / "tutorial.md").read_text()):
+        if kind == "python" and (name := re.match(r"# (\w+\.py)\n", body)):
+            (tmp_path / name[1]).write_text(body)
+        elif kind == "python":
+            run(sys.executable, "-c", body)
+        for line in body.splitlines() if kind == "console" else ():
+            if line.startswith("$ "):
+                program, *rest = shlex.split(line)[1:]
+                if program in programs:
+                    run(*programs[program], *rest)
+            elif line != "..." and not line.startswith("Nothing is lost"):  # how many more are right, nobody promises
+                assert plain(line) in map(plain, printed.splitlines()), line
+    assert ran > 8
+
+
+def sphinx(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", ROOT / "docs", source, target]
+    paths = os.pathsep.join(map(str, {ROOT, source}))
+    return subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
+
+
+needs_sphinx = pytest.mark.skipif(
+    find_spec("sphinx") is None or find_spec("furo") is None or find_spec("myst_parser") is None,
+    reason="what builds the site is not installed: pip install 'ann2loihi[docs]'",
+)
+
+
+@needs_sphinx
 def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
-    done = sphinx(tmp_path / "site")
+    done = sphinx(ROOT, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    pages = list((tmp_path / "site").rglob("*.html"))
+    pages = list(tmp_path.rglob("*.html"))
     assert len(pages) > 20
     for page in pages:
         # Links lead elsewhere; what a browser loads by itself does not.
         loads = re.findall(r'<(?:script|img|iframe)[^>]* src="([^"]+)|<link[^>]* href="([^"]+)', page.read_text())
         assert not [url for pair in loads for url in pair if re.match(r"(https?:)?//", url)], page
-    assert "<math" in (tmp_path / "site" / "docs" / "methods.html").read_text()
-    api = (tmp_path / "site" / "docs" / "reference" / "api.html").read_text()
+    assert "<math" in (tmp_path / "docs" / "methods.html").read_text()
+    api = (tmp_path / "docs" / "reference" / "api.html").read_text()
     assert all(f'id="ann2loihi.{name}"' in api for name in ("convert", "Conversion", "Recipe", "QCFS"))
-    assert "--latency-budget" in (tmp_path / "site" / "docs" / "reference" / "commands.html").read_text()
+    assert "T, the length of every firing window." in api
+    assert "--latency-budget" in (tmp_path / "docs" / "reference" / "commands.html").read_text()
+
+
+FAULTY = """\
+# A page
+
+## A heading
+
+[good](#a-heading), [anchor](#no-heading), [page](nothing.md), [its anchor](other.md#no-heading), [file](nothing.py)
+
+![picture](nothing.svg)
+
+$\\nothing$
+
+{py:func}`ann2loihi.nothing`
+
+```{eval-rst}
+.. autofunction:: faulty.naked
+
+.. autofunction:: faulty.dressed
+```
+
+```{toctree}
+other
+```
+"""
+
+
+@needs_sphinx
+def test_what_is_broken_fails_the_build_and_is_named(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(FAULTY)
+    (tmp_path / "docs" / "other.md").write_text("# Other\n")
+    (tmp_path / "docs" / "orphan.md").write_text("# On no list\n")
+    dressed = 'def dressed():\n    """See :func:`toolchain.nothing` and :func:`sim.fast.run`."""\n'
+    (tmp_path / "faulty.py").write_text(f"def naked():\n    pass\n\n\n{dressed}")
+    done = sphinx(tmp_path, tmp_path / "site")
+    assert done.returncode == 1
+    for sentence in (
+        "target not found: 'no-heading'",
+        "target not found: 'nothing.md'",
+        "not found in doc 'docs/other': 'no-heading'",
+        "target not found: 'nothing.py'",
+        "not readable: docs/nothing.svg",
+        'Unknown LaTeX command "\\nothing"',
+        "target not found: ann2loihi.nothing",
+        "function faulty.naked has no docstring",
+        "target not found: toolchain.nothing",
+        "orphan.md: WARNING: document isn't included",
+        "ann2loihi.convert is on no page",
+    ):
+        assert sentence in done.stderr, (sentence, done.stderr)
+    assert "sim.fast.run" not in done.stderr
