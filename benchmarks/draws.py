@@ -85,14 +85,14 @@ def table(rows: list[Row], ann: Row) -> Table:
         title=f"trained network {ann['accuracy']:.2f} % of n = {ann['n']} test images "
         f"(95 %: {ann['low']:.2f} to {ann['high']:.2f})",
         title_justify="left",
-        caption="draws of so many calibration images; accuracy: mean, standard deviation and extremes over them; steps "
+        caption="draws x calibration images; accuracy: mean, standard deviation and extremes over them; steps "
         "to the answer, and between samples; cores of Loihi 2; spikes and effective synaptic operations; "
         "seconds of converting, the median",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
     )
-    result.add_column("recipe", min_width=10)
-    for column in ("T, K", "draws", "accuracy, %", "steps", "neurons", "a sample", "s"):
+    result.add_column("recipe", min_width=15)
+    for column in ("T, K", "accuracy, %", "steps", "neurons", "a sample", "s"):
         result.add_column(column, justify="right", no_wrap=True)
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -101,11 +101,10 @@ def table(rows: list[Row], ann: Row) -> Table:
         first, found = group[0], [row["accuracy"] for row in group]
         recipe, of = first["recipe"], len(found)
         spread = f" +- {statistics.stdev(found):.2f}\n{min(found):.2f} to {max(found):.2f}" if of > 1 else ""
-        more = f", {recipe['neuron_budget']:g} x neurons" if recipe["neuron_budget"] > 1 else ""
+        more = f"\n{recipe['neuron_budget']:g} x neurons" if recipe["neuron_budget"] > 1 else ""
         result.add_row(
-            first["name"] + more,
+            f"{first['name']}{more}\n{of} x {first['calibration']} images",
             f"{recipe['timesteps']}, {recipe['holdoff']}",
-            f"{of} of\n{first['calibration']}",
             f"{statistics.mean(found):.2f}{spread}",
             f"{first['steps']}\n{first['period']}",
             f"{first['neurons']:,}\n{first['cores']} cores",
