@@ -86,13 +86,13 @@ def table(rows: list[Row], ann: Row) -> Table:
         f"(95 %: {ann['low']:.2f} to {ann['high']:.2f})",
         title_justify="left",
         caption="draws x calibration images; accuracy: mean, standard deviation and extremes over them; steps "
-        "to the answer, and between samples; cores of Loihi 2; spikes and effective synaptic operations; "
-        "seconds of converting, the median",
+        "to the answer, and between samples; cores of Loihi 2; events: spikes and effective synaptic operations of a "
+        "sample; seconds of converting, the median",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
     )
     result.add_column("recipe", min_width=15)
-    for column in ("T, K", "accuracy, %", "steps", "neurons", "a sample", "s"):
+    for column in ("T, K", "accuracy, %", "steps", "neurons", "events", "s"):
         result.add_column(column, justify="right", no_wrap=True)
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -108,8 +108,8 @@ def table(rows: list[Row], ann: Row) -> Table:
             f"{statistics.mean(found):.2f}{spread}",
             f"{first['steps']}\n{first['period']}",
             f"{first['neurons']:,}\n{first['cores']} cores",
-            f"{statistics.mean(row['spikes'] for row in group):,.0f} spikes\n"
-            f"{statistics.mean(row['operations'] for row in group) / 1e6:.3g} M synops",
+            f"{statistics.mean(row['spikes'] for row in group):,.0f}\n"
+            f"{statistics.mean(row['operations'] for row in group) / 1e6:.3g} M",
             f"{statistics.median(row['convert_seconds'] for row in group):.0f}",
         )
     return result
