@@ -19,7 +19,7 @@ demo: setup  ## convert, simulate, verify and export a network of handwritten di
 	$(RUN) ann2loihi demo --output build/demo
 
 docs: setup  ## build the documentation into build/docs; broken links and missing docstrings are errors
-	$(RUN) sphinx-build -W --keep-going -q -c docs . build/docs
+	$(RUN) sphinx-build -E -W --keep-going -q -c docs . build/docs
 
 test: setup lint  ## lint, type-check and test everything but the slow tests
 	$(RUN) pytest -m "not slow" -n 2 --dist worksteal

@@ -35,7 +35,7 @@ version = release = a2l.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**"]
-exclude_patterns = [".*", "build", "dist", "benchmarks", "examples", "notebooks", "tests", "toolchain"]
+exclude_patterns = [".*", "build", "dist"]
 nitpicky = True
 smartquotes = False  # -- is an option's
 
