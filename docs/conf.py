@@ -56,6 +56,7 @@ autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
+toc_object_entries_show_parents = "hide"
 
 log = logging.getLogger(__name__)
 
@@ -73,21 +74,24 @@ OURS = ("ann2loihi", "exporters", "sim", "toolchain")
 
 
 def prose(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """Make reStructuredText of a docstring: * and | are mathematics in ours, and a recipe's fields have help texts."""
+    """Make reStructuredText of a docstring: * and | are mathematics in ours, and fields of options have help texts."""
     if what != "attribute" and not any(lines):
         log.warning("%s %s has no docstring", what, name)
     text = "\n".join(lines) + "\n"
     pieces = re.split(r"((?<=::\n)(?:[ ]*\n|[ ]+.*\n)+|``.*?``|:[\w:]+:`.*?`)", text, flags=re.DOTALL)
     pieces[::2] = [re.sub(r"([*|])", r"\\\1", piece) for piece in pieces[::2]]
     lines[:] = "".join(pieces).split("\n")
-    if name == "ann2loihi.Recipe":
-        lines += (f":param {field.name}: {field.metadata['help']}" for field in dataclasses.fields(value))
+    if dataclasses.is_dataclass(value):
+        helped = [field for field in dataclasses.fields(value) if "help" in field.metadata]
+        lines += (f":param {field.name}: {field.metadata['help']}" for field in helped)
 
 
 def constructor(
     app: Sphinx, what: str, name: str, value: Any, options: Any, signature: str | None, returned: str | None
 ) -> tuple[str | None, str | None]:
-    """Make Python of the defaults that dataclasses compute."""
+    """Make Python of the defaults that dataclasses compute; what a report holds is read, and built by nobody."""
+    if what == "class" and (name.startswith("exporters.report.") or name == "ann2loihi.Report"):
+        return "", returned
     return signature and signature.replace("<factory>", "..."), returned
 
 
