@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer.main
 
 import ann2loihi as a2l
@@ -95,6 +96,38 @@ def test_python_on_pages_is_python(page: Path) -> None:
     for kind, body in BLOCK.findall(page.read_text()):
         if kind == "python":
             ast.parse(body)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder and the names that the pages by task take for granted: a user's model and data, and a conversion."""
+    folder = tmp_path_factory.mktemp("how-to")
+    digits, model = a2l.demo.data.load(), a2l.demo.load_model()
+    (folder / "model.py").write_text("from ann2loihi import demo\n\nbuild = demo.digits_cnn\n")
+    torch.save(model.state_dict(), folder / "model.pt")
+    x, y = digits.test_x[:64], digits.test_y[:64]
+    conversion = a2l.convert(model, digits.calibration_x, timesteps=2)
+    conversion.save(folder / "build" / "mine")
+    payload = conversion.network.input.encode(x[:2])
+    names = {"model": model, "x": digits.calibration_x, "x_calibration": digits.calibration_x, "x_test": x, "y_test": y}
+    return folder, names | {"loader": [(x[:40], y[:40]), (x[40:], y[40:])], "payload": payload}
+
+
+@pytest.mark.parametrize(
+    "name", ["accuracy", "big_data", "check", "convert", pytest.param("export", marks=pytest.mark.lava)]
+)
+def test_python_of_the_pages_by_task_runs(
+    name: str, workplace: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, names = workplace
+    monkeypatch.chdir(folder)
+    scope = dict(names)
+    for kind, body in BLOCK.findall((ROOT / "docs" / "howto" / f"{name}.md").read_text()):
+        if kind == "python":
+            exec(compile(body, f"{name}.md", "exec"), scope)
+    if name == "big_data":
+        assert scope["total"] == 64
+        assert scope["right"] > 60
 
 
 @each_page
