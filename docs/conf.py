@@ -68,7 +68,6 @@ PUBLIC = {
     for value in [getattr(a2l, name)]
 } | {module: f"ann2loihi.{name}" for name, (module, attribute) in a2l._HOMES.items() if not attribute}
 
-
 #: Folders of the code, whose names references may give in full.
 OURS = ("ann2loihi", "exporters", "sim", "toolchain")
 
@@ -78,7 +77,7 @@ def prose(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: li
     if what != "attribute" and not any(lines):
         log.warning("%s %s has no docstring", what, name)
     text = "\n".join(lines) + "\n"
-    pieces = re.split(r"((?<=::\n)(?:[ ]*\n|[ ]+.*\n)+|``.*?``|:[\w:]+:`.*?`)", text, flags=re.DOTALL)
+    pieces = re.split(r"((?<=::\n)(?:[ ]*\n|[ ]+[^\n]*\n)+|``.*?``|:[\w:]+:`.*?`)", text, flags=re.DOTALL)
     pieces[::2] = [re.sub(r"([*|])", r"\\\1", piece) for piece in pieces[::2]]
     lines[:] = "".join(pieces).split("\n")
     if dataclasses.is_dataclass(value):
