@@ -54,7 +54,7 @@ def cost(
     """
     from exporters import bundle as bundles
     from exporters.placement import cost as run
-    from toolchain.inputs import load_for
+    from toolchain.data import load_for
 
     network = bundles.load(bundle).network
     x, _ = load_for(network, data, samples)

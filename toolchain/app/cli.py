@@ -119,7 +119,7 @@ def _check_model(
 
 def _check_network(path: Path, calibration: Path | None, as_json: bool) -> None:
     from exporters import bundle
-    from toolchain.inputs import load_for
+    from toolchain.data import load_for
 
     x = None if calibration is None else load_for(bundle.read_network(path), calibration)[0]
     found = bundle.legality(path, x)
@@ -237,7 +237,7 @@ def evaluate(
     """
     from exporters import bundle as bundles
     from toolchain import assessment
-    from toolchain.inputs import load_for
+    from toolchain.data import load_for
 
     loaded = bundles.load(bundle)
     x, y = load_for(loaded.network, data, samples, labels=True)
@@ -277,7 +277,7 @@ def verify(
     from exporters import bundle as bundles
     from exporters.engines import verify as run
     from exporters.report import Verification
-    from toolchain.inputs import load_for
+    from toolchain.data import load_for
 
     loaded = bundles.load(bundle)
     x, _ = load_for(loaded.network, data, samples)
