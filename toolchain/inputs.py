@@ -159,4 +159,3 @@ def selected(x: Tensor, y: Tensor | None, samples: int | None) -> tuple[Tensor, 
     if not 1 <= samples <= len(x):
         raise refuse("samples", f"{samples} asked for", f"the data holds 1 to {len(x)}")
     return x[:samples], None if y is None else y[:samples]
-

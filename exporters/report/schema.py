@@ -295,14 +295,35 @@ class Compared(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Activity(Record):
+    """What a layer does, per sample. Operations are named and counted as by NeuroBench (:mod:`sim.operations`)."""
+
+    name: str
+    neurons: int
+    spikes: float
+    rate: float | None  #: spikes of a neuron and step of the window, 0..1; None for a readout
+    dense: int  #: synaptic operations of all synapses at all steps
+    effective_macs: float  #: those where neither the weight nor the graded input is 0
+    effective_acs: float  #: those where neither the weight nor the spike is 0
+    peak: int | None  #: largest magnitude of u and v over all samples, su; None where the engine does not say
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation(Record):
-    """How good a network is on labelled data."""
+    """How good a network is on labelled data, and what it does for that."""
 
     engine: str
     task: TaskName
     samples: int
     overflowed: int  #: samples in which a potential left the registers; they count with what wider ones would say
     accuracy_by_step: tuple[StepAccuracy, ...]
+    spikes: float  #: per sample
+    rate: float | None  #: spikes of a neuron and step of its window, 0..1; None without neurons that spike
+    dense: int  #: as of an :class:`Activity`, of all layers
+    effective_macs: float
+    effective_acs: float
+    state_limit: int  #: what u and v have to stay below, su
+    layers: tuple[Activity, ...]
     findings: tuple[str, ...]  #: what casts doubt on it, in sentences
 
 

@@ -16,6 +16,7 @@ from sim.findings import Refused, refuse
 from toolchain.app import chip, device, training
 from toolchain.app.console import bars, err, guarded, numbers, out, print_json, say, table
 from toolchain.app.options import (
+    DATA,
     AnyModel,
     Bundle,
     Data,
@@ -62,7 +63,7 @@ def check(
     weights: Weights = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.npz", help="Inputs x (N,C,H,W) to compare on, beside drawn ones, or to measure on."),
+        typer.Option(metavar=DATA, help="Inputs x (N,C,H,W) to compare on, beside drawn ones, or to measure on."),
     ] = None,
     dense_limit: DenseLimit = None,
     leave_off_last: LeaveOffLast = False,
@@ -95,8 +96,8 @@ def _check_model(
     limits: dict[str, Any],
     as_json: bool,
 ) -> None:
+    from toolchain.data import gather, open_data
     from toolchain.frontends import inspect_model
-    from toolchain.inputs import load_arrays
     from toolchain.loading import load_model
 
     try:
@@ -105,7 +106,7 @@ def _check_model(
         shape = ()
     if len(shape) not in (1, 2, 3) or min(shape) < 1:
         raise refuse("--input-shape", repr(input_shape), "give C,H,W, or C,L, or one number of features")
-    samples = None if calibration is None else load_arrays(calibration, shape, labels=False)[0]
+    samples = None if calibration is None else gather(open_data(calibration, shape, labels=False)).x
     with redirect_stdout(sys.stderr):  # what the model prints while it is traced
         found = inspect_model(load_model(model, weights), shape, samples=samples, **limits)
         rows = [asdict(row) for row in found]
@@ -137,10 +138,15 @@ def _check_network(path: Path, calibration: Path | None, as_json: bool) -> None:
 def convert(
     model: Model,
     calibration: Annotated[
-        Path, typer.Option(metavar="FILE.npz", help="A few hundred inputs x (N,C,H,W); y is never learnt from.")
+        Path,
+        typer.Option(metavar=DATA, help="A few hundred inputs x (N,C,H,W), or more; labels are never learnt from."),
     ],
     output: Output,
     weights: Weights = None,
+    calibration_samples: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Read only N inputs, from all over the data.  [all, 1 GiB of which are used]"),
+    ] = None,
     recipe: Start = "ann2loihi",
     auto: Annotated[bool, typer.Option("--auto", help="Choose T, K and the bias rule on held-out inputs.")] = False,
     latency_budget: Annotated[
@@ -169,7 +175,7 @@ def convert(
     from toolchain.auto import choose
     from toolchain.convert import convert as run
     from toolchain.convert import in_every_form
-    from toolchain.inputs import load_arrays
+    from toolchain.data import gather, open_data
     from toolchain.loading import load_model
     from toolchain.recipe import named
 
@@ -182,17 +188,19 @@ def convert(
         raise refuse("--auto", f"{', '.join(given)} given too", "leave the choice to --auto, or leave --auto out")
     chosen = named(recipe, **options)
     check_place(output)
-    x, y = load_arrays(calibration, labels=False)
+    source = open_data(calibration, labels=False).drawn(calibration_samples)
     net, limits = load_model(model, weights), importing(dense_limit, leave_off_last)
 
     def converted(labels: Any) -> tuple[Conversion, Search | None]:
         if not auto:
-            return run(net, x, recipe=chosen, labels=labels, **limits), None
-        choice = choose(net, x, chosen, **budgets, labels=labels, **limits)
+            return run(net, gathered, recipe=chosen, labels=labels, **limits), None
+        choice = choose(net, gathered, chosen, **budgets, labels=labels, **limits)
         return choice.conversion, choice.search
 
     unusable: Refused | None = None
     with bars():
+        gathered = gather(source)
+        x, y = gathered.x, gathered.y
         try:
             conversion, search = converted(y)
         except Refused as refused:
@@ -203,7 +211,7 @@ def convert(
             conversion, search = converted(None)
         rates = assessment.rates(conversion, x)
         name, data = model.rpartition("/")[2], f"calibration data, {calibration.name}"
-        forms = in_every_form(conversion, net, x, **limits) if compare_forms else ()
+        forms = in_every_form(conversion, net, gathered, **limits) if compare_forms else ()
         report = assessment.report(conversion, net, x, y, rates, name=name, data=data, choice=search, forms=forms)
         conversion.save(output, report, rates)
     if as_json:

@@ -2,53 +2,126 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
-from exporters import engines
-from exporters.report import Evaluation, outside
-from sim.arguments import checked
+from exporters import netx
+from exporters.report import Evaluation
+from sim import fast
+from sim.arguments import Count, checked
 from sim.findings import refuse
 from sim.fixedpoint import Policy
-from sim.inputs import beyond
 from sim.network import Network
-from toolchain.assessment.payload import clipped
-from toolchain.assessment.score import by_step
+from sim.progress import counting, reporting
+from toolchain.assessment.kept import Described, kept
+from toolchain.assessment.tally import Job, Tally, evaluation
+from toolchain.assessment.workers import Workers, measured, remote
+from toolchain.data import Arrays, Source
 from toolchain.inputs import as_inputs
 from toolchain.recipe import TaskChoice
-from toolchain.task import resolve
+from toolchain.task import numbers, resolve
+
+SHARD = 256  #: samples that are run, kept and lost together
+TOLD_BY = 1024  #: samples whose labels tell the task where labels come with the inputs only
 
 
 @checked
 def evaluate(
     network: Network,
     x: Any,
-    y: Any,
+    y: Any = None,
     *,
     engine: str = "fast",
     task: TaskChoice = "auto",
     overflow: Policy | None = None,
+    device: str = "cpu",
+    workers: int | str | None = None,
+    shard: Count | None = None,
+    resume: str | Path | None = None,
 ) -> Evaluation:
     """Measure a network after every window step on model inputs ``x`` (B, *model_shape) and labels ``y`` (B, ...).
 
-    For ``x`` see :func:`toolchain.inputs.as_inputs`. A sample in which a potential leaves the registers is counted, or
-    ends in :class:`sim.fixedpoint.RegisterOverflow` where ``overflow`` is "strict", as it does by default on engines
-    that cannot go on (:func:`exporters.engines.run`). Raises :class:`Refused` for labels that are not of the task, and
-    a regression whose potentials stand for nothing known.
+    For ``x`` see :func:`toolchain.inputs.as_inputs`; or it is a data set with labels
+    (:func:`toolchain.data.open_data`), which is read in parts. Spikes, synaptic operations and the largest values of
+    registers are counted in the same pass. A sample in which a potential leaves the registers is counted, or ends in
+    :class:`sim.fixedpoint.RegisterOverflow` where ``overflow`` is "strict", as it does by default on engines that
+    cannot go on (:func:`exporters.engines.run`). ``device`` is where the fast engine computes.
+
+    Samples go through in shards of ``shard``, by default ``SHARD``. ``workers`` is how many processes share them, or
+    the address of a Dask scheduler whose workers do. Finished shards are kept in the file ``resume``, and taken from it
+    where it is there already. The result is the same whatever the shards are and whoever runs them.
+
+    Raises :class:`Refused` for labels that are not of the task, a regression whose potentials stand for nothing known,
+    a ``resume`` of another network, data or settings, and workers that cannot be reached.
     """
-    x = as_inputs(x, network.input.model_shape, "x")
-    resolved, _ = resolve(task, network.readout.shape, y)
-    resolved.labels(y, len(x))
+    if isinstance(x, Source):
+        source = x
+        if y is not None or not x.labelled:
+            problem = "given beside a data set" if x.labelled else f"{x.name} has none"
+            raise refuse("labels", problem, "give a data set with labels")
+    else:
+        source = Arrays(as_inputs(x, network.input.model_shape, "x"), numbers(y))
+    if not remote(workers):
+        fast.place(device)
+    labels = source.labels()
+    told = labels if labels is not None else source.read(range(min(TOLD_BY, len(source))))[1]
+    resolved, _ = resolve(task, network.readout.shape, told)
+    if labels is not None:
+        resolved.labels(labels, len(source))
     if resolved.name == "regression" and network.output is None:
         raise refuse("network", "does not say what its potentials stand for", "convert again")
-    payload = network.input.encode(x)
-    trace = engines.run(engine, network, payload, overflow=overflow, record=False)
-    overflowed = len(trace.overflowed | beyond(network, payload))
-    steps = by_step(network.decode(trace.logits), y, resolved)
-    return Evaluation(
-        engine=engine,
+    job = Job(network, resolved, engine, overflow, device)
+    described = Described(
+        network=sha256(netx.dump(network)).hexdigest() if resume else "",
+        data=source.identity() if resume else "",
+        samples=len(source),
+        shard=shard or SHARD,
         task=resolved.name,
-        samples=len(x),
-        overflowed=overflowed,
-        accuracy_by_step=steps,
-        findings=(*((outside(overflowed, len(x)),) if overflowed else ()), *clipped(network.input, x)),
+        engine=engine,
+        overflow=overflow,
     )
+
+    def samples_of(number: int, size: int) -> range:
+        return range(len(source))[number * size : (number + 1) * size]
+
+    def fits(size: int, number: int, tally: Tally) -> bool:
+        samples = samples_of(number, size)
+        return number >= 0 and len(samples) > 0 and tally.fits(job, len(samples))
+
+    with (
+        kept(None if resume is None else Path(resume), described, shard, fits) as (size, done, keep),
+        counting("evaluating", len(source)) as advance,
+    ):
+        left = [number for number in range(-(-len(source) // size)) if number not in done]
+        shards = ((number, source.part(samples_of(number, size))) for number in left)
+        advance(sum(tally.samples for tally in done.values()))
+        with _inside(advance, len(source), size, workers) as finished:
+            for number, tally in measured(job, shards, workers):
+                keep(number, tally)
+                done[number] = tally
+                finished(tally.samples)
+    return evaluation(job, [done[number] for number in sorted(done)])
+
+
+@contextmanager
+def _inside(advance: Callable[[int], None], most: int, size: int, workers: Workers) -> Iterator[Callable[[int], None]]:
+    """Give what counts finished samples; in this process, those that a running shard reports are counted before."""
+    seen = 0
+
+    def running(_: str, done: int, total: int) -> None:
+        nonlocal seen
+        more = min(size, most) * done // max(total, 1) - seen
+        if more > 0:
+            seen += more
+            advance(more)
+
+    def finished(samples: int) -> None:
+        nonlocal seen
+        advance(samples - seen)
+        seen = 0
+
+    with reporting(running if workers in (None, 1) else None):
+        yield finished

@@ -35,6 +35,10 @@ class Calibration:
     samples: int  #: in all
     sha256: str  #: of all inputs, as :func:`exporters.bundle.digest` has it
 
+    def __len__(self) -> int:
+        """Count the inputs that are kept."""
+        return len(self.x)
+
 
 def gather(data: Any) -> Calibration:
     """Read calibration data once: what fits ``KEPT`` bytes is kept, of more as many as do, from all over it.

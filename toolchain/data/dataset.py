@@ -89,4 +89,4 @@ def _dataset(spec: str) -> Dataset[Any]:
     found = made(spec, Dataset, "data set")
     if isinstance(found, type) or not hasattr(found, "__getitem__"):
         raise refuse(spec, f"returns {described(found)}, not a data set", WANTED)
-    return found  # type: ignore[no-any-return]
+    return found

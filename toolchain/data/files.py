@@ -175,7 +175,8 @@ class _Stream:
     def read(self, samples: Sequence[int]) -> np.ndarray:
         with self._lock:
             if self._stream is None or samples[0] < self._next:
-                self._stream = zipfile.ZipFile(self._member.path).open(self._member.key)
+                with zipfile.ZipFile(self._member.path) as archive:  # its file stays open as long as the member
+                    self._stream = archive.open(self._member.key)
                 _header(self._stream)
                 self._next = 0
             found = []

@@ -15,7 +15,6 @@ from exporters.bundle import digest
 from sim.findings import refuse
 from sim.network import Shape
 from toolchain.graph.channels import spread
-from toolchain.inputs import fits_labels
 
 PART = 1 << 26  #: bytes that the inputs of a part take
 LOOKED_AT = 16  #: samples, from all over the data, whose content tells two data sets apart
@@ -128,8 +127,6 @@ class Arrays(Source):
     def __init__(self, x: Tensor, y: Any = None, name: str = "x") -> None:
         """Take inputs float32 (N, *shape), as :func:`toolchain.inputs.as_inputs` returns them, and labels (N, ...)."""
         self.x, self.y, self.name = x, None if y is None else np.asarray(y), name
-        if self.y is not None:
-            fits_labels(self.y, len(x), "labels")
         self.shape, self.labelled = tuple(x.shape[1:]), self.y is not None
 
     def __len__(self) -> int:

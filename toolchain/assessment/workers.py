@@ -1,0 +1,136 @@
+"""Shards on several processes of this machine, or by Dask on those of several; whoever has time takes the next one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from itertools import islice
+from typing import Any
+
+import torch
+
+from sim.arguments import whole
+from sim.findings import Refused, refuse
+from sim.fixedpoint import RegisterOverflow
+from toolchain.assessment.tally import Job, Tally, measure
+from toolchain.data import Source
+
+AHEAD = 2  #: shards for each worker that are on their way
+PATIENCE = 30  #: seconds until a scheduler has answered, and has a worker
+SAME = "give the workers the same version of ann2loihi, and the data under the same path"
+
+Workers = int | str | None  #: processes here, or the address of a scheduler, tcp://HOST:PORT; None is this process
+
+
+@dataclass(frozen=True)
+class _Pool:
+    executor: Executor
+    job: Any  #: as tasks get it
+    size: Callable[[], int]
+
+
+def remote(workers: Workers) -> bool:
+    """Whether shards are measured on other machines. Raises :class:`Refused` for what is no number and no address."""
+    if isinstance(workers, str) and "://" in workers:
+        return True
+    if workers is not None and whole("workers", workers) < 1:
+        raise refuse("workers", f"{workers} asked for", "give at least 1")
+    return False
+
+
+def measured(job: Job, shards: Iterable[tuple[int, Source]], workers: Workers) -> Iterator[tuple[int, Tally]]:
+    """Measure shards, and yield each when it is done, with its number.
+
+    Raises what :func:`toolchain.assessment.tally.measure` raises of the first shard that fails, when those that have
+    been begun are done; :class:`Refused` where workers cannot be reached or end.
+    """
+    if not remote(workers) and workers in (None, 1):
+        for number, source in shards:
+            yield number, measure(job, source)
+        return
+    left, waiting = iter(shards), dict[Future[Tally], int]()
+    failed: dict[int, BaseException] = {}
+    with _on_a_cluster(str(workers), job) if remote(workers) else _here(int(workers or 1), job) as pool:
+        while True:
+            room = 0 if failed else max(0, AHEAD * pool.size() - len(waiting))
+            for number, source in islice(left, room):
+                waiting[pool.executor.submit(measure, pool.job, source)] = number
+            if not waiting:
+                break
+            for done in wait(waiting, return_when=FIRST_COMPLETED).done:
+                number, error = waiting.pop(done), done.exception()
+                if error is None:
+                    yield number, done.result()
+                else:
+                    failed[number] = error
+        if failed:
+            raise failed[min(failed)]
+
+
+@contextmanager
+def _here(processes: int, job: Job) -> Iterator[_Pool]:
+    threads = max(1, torch.get_num_threads() // processes)
+    # A process of its own for each: what torch and numba have running would not survive a fork.
+    executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (threads,))
+    try:
+        yield _Pool(executor, job, lambda: processes)
+    except BrokenProcessPool as error:
+        remedy = "give fewer workers, or smaller shards; a script needs its if __name__ == '__main__':"
+        raise refuse("workers", "a process has ended, for want of memory or by a signal", remedy) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _begin(threads: int) -> None:
+    """Prepare a process: it shares the cores, and ends with its parent, also where that is killed."""
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+@contextmanager
+def _on_a_cluster(address: str, job: Job) -> Iterator[_Pool]:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise refuse("workers", "Dask's distributed is not installed", "install ann2loihi[cluster]") from error
+    try:
+        client = Client(address, timeout=PATIENCE, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise refuse("workers", f"no scheduler answers at {address}", "start one with: dask scheduler") from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=PATIENCE)
+        except Exception as error:  # of a type that depends on the version
+            remedy = f"start some with: dask worker {address} --nthreads 1"
+            raise refuse("workers", f"{address} has no workers", remedy) from error
+        try:
+            others = {found for found in client.run(_version).values() if found != _version()}
+            if others:
+                raise refuse("workers", f"they have ann2loihi {', '.join(sorted(others))}, not {_version()}", SAME)
+            shared = client.scatter(job, broadcast=True, hash=False)
+            yield _Pool(client.get_executor(pure=False), shared, lambda: max(1, sum(client.nthreads().values())))
+        except (Refused, RegisterOverflow, GeneratorExit):
+            raise
+        except Exception as error:  # whatever another machine lacks, or a worker that is lost again and again
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise refuse("workers", said, SAME) from error
+
+
+def _version() -> str:
+    return metadata.version("ann2loihi")
