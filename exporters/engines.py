@@ -188,10 +188,8 @@ def run(
     "count", and :class:`Refused` where the engine cannot run the network or honour an argument. ``overflow`` None is
     "count" on engines that can, and "strict" on those whose registers wrap as Lava's do.
     """
-    _require_known([engine])
-    if overflow is None:
-        overflow = "count" if ENGINES[engine].counts else "strict"
-    asked = {"chip": chip, "overflow": overflow, "record": record}
+    overflow = policy(engine, overflow)
+    asked: dict[str, Any] = {"chip": chip, "overflow": overflow, "record": record}
     if ENGINES[engine].batched:
         return ENGINES[engine].run(network, payload, **asked, count=count, device=device)
     _require_cpu(engine, device)
@@ -200,6 +198,13 @@ def run(
         fired = {name: spikes.sum((0, 1), dtype=np.int64) for name, spikes in trace.spikes.items()}
         trace = replace(trace, fired=fired)
     return trace if record else trace.of_readout()
+
+
+@checked
+def policy(engine: str, overflow: Policy | None = None) -> Policy:
+    """Return what the engine of that name does about overflows where nothing is asked for, as for :func:`run`."""
+    _require_known([engine])
+    return overflow or ("count" if ENGINES[engine].counts else "strict")
 
 
 @checked

@@ -326,6 +326,20 @@ class Evaluation(Record):
     layers: tuple[Activity, ...]
     findings: tuple[str, ...]  #: what casts doubt on it, in sentences
 
+    @property
+    def total(self) -> Activity:
+        """What all layers do together."""
+        return Activity(
+            name="sum",
+            neurons=sum(row.neurons for row in self.layers),
+            spikes=self.spikes,
+            rate=self.rate,
+            dense=self.dense,
+            effective_macs=self.effective_macs,
+            effective_acs=self.effective_acs,
+            peak=max((row.peak for row in self.layers if row.peak is not None), default=None),
+        )
+
 
 def outside(overflowed: int, samples: int) -> str:
     """Say how many samples left the registers, and what follows."""

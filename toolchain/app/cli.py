@@ -14,13 +14,14 @@ from rich.markup import escape
 
 from sim.findings import Refused, refuse
 from toolchain.app import chip, device, training
-from toolchain.app.console import bars, err, guarded, numbers, out, print_json, say, table
+from toolchain.app.console import bars, err, guarded, json_text, numbers, out, print_json, say, table
 from toolchain.app.options import (
     DATA,
     AnyModel,
     Bundle,
     Data,
     DenseLimit,
+    Device,
     Json,
     LeaveOffLast,
     Model,
@@ -31,7 +32,7 @@ from toolchain.app.options import (
     importing,
     with_recipe,
 )
-from toolchain.app.show import blocks, layers, score_columns, show_issues, show_report, show_verification
+from toolchain.app.show import blocks, layers, show_evaluation, show_issues, show_report, show_verification
 
 if TYPE_CHECKING:  # torch takes seconds, which no command's help should
     from exporters.report import Search
@@ -237,30 +238,59 @@ def evaluate(
         ),
     ] = None,
     samples: Samples = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar="N|tcp://HOST:PORT", help="Processes here, or the Dask scheduler of a cluster.  [none]"),
+    ] = None,
+    shard: Annotated[
+        int | None, typer.Option("--shard-size", metavar="N", help="Samples that a worker takes at a time.  [256]")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep what is done here, and go on with it after a kill.")
+    ] = None,
+    device: Device = "cpu",
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.md|FILE.json", help="Write what was measured to a file, too.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the accuracy, or R² of a regression, at every step 1..T on labelled data.
+    """Print the accuracy, or R² of a regression, at every step 1..T on labelled data, and what each layer does for it.
 
-    Example: `ann2loihi evaluate build/out --data test.npz`
+    Example: `ann2loihi evaluate build/out --data test.npz --workers 8 --resume build/test.jsonl`
     """
     from exporters import bundle as bundles
+    from exporters.files import replace_file
+    from exporters.report.markdown import render_evaluation
     from toolchain import assessment
-    from toolchain.data import load_for
+    from toolchain.data import open_data
 
+    if report is not None and report.suffix not in (".md", ".json"):
+        raise refuse("--report", f"{report} is of neither kind", "give a FILE.md or a FILE.json")
     loaded = bundles.load(bundle)
-    x, y = load_for(loaded.network, data, samples, labels=True)
+    source = open_data(data, loaded.network.input.model_shape).first(samples)
     # Bundles of before tasks were known do not name theirs.
     task = loaded.config.get("task", "auto")
     policy: Any = overflow  # which there are is the registers' to say
     with bars():
-        found = assessment.evaluate(loaded.network, x, y, engine=engine, task=task, overflow=policy)
+        found = assessment.evaluate(
+            loaded.network,
+            source,
+            engine=engine,
+            task=task,
+            overflow=policy,
+            device=device,
+            workers=int(workers) if workers is not None and workers.isdecimal() else workers,
+            shard=shard,
+            resume=resume,
+        )
+    title = f"{bundle} on {data}, engine {engine}"
+    if report is not None:
+        text = json_text(found.as_dict()) if report.suffix == ".json" else render_evaluation(found, title)
+        replace_file(report, text.encode())
     if as_json:
         print_json(found.as_dict())
         return
-    rows = [row.as_dict() for row in found.accuracy_by_step]
-    out.print(table(f"{bundle} on {data}, engine {engine}", rows, {"step": "step"} | score_columns(found.task)))
-    for finding in found.findings:
-        say(finding, "yellow")
+    show_evaluation(found, title)
 
 
 @app.command()
@@ -276,6 +306,7 @@ def verify(
             help="How engines on Lava get the input.  [as the network was converted for]",
         ),
     ] = None,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Run every engine on the same samples and compare spike for spike; exit code 1 and the first difference if any.
@@ -291,7 +322,9 @@ def verify(
     x, _ = load_for(loaded.network, data, samples)
     form: Any = inputs  # which there are is the network's to say
     with bars():
-        result = run(loaded.network, loaded.network.input.encode(x), net_path=loaded.net_path, inputs=form)
+        result = run(
+            loaded.network, loaded.network.input.encode(x), net_path=loaded.net_path, inputs=form, device=device
+        )
     if as_json:
         print_json(result.as_dict())
     else:

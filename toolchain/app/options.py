@@ -38,6 +38,9 @@ Data = Annotated[
     ),
 ]
 Samples = Annotated[int | None, typer.Option("--samples", metavar="N", help="Use the first N samples; all by default.")]
+Device = Annotated[
+    str, typer.Option("--device", metavar="cpu|cuda", help="Where the fast engine computes; the result is the same.")
+]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write.")]
 Bundle = Annotated[Path, typer.Argument(metavar="DIR", help="What `convert` has written.")]
 DenseLimit = Annotated[

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from exporters.netx import RULES, Issue
-from exporters.report import MEASURES, RUNGS, Compared, Cost, Fit, LayerRow, Report, TaskName, Verification
+from exporters.report import MEASURES, RUNGS, Compared, Cost, Evaluation, Fit, LayerRow, Report, TaskName, Verification
 from exporters.report.markdown import estimated
 from toolchain.app.console import out, say, table, text
 
@@ -59,6 +59,16 @@ COUNTS = {
     "hops": "hops",
 }
 ESTIMATES = {"quantity": "of one inference", "range": "range", "chip": "figures of", "source": "source"}
+ACTIVITY = {
+    "name": "layer",
+    "neurons": "neurons",
+    "spikes": "spikes",
+    "rate": "rate %",
+    "dense": "dense ops",
+    "effective_macs": "MACs",
+    "effective_acs": "ACs",
+    "peak": "largest u, v",
+}
 COMPARED = {
     "name": "directory",
     "input": "input",
@@ -153,6 +163,19 @@ def show_report(report: Report) -> None:
     for sentence in report.input:
         say(sentence)
     for finding in report.findings:
+        say(finding, "yellow")
+
+
+def show_evaluation(found: Evaluation, title: str) -> None:
+    """Print the accuracy at every step, and what the layers did for it."""
+    steps = [row.as_dict() for row in found.accuracy_by_step]
+    out.print(table(title, steps, {"step": "step"} | score_columns(found.task)))
+    rows = []
+    for row in (*found.layers, found.total):
+        rounded = {name: round(getattr(row, name)) for name in ("effective_macs", "effective_acs")}
+        rows.append(row.as_dict() | rounded | {"rate": None if row.rate is None else 100 * row.rate})
+    out.print(table(f"per sample, the mean of {found.samples}", rows, ACTIVITY))
+    for finding in found.findings:
         say(finding, "yellow")
 
 

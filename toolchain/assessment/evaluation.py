@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from exporters import netx
+from exporters import engines, netx
 from exporters.report import Evaluation
 from sim import fast
 from sim.arguments import Count, checked
@@ -73,7 +73,7 @@ def evaluate(
         resolved.labels(labels, len(source))
     if resolved.name == "regression" and network.output is None:
         raise refuse("network", "does not say what its potentials stand for", "convert again")
-    job = Job(network, resolved, engine, overflow, device)
+    job = Job(network, resolved, engine, engines.policy(engine, overflow), device)
     described = Described(
         network=sha256(netx.dump(network)).hexdigest() if resume else "",
         data=source.identity() if resume else "",
@@ -81,7 +81,7 @@ def evaluate(
         shard=shard or SHARD,
         task=resolved.name,
         engine=engine,
-        overflow=overflow,
+        overflow=job.overflow,
     )
 
     def samples_of(number: int, size: int) -> range:

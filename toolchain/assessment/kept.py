@@ -33,12 +33,12 @@ class Described(Record):
 
     format: str = FORMAT
     network: str  #: SHA-256 of its file
-    data: str  #: :meth:`toolchain.data.Source.identity`
     samples: int
+    data: str  #: :meth:`toolchain.data.Source.identity`
     shard: int  #: samples of a shard; the last may have fewer
     task: str
     engine: str
-    overflow: str | None
+    overflow: str
 
 
 Keep = Callable[[int, Tally], None]  #: takes a finished shard and its number
@@ -59,7 +59,7 @@ def kept(
         yield wanted.shard, {}, lambda number, tally: None
         return
     if not os.path.lexists(path):
-        replace_file(path, _line(wanted.as_dict() | {"format": FORMAT}))
+        replace_file(path, _line({"format": FORMAT} | wanted.as_dict()))
     with existing(path).open("r+b") as file:
         _lock(path, file)
         found = _described(path, file.readline())

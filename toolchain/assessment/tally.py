@@ -33,7 +33,7 @@ class Job:
     network: Network
     task: Task
     engine: str
-    overflow: Policy | None
+    overflow: Policy
     device: str
 
 

@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
-from sim.arguments import whole
 from sim.findings import Refused, refuse
 from sim.fixedpoint import RegisterOverflow
 from toolchain.assessment.tally import Job, Tally, measure
 from toolchain.data import Source
 
 AHEAD = 2  #: shards for each worker that are on their way
-PATIENCE = 30  #: seconds until a scheduler has answered, and has a worker
-SAME = "give the workers the same version of ann2loihi, and the data under the same path"
+PATIENCE = 15  #: seconds until a scheduler has answered, and has a worker
+SAME = "give scheduler and workers the same version of ann2loihi, and the data under the same path"
+ADDRESS = ("tcp://", "tls://")
 
 Workers = int | str | None  #: processes here, or the address of a scheduler, tcp://HOST:PORT; None is this process
 
@@ -39,10 +39,10 @@ class _Pool:
 
 def remote(workers: Workers) -> bool:
     """Whether shards are measured on other machines. Raises :class:`Refused` for what is no number and no address."""
-    if isinstance(workers, str) and "://" in workers:
+    if isinstance(workers, str) and workers.startswith(ADDRESS):
         return True
-    if workers is not None and whole("workers", workers) < 1:
-        raise refuse("workers", f"{workers} asked for", "give at least 1")
+    if isinstance(workers, str) or (workers is not None and workers < 1):
+        raise refuse("workers", f"{workers!r} asked for", "give how many processes, or a scheduler as tcp://HOST:PORT")
     return False
 
 
