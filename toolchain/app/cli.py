@@ -189,7 +189,7 @@ def convert(
         raise refuse("--auto", f"{', '.join(given)} given too", "leave the choice to --auto, or leave --auto out")
     chosen = named(recipe, **options)
     check_place(output)
-    source = open_data(calibration, labels=False).drawn(calibration_samples)
+    whole = open_data(calibration, labels=False)
     net, limits = load_model(model, weights), importing(dense_limit, leave_off_last)
 
     def converted(labels: Any) -> tuple[Conversion, Search | None]:
@@ -200,7 +200,7 @@ def convert(
 
     unusable: Refused | None = None
     with bars():
-        gathered = gather(source)
+        gathered = gather(whole.drawn(calibration_samples))
         x, y = gathered.x, gathered.y
         try:
             conversion, search = converted(y)
@@ -212,6 +212,7 @@ def convert(
             conversion, search = converted(None)
         rates = assessment.rates(conversion, x)
         name, data = model.rpartition("/")[2], f"calibration data, {calibration.name}"
+        data += f", {len(x)} of {len(whole)}" if len(x) < len(whole) else ""
         forms = in_every_form(conversion, net, gathered, **limits) if compare_forms else ()
         report = assessment.report(conversion, net, x, y, rates, name=name, data=data, choice=search, forms=forms)
         conversion.save(output, report, rates)
