@@ -17,7 +17,7 @@ from sim.findings import Refused, refuse
 from sim.network import Shape
 from toolchain.data.source import Read, Source
 from toolchain.inputs import as_inputs, as_labels, sample_shape
-from toolchain.loading.factory import failure, made
+from toolchain.loading.factory import failure, located, made
 from toolchain.loading.words import described
 
 WANTED = "return a torch Dataset with __len__ and __getitem__, whose items are an input, or (input, label)"
@@ -33,9 +33,13 @@ class Items(Source):
         :class:`Refused` for what cannot be made, has no length or no first item, and where ``labels`` are needed and
         items have none.
         """
+        file, _, name = spec.rpartition(":")
         self.name, self._wanted = spec, shape
+        self._spec = f"{located(file)}:{name}"  # the same from any folder
+        items: Any = _dataset(spec)
+        self._made: Any = items
         try:
-            self._length = len(_dataset(spec))  # type: ignore[arg-type]
+            self._length = len(items)
         except TypeError as error:
             raise refuse(spec, "has no length", WANTED) from error
         if self._length < 1:
@@ -47,6 +51,9 @@ class Items(Source):
 
     def __len__(self) -> int:
         return self._length
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_made": None}  # another process makes its own
 
     def read(self, samples: Sequence[int]) -> Read:
         """Take the items; :class:`Refused` for whatever one raises."""
@@ -65,12 +72,14 @@ class Items(Source):
 
     def _item(self, sample: int) -> tuple[Any, Any]:
         try:
+            if self._made is None:
+                self._made = _once(self._spec)
             with redirect_stdout(sys.stderr):
-                item = _dataset(self.name)[sample]
+                item = self._made[sample]
         except Refused:
             raise
         except Exception as error:  # the user's code may raise anything
-            problem, remedy = failure(error, Path(self.name.rpartition(":")[0]).resolve().parent)
+            problem, remedy = failure(error, Path(self._spec.rpartition(":")[0]).parent)
             raise refuse(self.name, f"sample {sample}: {problem}", remedy) from error
         x, y = (*item, None)[:2] if isinstance(item, tuple | list) and item else (item, None)
         if isinstance(x, Tensor):
@@ -83,10 +92,12 @@ class Items(Source):
         return x, y
 
 
-@lru_cache(maxsize=4)
 def _dataset(spec: str) -> Dataset[Any]:
-    """Make the data set once in a process."""
     found = made(spec, Dataset, "data set")
     if isinstance(found, type) or not hasattr(found, "__getitem__"):
         raise refuse(spec, f"returns {described(found)}, not a data set", WANTED)
     return found
+
+
+#: Makes the data set once in a process, for all its shards.
+_once = lru_cache(maxsize=4)(_dataset)

@@ -38,9 +38,9 @@ class Member:
     offset: int | None  #: of its values in the file; None where they are compressed
     checksum: str  #: that the archive has of it
 
-    def read(self, samples: Sequence[int]) -> np.ndarray:
-        """Read the entries of these rising numbers."""
-        with _whole(self.path):
+    def read(self, samples: Sequence[int], name: str) -> np.ndarray:
+        """Read the entries of these rising numbers; messages call the file by its ``name``."""
+        with _whole(name):
             if self.offset is None:
                 return _stream(self, self.path.stat().st_mtime_ns).read(samples)
             order: Any = "F" if self.fortran else "C"
@@ -67,12 +67,12 @@ class Npy(Source):
 
     def read(self, samples: Sequence[int]) -> Read:
         """Read them from the file."""
-        x = as_inputs(self._x.read(samples), self._wanted, f"{self.name}: x", samples[0])
-        return x, None if self._y is None else as_labels(self._y.read(samples))
+        x = as_inputs(self._x.read(samples, self.name), self._wanted, f"{self.name}: x", samples[0])
+        return x, None if self._y is None else as_labels(self._y.read(samples, self.name))
 
     def labels(self) -> np.ndarray | None:
         """Read them alone."""
-        return None if self._y is None else as_labels(self._y.read(range(len(self))))
+        return None if self._y is None else as_labels(self._y.read(range(len(self)), self.name))
 
     def described(self) -> str:
         """Name checksums, as far as the file has any."""
@@ -107,7 +107,7 @@ def open_npy(path: Path, shape: Shape | None = None, labels: bool = True) -> Npy
             raise refuse(f"{path}: x", "declares more data than the file holds", NPY)
     if labels:
         raise refuse(str(path), "holds inputs alone", f"give labels too: {NPZ}")
-    return Npy(path, Member(path, "", *header, offset, str(size)), None, shape)
+    return Npy(path, Member(path.absolute(), "", *header, offset, str(size)), None, shape)
 
 
 Header = tuple[np.dtype[Any], Shape, bool]
@@ -132,7 +132,7 @@ def _member(path: Path, archive: zipfile.ZipFile, key: str) -> Member:
     if offset is None and fortran and len(shape) > 1:
         problem = "is compressed and in Fortran's order: no part of it can be read alone"
         raise refuse(f"{path}: {key}", problem, "save numpy.ascontiguousarray of it")
-    return Member(path, f"{key}.npy", dtype, shape, fortran, offset, f"{entry.CRC:08x}")
+    return Member(path.absolute(), f"{key}.npy", dtype, shape, fortran, offset, f"{entry.CRC:08x}")
 
 
 def _header(stream: IO[bytes]) -> Header:
@@ -153,14 +153,14 @@ def _bytes(header: Header) -> int:
 
 
 @contextmanager
-def _whole(path: Path, remedy: str = NPZ) -> Iterator[None]:
+def _whole(name: str | Path, remedy: str = NPZ) -> Iterator[None]:
     """Refuse a file that is damaged; a damaged archive, or the text of a header, raises almost any error."""
     try:
         yield
     except Refused:
         raise
     except Exception as error:
-        raise refuse(str(path), f"is not a readable {path.suffix or '.npz'} file", remedy) from error
+        raise refuse(str(name), f"is not a readable {Path(name).suffix or '.npz'} file", remedy) from error
 
 
 class _Stream:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +34,10 @@ class Images(Source):
 
     def __init__(self, root: Path, names: Sequence[str], classes: np.ndarray | None, shape: Shape | None) -> None:
         """Take images below ``root``, with class numbers (N,) where they have any; see :func:`open_images`."""
-        self._root, self._names, self._classes = root, names, classes
+        self._root, self._names, self._classes = root.absolute(), names, classes
         self.name, self.labelled = str(root), classes is not None
         if shape is None:
-            with _opened(root / names[0]) as image:
+            with _opened(root / names[0], str(root / names[0])) as image:
                 width, height = image.size
                 shape = (1 if image.mode in GREY else 3, height, width)
         if len(shape) != 3 or shape[0] not in (1, 3):
@@ -48,7 +49,7 @@ class Images(Source):
 
     def read(self, samples: Sequence[int]) -> Read:
         """Decode them."""
-        pixels = np.stack([self._pixels(self._root / self._names[sample]) for sample in samples])
+        pixels = np.stack([self._pixels(self._names[sample]) for sample in samples])
         return as_inputs(pixels, self.shape, self.name, samples[0]), self._labels(samples)
 
     def labels(self) -> np.ndarray | None:
@@ -57,7 +58,10 @@ class Images(Source):
 
     def part(self, samples: Sequence[int]) -> Source:
         """Take only some of the names along."""
-        return Images(self._root, [self._names[sample] for sample in samples], self._labels(samples), self.shape)
+        names = [self._names[sample] for sample in samples]
+        found = Images(self._root, names, self._labels(samples), self.shape)
+        found.name = self.name
+        return found
 
     def described(self) -> str:
         """Name every file, its class and its size."""
@@ -68,18 +72,19 @@ class Images(Source):
     def _labels(self, samples: Sequence[int]) -> np.ndarray | None:
         return None if self._classes is None else self._classes[list(samples)]
 
-    def _pixels(self, path: Path) -> np.ndarray:
+    def _pixels(self, name: str) -> np.ndarray:
         """Return an image, uint8 (C, H, W)."""
         channels, height, width = self.shape
-        with _opened(path) as image:
+        where = str(Path(self.name, name))
+        with _opened(self._root / name, where) as image:
             if image.size != (width, height):
                 given = f"{image.height} x {image.width} pixels"
                 remedy = f"give images of {height} x {width}, or FILE.py:FACTORY of a Dataset that transforms them"
-                raise refuse(str(path), given, remedy)
+                raise refuse(where, given, remedy)
             try:
                 values = np.asarray(image.convert("L" if channels == 1 else "RGB"))
             except Exception as error:  # a damaged image raises almost any
-                raise refuse(str(path), "is damaged", "save it again, or leave it out") from error
+                raise refuse(where, "is damaged", "save it again, or leave it out") from error
         return values.reshape(height, width, channels).transpose(2, 0, 1)
 
 
@@ -125,7 +130,8 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     return entry.name.lower().endswith(ENDINGS) and entry.is_file()
 
 
-def _opened(path: Path) -> Image.Image:
+@contextmanager
+def _opened(path: Path, where: str) -> Iterator[Image.Image]:
     """Open an image of a known format, whose size is checked before anything of it is decoded."""
     from PIL import Image
 
@@ -136,9 +142,10 @@ def _opened(path: Path) -> Image.Image:
     except Refused:
         raise
     except Exception as error:  # Pillow's readers raise almost any
-        raise refuse(str(path), "is no readable image", f"give {', '.join(FORMATS)}, or leave it out") from error
-    if image.width * image.height > LARGEST:
-        raise refuse(str(path), f"{image.height} x {image.width} pixels", f"give at most {LARGEST} pixels")
-    if image.mode not in MODES:
-        raise refuse(str(path), f"values of Pillow's mode {image.mode}", "save it with 8 bits a value, or as an array")
-    return image
+        raise refuse(where, "is no readable image", f"give {', '.join(FORMATS)}, or leave it out") from error
+    with image:
+        if image.width * image.height > LARGEST:
+            raise refuse(where, f"{image.height} x {image.width} pixels", f"give at most {LARGEST} pixels")
+        if image.mode not in MODES:
+            raise refuse(where, f"values of Pillow's mode {image.mode}", "save it with 8 bits a value, or as an array")
+        yield image

@@ -54,7 +54,7 @@ def made(spec: str, kind: type[Any], what: str) -> Any:
     code raises, ``SystemExit`` too, with file and line.
     """
     file, _, name = spec.rpartition(":")
-    path = _located(file).resolve()
+    path = located(file)
     package, root = _package(path)
     try:
         with _as_a_script(path, root):
@@ -66,8 +66,8 @@ def made(spec: str, kind: type[Any], what: str) -> Any:
         raise refuse(spec, *failure(error, root)) from error
 
 
-def _located(file: str) -> Path:
-    """Return the file, or the one of the module of that dotted name, which may lie in the current folder."""
+def located(file: str) -> Path:
+    """Return the path of the file, or of the module of that dotted name, which may lie in the current folder."""
     if not os.path.exists(file) and all(part.isidentifier() for part in file.split(".")):
         search = sys.path
         sys.path = [os.getcwd(), *search]
@@ -78,8 +78,8 @@ def _located(file: str) -> Path:
         finally:
             sys.path = search
         if found is not None and found.origin is not None:
-            return existing(Path(found.origin))
-    return existing(Path(file))
+            return existing(Path(found.origin)).resolve()
+    return existing(Path(file)).resolve()
 
 
 def _package(path: Path) -> tuple[list[str], Path]:
