@@ -204,7 +204,8 @@ def run(
 def policy(engine: str, overflow: Policy | None = None) -> Policy:
     """Return what the engine of that name does about overflows where nothing is asked for, as for :func:`run`."""
     _require_known([engine])
-    return overflow or ("count" if ENGINES[engine].counts else "strict")
+    default: Policy = "count" if ENGINES[engine].counts else "strict"
+    return default if overflow is None else overflow
 
 
 @checked

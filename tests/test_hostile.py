@@ -316,7 +316,7 @@ def arrays() -> Iterator[tuple[str, Case]]:
     yield "no y", lambda p: ["evaluate", "bundle", "--data", p.arrays(x=X)]
     yield "no x", lambda p: p.convert(calibration=p.arrays(y=Y))
     yield "a member that is no array", lambda p: p.convert(calibration=p.write("g.npz", archive(x=b"text")).name)
-    yield "an array alone", lambda p: p.convert(calibration=(np.save(p.folder / "x.npy", X), "x.npy")[1])
+    yield "an array alone", lambda p: (np.save(p.folder / "x.npy", X), ["evaluate", "bundle", "--data", "x.npy"])[1]
     yield "objects with code", lambda p: p.convert(calibration=p.arrays(x=np.array([Trap("trap")], object)))
     yield "a pickle", lambda p: p.convert(calibration=p.write("p.npz", pickle.dumps(Trap("trap"))).name)
     yield "sizes that are forged", lambda p: p.convert(calibration=p.write("f.npz", forged(1 << 36)).name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +18,7 @@ from sim.network import Network
 from sim.progress import counting, reporting
 from toolchain.assessment.kept import Described, kept
 from toolchain.assessment.tally import Job, Tally, evaluation
-from toolchain.assessment.workers import Workers, measured, remote
+from toolchain.assessment.workers import measured, remote
 from toolchain.data import Arrays, Source
 from toolchain.inputs import as_inputs
 from toolchain.recipe import TaskChoice
@@ -67,7 +67,9 @@ def evaluate(
     if not remote(workers):
         fast.place(device)
     labels = source.labels()
-    told = labels if labels is not None else source.read(range(min(TOLD_BY, len(source))))[1]
+    told = labels
+    if labels is None and task == "auto":
+        told = source.read(range(min(TOLD_BY, len(source))))[1]
     resolved, _ = resolve(task, network.readout.shape, told)
     if labels is not None:
         resolved.labels(labels, len(source))
@@ -98,7 +100,8 @@ def evaluate(
         left = [number for number in range(-(-len(source) // size)) if number not in done]
         shards = ((number, source.part(samples_of(number, size))) for number in left)
         advance(sum(tally.samples for tally in done.values()))
-        with _inside(advance, len(source), size, workers) as finished:
+        sizes = [len(samples_of(number, size)) for number in left]
+        with _inside(advance, sizes if workers in (None, 1) else []) as finished:
             for number, tally in measured(job, shards, workers):
                 keep(number, tally)
                 done[number] = tally
@@ -107,21 +110,21 @@ def evaluate(
 
 
 @contextmanager
-def _inside(advance: Callable[[int], None], most: int, size: int, workers: Workers) -> Iterator[Callable[[int], None]]:
-    """Give what counts finished samples; in this process, those that a running shard reports are counted before."""
-    seen = 0
+def _inside(advance: Callable[[int], None], sizes: Sequence[int]) -> Iterator[Callable[[int], None]]:
+    """Give what counts finished samples; of shards of these ``sizes``, which run here one by one, also parts."""
+    running, seen = iter(sizes), 0
+    size = next(running, 0)
 
-    def running(_: str, done: int, total: int) -> None:
+    def inside(_: str, done: int, total: int) -> None:
         nonlocal seen
-        more = min(size, most) * done // max(total, 1) - seen
-        if more > 0:
+        if (more := size * done // max(total, 1) - seen) > 0:
             seen += more
             advance(more)
 
     def finished(samples: int) -> None:
-        nonlocal seen
+        nonlocal seen, size
         advance(samples - seen)
-        seen = 0
+        seen, size = 0, next(running, 0)
 
-    with reporting(running if workers in (None, 1) else None):
+    with reporting(inside if sizes else None):
         yield finished
