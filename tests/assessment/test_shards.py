@@ -293,6 +293,16 @@ def test_a_device_that_is_not_there_is_refused_before_anything_runs(tmp_path: Pa
     assert refusal(lambda: a2l.run("reference", converted().network, payload, device="cuda")) == message
 
 
+@pytest.mark.cuda
+def test_a_gpu_says_the_same() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU that torch can use")
+    network = converted().network
+    assert evaluated(device="cuda", shard=7) == evaluated(device="cuda", workers=2, shard=5) == evaluated()
+    assert a2l.verify(network, network.input.encode(X[:4]), ["reference", "fast"], device="cuda").difference is None
+    assert a2l.cost(network, network.input.encode(X), device="cuda") == a2l.cost(network, network.input.encode(X))
+
+
 def test_labels_come_with_a_data_set_or_beside_an_array() -> None:
     network = converted().network
     assert refusal(lambda: evaluate(network, Arrays(X))) == "labels: x has none; give a data set with labels"

@@ -121,9 +121,11 @@ def _check_model(
 
 def _check_network(path: Path, calibration: Path | None, as_json: bool) -> None:
     from exporters import bundle
-    from toolchain.data import load_for
+    from toolchain.data import gather, open_data
 
-    x = None if calibration is None else load_for(bundle.read_network(path), calibration)[0]
+    x = None
+    if calibration is not None:
+        x = gather(open_data(calibration, bundle.read_network(path).input.model_shape, labels=False)).x
     found = bundle.legality(path, x)
     if as_json:
         print_json([issue.as_dict() for issue in found])
