@@ -171,6 +171,8 @@ def test_shards_of_something_else_are_refused_in_one_line(begun: Path, tmp_path:
     assert begun.read_text() == "mine"
     begun = tmp_path
     assert said() == f"{begun}: is a directory; give a file"
+    begun = Path("/proc/version")  # which nobody may write
+    assert said().startswith(f"{begun}: ")
     begun = tmp_path / "nowhere" / "r"
     assert "it lies in no directory" in said()
 

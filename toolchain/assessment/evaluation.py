@@ -22,10 +22,10 @@ from toolchain.assessment.workers import measured, remote
 from toolchain.data import Arrays, Source
 from toolchain.inputs import as_inputs
 from toolchain.recipe import TaskChoice
-from toolchain.task import numbers, resolve
+from toolchain.task import Task, numbers, resolve
 
 SHARD = 256  #: samples that are run, kept and lost together
-TOLD_BY = 1024  #: samples whose labels tell the task where labels come with the inputs only
+TOLD_BY = 1024  #: samples whose labels tell the task of data that is read in parts
 
 
 @checked
@@ -66,13 +66,7 @@ def evaluate(
         source = Arrays(as_inputs(x, network.input.model_shape, "x"), numbers(y))
     if not remote(workers):
         fast.place(device)
-    labels = source.labels()
-    told = labels
-    if labels is None and task == "auto":
-        told = source.read(range(min(TOLD_BY, len(source))))[1]
-    resolved, _ = resolve(task, network.readout.shape, told)
-    if labels is not None:
-        resolved.labels(labels, len(source))
+    resolved = _told(task, network, source)
     if resolved.name == "regression" and network.output is None:
         raise refuse("network", "does not say what its potentials stand for", "convert again")
     job = Job(network, resolved, engine, engines.policy(engine, overflow), device)
@@ -107,6 +101,21 @@ def evaluate(
                 done[number] = tally
                 finished(tally.samples)
     return evaluation(job, [done[number] for number in sorted(done)])
+
+
+def _told(asked: TaskChoice, network: Network, source: Source) -> Task:
+    """Find the task of labelled data, and refuse labels of another at once, as far as they come without the inputs."""
+    first = range(len(source) if isinstance(source, Arrays) else min(TOLD_BY, len(source)))
+    y = source.labels(first)
+    if y is None and asked == "auto":
+        y = source.read(first)[1]
+    task, _ = resolve(asked, network.readout.shape, y)
+    for start in range(0, len(source), len(first)):
+        samples = range(len(source))[start : start + len(first)]
+        if (y := source.labels(samples)) is None:
+            break
+        task.labels(y, len(samples))
+    return task
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from toolchain.inputs import existing
 FORMAT = "ann2loihi evaluation 1"
 ANOTHER = "give another file, or what it was begun with"
 DAMAGED = "give an undamaged file, or a new one"
+LONGEST = 1 << 12  #: bytes of the first line
 MEANING = {"network": "another network", "data": "other data"}
 
 
@@ -60,9 +61,11 @@ def kept(
         return
     if not os.path.lexists(path):
         replace_file(path, _line({"format": FORMAT} | wanted.as_dict()))
-    with existing(path).open("r+b") as file:
+    with _writing(path):
+        opened = existing(path).open("r+b")
+    with opened as file:
         _lock(path, file)
-        found = _described(path, file.readline())
+        found = _described(path, file.readline(LONGEST))
         wanted = wanted if shard is not None else replace(wanted, shard=found.shard)
         _same(path, found, wanted)
         done: dict[int, Tally] = {}
@@ -77,16 +80,24 @@ def kept(
             end += len(line)
 
         def keep(number: int, tally: Tally) -> None:
-            file.write(_signed(number, tally))
-            file.flush()
-            os.fsync(file.fileno())
+            with _writing(path):
+                file.write(_signed(number, tally))
+                file.flush()
+                os.fsync(file.fileno())
 
-        try:
+        with _writing(path):
             file.truncate(end)
             file.seek(end)
-            yield wanted.shard, done, keep
-        except OSError as error:
-            raise refuse(str(path), (error.strerror or str(error)).lower(), "check the disk") from error
+        yield wanted.shard, done, keep
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        problem = (error.strerror or str(error)).lower()
+        raise refuse(str(path), problem, "check the disk and the permissions") from error
 
 
 def _line(content: dict[str, Any]) -> bytes:

@@ -68,11 +68,11 @@ class Npy(Source):
     def read(self, samples: Sequence[int]) -> Read:
         """Read them from the file."""
         x = as_inputs(self._x.read(samples, self.name), self._wanted, f"{self.name}: x", samples[0])
-        return x, None if self._y is None else as_labels(self._y.read(samples, self.name))
+        return x, self.labels(samples)
 
-    def labels(self) -> np.ndarray | None:
+    def labels(self, samples: Sequence[int]) -> np.ndarray | None:
         """Read them alone."""
-        return None if self._y is None else as_labels(self._y.read(range(len(self)), self.name))
+        return None if self._y is None else as_labels(self._y.read(samples, self.name))
 
     def described(self) -> str:
         """Name checksums, as far as the file has any."""

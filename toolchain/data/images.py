@@ -50,16 +50,16 @@ class Images(Source):
     def read(self, samples: Sequence[int]) -> Read:
         """Decode them."""
         pixels = np.stack([self._pixels(self._names[sample]) for sample in samples])
-        return as_inputs(pixels, self.shape, self.name, samples[0]), self._labels(samples)
+        return as_inputs(pixels, self.shape, self.name, samples[0]), self.labels(samples)
 
-    def labels(self) -> np.ndarray | None:
+    def labels(self, samples: Sequence[int]) -> np.ndarray | None:
         """Return the numbers of their classes."""
-        return self._classes
+        return None if self._classes is None else self._classes[list(samples)]
 
     def part(self, samples: Sequence[int]) -> Source:
         """Take only some of the names along."""
         names = [self._names[sample] for sample in samples]
-        found = Images(self._root, names, self._labels(samples), self.shape)
+        found = Images(self._root, names, self.labels(samples), self.shape)
         found.name = self.name
         return found
 
@@ -68,9 +68,6 @@ class Images(Source):
         sizes = [(self._root / name).stat().st_size for name in self._names]
         classes = {} if self._classes is None else {"classes": self._classes}
         return digest({"names": np.array(self._names), "sizes": np.array(sizes)} | classes)
-
-    def _labels(self, samples: Sequence[int]) -> np.ndarray | None:
-        return None if self._classes is None else self._classes[list(samples)]
 
     def _pixels(self, name: str) -> np.ndarray:
         """Return an image, uint8 (C, H, W)."""

@@ -37,8 +37,8 @@ class Source(ABC):
     def read(self, samples: Sequence[int]) -> Read:
         """Read the samples of these rising numbers; :class:`sim.findings.Refused` where one cannot be used."""
 
-    def labels(self) -> np.ndarray | None:
-        """Return the labels of all samples where they can be had without the inputs, else None."""
+    def labels(self, samples: Sequence[int]) -> np.ndarray | None:
+        """Return the labels of these samples where they can be had without the inputs, else None."""
         return None
 
     def part(self, samples: Sequence[int]) -> Source:
@@ -100,10 +100,9 @@ class Part(Source):
         """Read them from the whole."""
         return self.whole.read(_chosen(self.samples, samples))
 
-    def labels(self) -> np.ndarray | None:
+    def labels(self, samples: Sequence[int]) -> np.ndarray | None:
         """Take those of the whole."""
-        found = self.whole.labels()
-        return None if found is None else found[list(self.samples)]
+        return self.whole.labels(_chosen(self.samples, samples))
 
     def part(self, samples: Sequence[int]) -> Source:
         """Take some of the whole."""
@@ -137,9 +136,9 @@ class Arrays(Source):
         chosen: Any = slice(samples.start, samples.stop) if isinstance(samples, range) else list(samples)
         return self.x[chosen], None if self.y is None else self.y[chosen]
 
-    def labels(self) -> np.ndarray | None:
-        """Return them."""
-        return self.y
+    def labels(self, samples: Sequence[int]) -> np.ndarray | None:
+        """Take them."""
+        return self.read(samples)[1]
 
     def part(self, samples: Sequence[int]) -> Source:
         """Take some, so that a process gets only these."""
