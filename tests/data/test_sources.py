@@ -286,7 +286,7 @@ def test_items_that_cannot_be_used_are_refused_by_their_number(name: str, messag
     [
         ("Alone", "has no labels; return (input, label) from __getitem__"),
         ("Words", "sample 0 is a dict with keys 'x'"),
-        ("Endless", "has no length"),
+        ("Endless", "its length: TypeError: object of type 'Endless' has no len()"),
         ("Empty", "is empty"),
         ("number", "'number' is an int; name a data set, or a function or class that builds one"),
         ("nothing", "has no 'nothing'; name a function or class that builds the data set; it has pairs, Pictures"),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,8 @@ class Items(Source):
         self._spec = f"{located(file)}:{name}"  # the same from any folder
         items: Any = _dataset(spec)
         self._made: Any = items
-        try:
+        with self._refusing("its length"):
             self._length = len(items)
-        except TypeError as error:
-            raise refuse(spec, "has no length", WANTED) from error
         if self._length < 1:
             raise refuse(spec, "is empty", "give at least one sample")
         x, y = self._item(0)
@@ -70,17 +68,23 @@ class Items(Source):
             raise refuse(self.name, problem, "return a number, or an array of one shape, with every input") from error
         return x, as_labels(y)
 
-    def _item(self, sample: int) -> tuple[Any, Any]:
+    @contextmanager
+    def _refusing(self, what: str) -> Iterator[None]:
+        """Run the user's code, which prints to stderr and may raise anything."""
         try:
+            with redirect_stdout(sys.stderr):
+                yield
+        except (Refused, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            problem, remedy = failure(error, Path(self._spec.rpartition(":")[0]).parent)
+            raise refuse(self.name, f"{what}: {problem}", remedy) from error
+
+    def _item(self, sample: int) -> tuple[Any, Any]:
+        with self._refusing(f"sample {sample}"):
             if self._made is None:
                 self._made = _once(self._spec)
-            with redirect_stdout(sys.stderr):
-                item = self._made[sample]
-        except Refused:
-            raise
-        except Exception as error:  # the user's code may raise anything
-            problem, remedy = failure(error, Path(self._spec.rpartition(":")[0]).parent)
-            raise refuse(self.name, f"sample {sample}: {problem}", remedy) from error
+            item = self._made[sample]
         x, y = (*item, None)[:2] if isinstance(item, tuple | list) and item else (item, None)
         if isinstance(x, Tensor):
             return x, y

@@ -139,8 +139,8 @@ def _header(stream: IO[bytes]) -> Header:
     version = np.lib.format.read_magic(stream)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
     shape, fortran, dtype = read(stream)
-    if dtype.hasobject:
-        raise ValueError("objects would have to be unpickled")
+    if dtype.hasobject or min(shape, default=0) < 0:
+        raise ValueError("objects would have to be unpickled, and nothing has a negative size")
     return dtype, tuple(shape), fortran
 
 
