@@ -78,10 +78,10 @@ class Conversion:
         return self.scales.plans
 
     @checked
-    def run(self, x: Any, *, record: bool = True, overflow: Policy = "strict") -> Trace:
+    def run(self, x: Any, *, record: bool = True, count: bool = False, overflow: Policy = "strict") -> Trace:
         """Simulate model inputs ``(B, *model_shape)`` (see :func:`toolchain.inputs.as_inputs`) on the fast engine."""
         payload = self.network.input.encode(as_inputs(x, self.network.input.model_shape))
-        return fast.run(self.network, payload, chip=self.recipe.limits, overflow=overflow, record=record)
+        return fast.run(self.network, payload, chip=self.recipe.limits, overflow=overflow, record=record, count=count)
 
     def decode(self, potentials: Trace | Any) -> np.ndarray:
         """Return the model's outputs in its own unit, float64 (B, *shape), for a trace, or the readout's potentials.

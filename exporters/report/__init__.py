@@ -31,6 +31,7 @@ from exporters.report.schema import (
     Trial,
     Verification,
     outside,
+    summed,
 )
 
 __all__ = [
@@ -64,4 +65,5 @@ __all__ = [
     "Trial",
     "Verification",
     "outside",
+    "summed",
 ]

@@ -24,6 +24,7 @@ from exporters.report.schema import (
     TaskName,
     Trial,
     Verification,
+    summed,
 )
 
 MISSING = "not measured"
@@ -75,6 +76,7 @@ def render(report: Report, pictures: Sequence[str] = ()) -> str:
         _attribution(report.attribution),
         "## Layers",
         _layers(report.layers),
+        *(["## Activity", _activities(report.activity, report.samples)] if report.activity else []),
         "## Verification",
         _verification(report.verification),
     ]
@@ -93,20 +95,27 @@ def render_evaluation(found: Evaluation, title: str) -> str:
     """Write an evaluation as Markdown."""
     measure = MEASURES[found.task]
     header = (f"{measure} in %", "95 % interval", "n")
-    rows = [_activity(row) for row in (*found.layers, found.total)]
     sections = [
         f"# {title}",
         f"## {_headed(measure)}",
         _table(("step", *header), [(row.step, *_score(row)) for row in found.accuracy_by_step]),
         "## Activity",
-        f"Per sample, the mean of {found.samples}. Operations are those of NeuroBench: dense ones of all synapses at "
-        "all T steps; effective ones where neither the weight nor what arrives is 0, as multiplications (MACs) of the "
-        f"graded input and accumulations (ACs) of spikes. u and v have to stay below {found.state_limit} su.",
-        _table(tuple(ACTIVITY.values()), rows),
+        _activities(found.layers, found.samples),
+        f"u and v have to stay below {found.state_limit} su.",
     ]
     if found.findings:
         sections += ["## Findings", "\n".join(f"- {finding}" for finding in found.findings)]
     return "\n\n".join(sections) + "\n"
+
+
+def _activities(layers: Sequence[Activity], samples: int) -> str:
+    """Write what layers do, and what they do together."""
+    return (
+        f"Per sample, the mean of {samples}. Operations are those of NeuroBench: dense ones of all synapses at all T "
+        "steps; effective ones where neither the weight nor what arrives is 0, as multiplications (MACs) of the graded "
+        "input and accumulations (ACs) of spikes.\n\n"
+        + _table(tuple(ACTIVITY.values()), [_activity(row) for row in (*layers, summed(layers))])
+    )
 
 
 def _activity(row: Activity) -> tuple[Any, ...]:

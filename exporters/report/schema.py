@@ -5,7 +5,7 @@ What was not measured is None or empty, absent in JSON, and never 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -326,19 +326,21 @@ class Evaluation(Record):
     layers: tuple[Activity, ...]
     findings: tuple[str, ...]  #: what casts doubt on it, in sentences
 
-    @property
-    def total(self) -> Activity:
-        """What all layers do together."""
-        return Activity(
-            name="sum",
-            neurons=sum(row.neurons for row in self.layers),
-            spikes=self.spikes,
-            rate=self.rate,
-            dense=self.dense,
-            effective_macs=self.effective_macs,
-            effective_acs=self.effective_acs,
-            peak=max((row.peak for row in self.layers if row.peak is not None), default=None),
-        )
+
+def summed(layers: Sequence[Activity]) -> Activity:
+    """Return what layers do together, at least one."""
+    spiking = [(row.rate, row.neurons) for row in layers if row.rate is not None]
+    neurons = sum(number for _, number in spiking)
+    return Activity(
+        name="sum",
+        neurons=sum(row.neurons for row in layers),
+        spikes=sum(row.spikes for row in layers),
+        rate=sum(rate * number for rate, number in spiking) / neurons if neurons else None,
+        dense=sum(row.dense for row in layers),
+        effective_macs=sum(row.effective_macs for row in layers),
+        effective_acs=sum(row.effective_acs for row in layers),
+        peak=max((row.peak for row in layers if row.peak is not None), default=None),
+    )
 
 
 def outside(overflowed: int, samples: int) -> str:
@@ -371,6 +373,7 @@ class Report(Record):
     accuracy_by_timesteps: Mapping[int, Accuracy] = field(default_factory=dict)  #: of networks converted for each T
     forms: tuple[Compared, ...] = ()  #: of networks converted for each form of the input
     errors: tuple[OutputError, ...] = ()  #: of a regression, by output (or channel)
+    activity: tuple[Activity, ...] = ()  #: of each layer, on all samples
     verification: Verification | None = None
     fit: Fit | None = None
     cost: Cost | None = None

@@ -22,8 +22,8 @@ from torch import nn
 
 import ann2loihi as a2l
 from exporters import engines
-from exporters.report import Evaluation
-from exporters.report.markdown import render_evaluation
+from exporters.report import Evaluation, summed
+from exporters.report.markdown import render, render_evaluation
 from sim.findings import Refused, refuse
 from sim.fixedpoint import RegisterOverflow
 from sim.operations import operations
@@ -45,13 +45,17 @@ LABELS: dict[str, np.ndarray] = {
 }
 
 
-@functools.cache
-def converted(task: str = "classes") -> a2l.Conversion:
+def model(task: str = "classes") -> nn.Module:
     torch.manual_seed(0)
     layers: list[nn.Module] = [nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1)]
     if task in ("classes", "labels"):
         layers += [nn.ReLU(), nn.Flatten(), nn.Linear(48, 3)]
-    return a2l.convert(nn.Sequential(*layers).eval(), X, 4, task=task)
+    return nn.Sequential(*layers).eval()
+
+
+@functools.cache
+def converted(task: str = "classes") -> a2l.Conversion:
+    return a2l.convert(model(task), X, 4, task=task)
 
 
 def evaluated(task: str = "classes", **options: Any) -> Evaluation:
@@ -90,9 +94,18 @@ def test_what_is_counted_is_what_the_trace_shows() -> None:
     assert found.spikes == pytest.approx(sum(row.spikes for row in found.layers))
     assert found.dense == sum(row.dense for row in found.layers)
     assert found.effective_acs == pytest.approx(sum(row.effective_acs for row in found.layers))
-    assert found.total.peak == max(trace.peak.values())
+    assert summed(found.layers).peak == max(trace.peak.values())
     assert evaluated(engine="reference", shard=6).as_dict() == found.as_dict() | {"engine": "reference"}
     assert Evaluation.from_dict(json.loads(json.dumps(found.as_dict())), "evaluation") == found
+
+
+def test_the_report_of_a_conversion_says_the_same_of_its_layers() -> None:
+    conversion, y = converted(), LABELS["classes"]
+    measured = a2l.assessment.report(conversion, model(), X, y, a2l.assessment.rates(conversion, X))
+    assert measured.activity == evaluated().layers
+    assert measured.accuracy_by_step == evaluated().accuracy_by_step
+    (table,) = (part for part in render(measured).split("## ") if part.startswith("Activity"))
+    assert table.rstrip() in render_evaluation(evaluated(), "title")
 
 
 def test_markdown_shows_every_step_and_layer() -> None:
@@ -102,7 +115,7 @@ def test_markdown_shows_every_step_and_layer() -> None:
     assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")][-4:] == [
         *(f"| {row.name}" for row in found.layers), "| sum",
     ]  # fmt: skip
-    assert f"| {found.total.peak} |" in text.splitlines()[-1]
+    assert f"| {summed(found.layers).peak} |\n\nu and v have to stay below 131072 su.\n" in text
 
 
 def test_one_bar_counts_samples_through_all_shards(tmp_path: Path) -> None:

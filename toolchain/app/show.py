@@ -10,7 +10,19 @@ from typing import Any
 from rich.table import Table
 
 from exporters.netx import RULES, Issue
-from exporters.report import MEASURES, RUNGS, Compared, Cost, Evaluation, Fit, LayerRow, Report, TaskName, Verification
+from exporters.report import (
+    MEASURES,
+    RUNGS,
+    Compared,
+    Cost,
+    Evaluation,
+    Fit,
+    LayerRow,
+    Report,
+    TaskName,
+    Verification,
+    summed,
+)
 from exporters.report.markdown import estimated
 from toolchain.app.console import out, say, table, text
 
@@ -171,7 +183,7 @@ def show_evaluation(found: Evaluation, title: str) -> None:
     steps = [row.as_dict() for row in found.accuracy_by_step]
     out.print(table(title, steps, {"step": "step"} | score_columns(found.task)))
     rows = []
-    for row in (*found.layers, found.total):
+    for row in (*found.layers, summed(found.layers)):
         rounded = {name: round(getattr(row, name)) for name in ("effective_macs", "effective_acs")}
         rows.append(row.as_dict() | rounded | {"rate": None if row.rate is None else 100 * row.rate})
     out.print(table(f"per sample, the mean of {found.samples}", rows, ACTIVITY))

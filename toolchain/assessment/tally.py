@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from exporters import engines
-from exporters.report import Accuracy, Activity, Evaluation, StepAccuracy, outside
+from exporters.report import Accuracy, Activity, Evaluation, StepAccuracy, outside, summed
 from exporters.report.record import Record
 from sim import operations
 from sim.chip import LOIHI2
 from sim.fixedpoint import Policy
 from sim.inputs import beyond
-from sim.network import Network
+from sim.network import Layer, Network
+from sim.trace import Trace
 from toolchain.assessment.payload import count_clipped, told_clipped
 from toolchain.assessment.score import Hits, explained, hits, missed, moments, regression_score
 from toolchain.data import Source
@@ -85,7 +86,7 @@ class Tally(Record):
         return (
             self.samples == samples
             and len(self.clipped) == network.input.shape[0]
-            and list(self.layers) == [layer.name for layer in network.layers]
+            and self.layers.keys() == {layer.name for layer in network.layers}
             and len(self.steps) == (0 if regression else network.timesteps)
             and (spread is not None) == regression
             and (
@@ -108,26 +109,26 @@ def measure(job: Job, source: Source) -> Tally:
     trace = engines.run(
         job.engine, network, payload, overflow=job.overflow, record=False, count=True, device=job.device
     )
-    caused = operations.caused(network, trace.fired, payload)
     steps = np.moveaxis(network.decode(trace.logits), 1, 0)
     counted = [] if task.name == "regression" else [Hits.of(hits(task.decide(step), wanted)) for step in steps]
     return Tally(
         samples=len(x),
         overflowed=len(trace.overflowed | beyond(network, payload)),
         clipped=tuple(count_clipped(network.input, x).tolist()),
-        layers={
-            layer.name: LayerTally(
-                spikes=int(trace.fired[layer.name].sum()),
-                macs=caused[layer.name].macs,
-                acs=caused[layer.name].acs,
-                peak=trace.peak.get(layer.name),
-            )
-            for layer in network.layers
-        },
+        layers=layers_of(trace, payload),
         decisions=counted[0].each if counted else 0,
         steps=tuple(StepTally(right=step.right, squares=step.squares) for step in counted),
         spread=None if counted else _spread(task, steps, wanted),
     )
+
+
+def layers_of(trace: Trace, payload: np.ndarray) -> dict[str, LayerTally]:
+    """Count what layers did, by a trace that counts spikes (``Trace.fired``), and its payloads (B, *input.shape)."""
+    caused = operations.caused(trace.network, trace.fired, payload)
+    return {
+        name: LayerTally(spikes=int(trace.fired[name].sum()), macs=found.macs, acs=found.acs, peak=trace.peak.get(name))
+        for name, found in caused.items()
+    }
 
 
 def _spread(task: Task, steps: np.ndarray, wanted: np.ndarray) -> Spread:
@@ -151,22 +152,19 @@ def evaluation(job: Job, tallies: Sequence[Tally]) -> Evaluation:
     network, samples = job.network, sum(tally.samples for tally in tallies)
     overflowed = sum(tally.overflowed for tally in tallies)
     clipped = np.sum([tally.clipped for tally in tallies], axis=0, dtype=np.int64)
-    dense = operations.dense(network)
-    layers = tuple(_activity(network, name, dense[name], [tally.layers[name] for tally in tallies], samples)
-                   for name in dense)  # fmt: skip
-    neurons = sum(row.neurons for row in layers if row.rate is not None)
-    spikes = sum(layer.spikes for tally in tallies for layer in tally.layers.values())
+    layers = activity(network, [tally.layers for tally in tallies], samples)
+    total = summed(layers)
     return Evaluation(
         engine=job.engine,
         task=job.task.name,
         samples=samples,
         overflowed=overflowed,
         accuracy_by_step=_accuracies(job, tallies, samples),
-        spikes=spikes / samples,
-        rate=spikes / (samples * neurons * network.timesteps) if neurons else None,
-        dense=sum(row.dense for row in layers),
-        effective_macs=sum(layer.macs for tally in tallies for layer in tally.layers.values()) / samples,
-        effective_acs=sum(layer.acs for tally in tallies for layer in tally.layers.values()) / samples,
+        spikes=total.spikes,
+        rate=total.rate,
+        dense=total.dense,
+        effective_macs=total.effective_macs,
+        effective_acs=total.effective_acs,
         state_limit=LOIHI2.state_limit,
         layers=layers,
         findings=(
@@ -193,11 +191,18 @@ def _accuracies(job: Job, tallies: Sequence[Tally], samples: int) -> tuple[StepA
     return tuple(StepAccuracy(step=step + 1, **vars(score)) for step, score in enumerate(scores))
 
 
-def _activity(network: Network, name: str, dense: int, tallies: Sequence[LayerTally], samples: int) -> Activity:
-    layer, spikes = network[name], sum(tally.spikes for tally in tallies)
+def activity(network: Network, tallies: Sequence[Mapping[str, LayerTally]], samples: int) -> tuple[Activity, ...]:
+    """Say what each layer does per sample, by what was counted on parts of so many samples."""
+    dense = operations.dense(network)
+    return tuple(_activity(network, layer, dense[layer.name], [tally[layer.name] for tally in tallies], samples)
+                 for layer in network.layers)  # fmt: skip
+
+
+def _activity(network: Network, layer: Layer, dense: int, tallies: Sequence[LayerTally], samples: int) -> Activity:
+    spikes = sum(tally.spikes for tally in tallies)
     peaks = [tally.peak for tally in tallies if tally.peak is not None]
     return Activity(
-        name=name,
+        name=layer.name,
         neurons=layer.size,
         spikes=spikes / samples,
         rate=None if layer.kind == "readout" else spikes / (samples * layer.size * network.timesteps),
