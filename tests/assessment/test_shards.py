@@ -271,7 +271,9 @@ class Deadly(Arrays):
 
 def test_a_process_that_ends_is_one_line() -> None:
     source = Deadly(X, LABELS["classes"])
-    message = refusal(lambda: evaluate(converted().network, source, task="classes", workers=2))
+    layers = nn.Flatten(), nn.Linear(72, 2000), nn.ReLU(), nn.Linear(2000, 3)  # more than a pipe holds
+    large = a2l.convert(nn.Sequential(*layers).eval(), X, 2, method="none", weights="nearest").network
+    message = refusal(lambda: evaluate(large, source, task="classes", workers=2, shard=1))
     assert message.startswith("workers: a process has ended, for want of memory or by a signal; give fewer workers")
 
 
@@ -350,14 +352,22 @@ def place(tmp_path: Path) -> Path:
     samples = np.arange(60) % 23
     np.savez(tmp_path / "test.npz", x=X.numpy()[samples], y=LABELS["classes"][samples])
     (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "tmp").mkdir()
     return tmp_path
 
 
 def command(place: Path, *options: str, pause: str = "0") -> subprocess.Popen[str]:
     arguments = [sys.executable, "-m", "ann2loihi", "evaluate", "out", "--data", "slow.py:Slow", "--json", *options]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PAUSE": pause, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(arguments, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True)  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PAUSE": pause, "OMP_NUM_THREADS": "1", "TMPDIR": "tmp"}
+    return subprocess.Popen(
+        arguments,
+        cwd=place,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def alive(pid: int) -> bool:
@@ -385,6 +395,7 @@ def test_a_killed_evaluation_goes_on_and_prints_what_a_plain_one_does(place: Pat
     while any(map(alive, pids)):  # its workers end with it
         assert time.monotonic() < until
         time.sleep(0.05)
+    assert not list((place / "tmp").glob("ann2loihi-*"))
 
     (place / "seen").unlink()
     resumed = command(place, *options)
@@ -395,6 +406,20 @@ def test_a_killed_evaluation_goes_on_and_prints_what_a_plain_one_does(place: Pat
     seen = {int(line.split()[1]) for line in (place / "seen").read_text().splitlines()}
     left = set(range(60)) - {sample for shard in done for sample in (2 * shard, 2 * shard + 1)}
     assert left <= seen <= left | {0, *spread(60, LOOKED_AT).tolist()}
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_all_processes_in_silence(place: Path) -> None:
+    running = command(place, "--workers", "2", "--shard-size", "2", "--resume", "kept.jsonl", pause="0.05")
+    kept = place / "kept.jsonl"
+    while not kept.exists() or kept.read_bytes().count(b"\n") < 4:
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.02)
+    os.killpg(running.pid, signal.SIGINT)
+    assert running.communicate(timeout=30) == ("", "")
+    assert running.returncode == 130
+    pids = {int(line.split()[0]) for line in (place / "seen").read_text().splitlines()}
+    assert not any(map(alive, pids))
 
 
 @pytest.fixture(scope="module")

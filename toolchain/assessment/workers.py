@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from importlib import metadata
-from itertools import islice
+from itertools import count, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -32,9 +37,8 @@ Workers = int | str | None  #: processes here, or the address of a scheduler, tc
 
 @dataclass(frozen=True)
 class _Pool:
-    executor: Executor
-    job: Any  #: as tasks get it
-    size: Callable[[], int]
+    submit: Callable[[Source], Future[Tally]]
+    size: Callable[[], int]  #: workers that there are now
 
 
 def remote(workers: Workers) -> bool:
@@ -62,7 +66,7 @@ def measured(job: Job, shards: Iterable[tuple[int, Source]], workers: Workers) -
         while True:
             room = 0 if failed else max(0, AHEAD * pool.size() - len(waiting))
             for number, source in islice(left, room):
-                waiting[pool.executor.submit(measure, pool.job, source)] = number
+                waiting[pool.submit(source)] = number
             if not waiting:
                 break
             for done in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -78,18 +82,49 @@ def measured(job: Job, shards: Iterable[tuple[int, Source]], workers: Workers) -
 @contextmanager
 def _here(processes: int, job: Job) -> Iterator[_Pool]:
     threads = max(1, torch.get_num_threads() // processes)
-    # A process of its own for each: what torch and numba have running would not survive a fork.
-    executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (threads,))
+    numbers = count()
+    with TemporaryDirectory(prefix="ann2loihi-", ignore_cleanup_errors=True) as folder:
+        # Tasks are names of files: a pool whose processes have died waits for ever for a pipe that is full (CPython
+        # gh-94777, until 3.12). A process of its own for each: what torch and numba have running survives no fork.
+        whole = _left_at(Path(folder, "job"), job)
+        spawning = multiprocessing.get_context("spawn")
+        executor = ProcessPoolExecutor(processes, spawning, _begin, (threads, folder))
+
+        def submit(source: Source) -> Future[Tally]:
+            return executor.submit(_measure_left, whole, _left_at(Path(folder, str(next(numbers))), source))
+
+        try:
+            yield _Pool(submit, lambda: processes)
+        except BrokenProcessPool as error:
+            remedy = "give fewer workers, or smaller shards; a script needs its if __name__ == '__main__':"
+            raise refuse("workers", "a process has ended, for want of memory or by a signal", remedy) from error
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+def _left_at(path: Path, value: Any) -> Path:
+    """Leave something for another process."""
     try:
-        yield _Pool(executor, job, lambda: processes)
-    except BrokenProcessPool as error:
-        remedy = "give fewer workers, or smaller shards; a script needs its if __name__ == '__main__':"
-        raise refuse("workers", "a process has ended, for want of memory or by a signal", remedy) from error
-    finally:
-        executor.shutdown(cancel_futures=True)
+        with path.open("wb") as file:
+            pickle.dump(value, file, pickle.HIGHEST_PROTOCOL)
+    except OSError as error:
+        raise refuse(str(path), (error.strerror or str(error)).lower(), "make room, or set TMPDIR") from error
+    return path
 
 
-def _begin(threads: int) -> None:
+@lru_cache(maxsize=1)
+def _job(path: Path) -> Job:
+    job: Job = pickle.loads(path.read_bytes())
+    return job
+
+
+def _measure_left(job: Path, source: Path) -> Tally:
+    found = pickle.loads(source.read_bytes())
+    source.unlink()
+    return measure(_job(job), found)
+
+
+def _begin(threads: int, folder: str) -> None:
     """Prepare a process: it shares the cores, and ends with its parent, also where that is killed."""
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -98,6 +133,7 @@ def _begin(threads: int) -> None:
 
     def follow() -> None:
         parent.join()
+        shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
@@ -124,7 +160,8 @@ def _on_a_cluster(address: str, job: Job) -> Iterator[_Pool]:
             if others:
                 raise refuse("workers", f"they have ann2loihi {', '.join(sorted(others))}, not {_version()}", SAME)
             shared = client.scatter(job, broadcast=True, hash=False)
-            yield _Pool(client.get_executor(pure=False), shared, lambda: max(1, sum(client.nthreads().values())))
+            executor = client.get_executor(pure=False)
+            yield _Pool(partial(executor.submit, measure, shared), lambda: max(1, sum(client.nthreads().values())))
         except (Refused, RegisterOverflow, GeneratorExit):
             raise
         except Exception as error:  # whatever another machine lacks, or a worker that is lost again and again
