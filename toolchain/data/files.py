@@ -23,6 +23,7 @@ from toolchain.data.source import Read, Source
 from toolchain.inputs import REAL, UNLABELLED, as_inputs, as_labels, existing, fits_labels, sample_shape
 
 NPZ, NPY = "save it with numpy.savez(path, x=..., y=...)", "save it with numpy.save(path, x)"
+SKIPPED = 1 << 22  #: bytes that are read at a time where samples are left out
 LOCAL_HEADER = struct.Struct("<26xHH")  #: of a member of a zip archive: how long its name and its extra field are
 
 
@@ -77,6 +78,15 @@ class Npy(Source):
     def described(self) -> str:
         """Name checksums, as far as the file has any."""
         return " ".join(member.checksum for member in (self._x, self._y) if member is not None)
+
+
+def unpacked(path: Path) -> int:
+    """Count the bytes that the arrays of an archive take, by its own word; 0 for a file that is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except Exception:  # whatever is wrong with it is said where it is read
+        return 0
 
 
 def open_npz(path: Path, shape: Shape | None = None, labels: bool = True) -> Npy:
@@ -174,30 +184,40 @@ class _Stream:
 
     def read(self, samples: Sequence[int]) -> np.ndarray:
         with self._lock:
-            if self._stream is None or samples[0] < self._next:
+            stream = self._stream
+            if stream is None or samples[0] < self._next:
+                self.close()
                 with zipfile.ZipFile(self._member.path) as archive:  # its file stays open as long as the member
-                    self._stream = archive.open(self._member.key)
-                _header(self._stream)
-                self._next = 0
+                    stream = self._stream = archive.open(self._member.key)
+                _header(stream)
             found = []
-            for sample in samples:
-                self._skip(sample - self._next)
-                found.append(self._exactly(self._size))
-                self._next = sample + 1
+            try:
+                for sample in samples:
+                    left = (sample - self._next) * self._size
+                    while left:
+                        left -= len(_exactly(stream, min(left, SKIPPED)))
+                    found.append(_exactly(stream, self._size))
+                    self._next = sample + 1
+            except BaseException:  # nobody reads on from where this leaves it
+                self.close()
+                raise
         entries = np.frombuffer(b"".join(found), self._member.dtype)
         return entries.reshape(len(samples), *self._member.shape[1:])
 
-    def _skip(self, entries: int) -> None:
-        left = entries * self._size
-        while left:
-            left -= len(self._exactly(min(left, 1 << 22)))
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._stream, self._next = None, 0
 
-    def _exactly(self, size: int) -> bytes:
-        assert self._stream is not None
-        data = self._stream.read(size)
-        if len(data) < size:
-            raise ValueError("less data than declared")
-        return data
+    def __del__(self) -> None:  # when the cache has no room for it any more
+        self.close()
+
+
+def _exactly(stream: IO[bytes], size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) < size:
+        raise ValueError("less data than declared")
+    return data
 
 
 @lru_cache(maxsize=4)

@@ -11,12 +11,12 @@ from torch import Tensor
 from sim.arguments import checked
 from sim.network import Network, Shape
 from toolchain.data.dataset import Items
-from toolchain.data.files import open_npy, open_npz
+from toolchain.data.files import open_npy, open_npz, unpacked
 from toolchain.data.images import open_images
 from toolchain.data.source import Arrays, Source
 from toolchain.inputs import load_arrays
 
-WHOLE = 1 << 28  #: bytes of an .npz up to which it is read at once, its checksums with it
+WHOLE = 1 << 28  #: bytes of the arrays in an .npz up to which it is read at once, its checksums with it
 
 
 @checked
@@ -25,8 +25,8 @@ def open_data(data: str | Path, shape: Shape | None = None, labels: bool = True)
 
     ``data`` is an ``.npz`` with arrays ``x`` and ``y``; an ``.npy`` of inputs alone; a folder of images
     (:func:`toolchain.data.images.open_images`); or ``FILE.py:FACTORY``, which makes a torch ``Dataset``
-    (:class:`toolchain.data.dataset.Items`). Of all of these, only a factory is executed. An ``.npz`` of more than
-    ``WHOLE`` bytes is read in parts, and so is everything else. Raises :class:`sim.findings.Refused`.
+    (:class:`toolchain.data.dataset.Items`). Of all of these, only a factory is executed. An ``.npz`` of arrays of
+    more than ``WHOLE`` bytes is read in parts, and so is everything else. Raises :class:`sim.findings.Refused`.
     """
     path = Path(data)
     if not os.path.lexists(path) and all(str(data).rpartition(":")[::2]):
@@ -35,7 +35,7 @@ def open_data(data: str | Path, shape: Shape | None = None, labels: bool = True)
         return open_images(path, shape, labels)
     if path.suffix.lower() == ".npy":
         return open_npy(path, shape, labels)
-    if path.is_file() and path.stat().st_size > WHOLE:
+    if path.is_file() and unpacked(path) > WHOLE:
         return open_npz(path, shape, labels)
     x, y = load_arrays(path, shape, labels)
     return Arrays(x, y, str(data))
