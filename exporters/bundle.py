@@ -5,7 +5,8 @@
 ``config.json``       the conversion's recipe
 ``provenance.json``   what :func:`provenance` collects
 ``report.json``       an :class:`exporters.report.Report`, optional
-``report.md``         the same for people, never read; the pictures that it shows lie beside it
+``report.html``       the same as a page that needs nothing else, never read; :func:`write_page` makes it again
+``report.md``         the same as text, never read; the pictures that it shows lie beside it
 ====================  =============================================================================================
 """
 
@@ -36,11 +37,14 @@ from sim.stock import peak_outside
 
 NET = "network.net"
 CONFIG, PROVENANCE, REPORT, TEXT = "config.json", "provenance.json", "report.json", "report.md"
+PAGE = "report.html"
+PAGE_BEGINNING = b"<!doctype html>\n<!-- ann2loihi report -->\n"
 #: How every file begins that :func:`save` can write.
 BEGINNINGS = {
     NET: b"\x89HDF\r\n\x1a\n",
     **dict.fromkeys((CONFIG, PROVENANCE, REPORT), b"{"),
     TEXT: b"# ",
+    PAGE: PAGE_BEGINNING,
     **dict.fromkeys(PICTURES, b"\x89PNG\r\n\x1a\n"),
 }
 MEASURED_AT_ONCE = 8  #: inputs; all potentials of so many are held
@@ -133,6 +137,7 @@ def save(
     contents = {NET: netx.dump(network)} | texts
     if report is not None:
         contents |= _illustrated(report, rates or {}, network)
+        contents[PAGE] = _page(network, config, provenance, report)
     files.replace_directory(directory, contents, BEGINNINGS, _foreign)
 
 
@@ -156,6 +161,28 @@ def _illustrated(report: Report, rates: Rates, network: Network) -> dict[str, by
         figure.savefig(picture, dpi=figures.DPI, format="png")
         pictures[name] = picture.getvalue()
     return {TEXT: markdown.render(report, tuple(pictures)).encode(), **pictures}
+
+
+@checked
+def write_page(directory: str | Path) -> Path:
+    """Write ``report.html`` again, from what else is in a bundle; returns its path.
+
+    Raises :class:`Refused` for what :func:`load` refuses, a bundle without a report, and a file of that name that is
+    no such page.
+    """
+    bundle, path = load(directory), Path(directory) / PAGE
+    if bundle.report is None:
+        raise refuse(str(directory), f"it holds no {REPORT}: nothing was measured", "convert again, with `convert`")
+    if os.path.lexists(path) and not _is_ours(path):
+        raise refuse(str(path), "it is no page of ours", "move it away")
+    files.replace_file(path, _page(bundle.network, bundle.config, bundle.provenance, bundle.report))
+    return path
+
+
+def _page(network: Network, config: Mapping[str, Any], provenance: Mapping[str, Any], report: Report) -> bytes:
+    from exporters.report import page
+
+    return (PAGE_BEGINNING.decode() + page.render(report, network, config, provenance)).encode()
 
 
 @checked

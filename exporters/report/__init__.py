@@ -2,9 +2,11 @@
 
 from exporters.report.schema import (
     CAUSES,
+    LEVELS,
     MEASURES,
     PARTS,
     RUNGS,
+    WANTED,
     Accuracy,
     Agreement,
     Attribution,
@@ -24,6 +26,7 @@ from exporters.report.schema import (
     Rung,
     Score,
     Search,
+    Sensitivity,
     Share,
     StepAccuracy,
     TaskName,
@@ -34,9 +37,11 @@ from exporters.report.schema import (
 
 __all__ = [
     "CAUSES",
+    "LEVELS",
     "MEASURES",
     "PARTS",
     "RUNGS",
+    "WANTED",
     "Accuracy",
     "Agreement",
     "Attribution",
@@ -56,6 +61,7 @@ __all__ = [
     "Rung",
     "Score",
     "Search",
+    "Sensitivity",
     "Share",
     "StepAccuracy",
     "TaskName",

@@ -152,6 +152,10 @@ def convert(
     compare_forms: Annotated[
         bool, typer.Option("--compare-forms", help="Convert for every form of the input, and compare them.")
     ] = False,
+    sensitivity: Annotated[
+        bool,
+        typer.Option("--sensitivity", help="Measure what the steps of each layer cost alone: two runs for each."),
+    ] = False,
     dense_limit: DenseLimit = None,
     leave_off_last: LeaveOffLast = False,
     as_json: Json = False,
@@ -204,7 +208,9 @@ def convert(
         rates = assessment.rates(conversion, x)
         name, data = model.rpartition("/")[2], f"calibration data, {calibration.name}"
         forms = in_every_form(conversion, net, x, **limits) if compare_forms else ()
-        report = assessment.report(conversion, net, x, y, rates, name=name, data=data, choice=search, forms=forms)
+        report = assessment.report(
+            conversion, net, x, y, rates, name=name, data=data, choice=search, forms=forms, sensitive=sensitivity
+        )
         conversion.save(output, report, rates)
     if as_json:
         print_json(report.as_dict())

@@ -6,6 +6,7 @@ from toolchain.assessment.ladder import model_logits, staircase_logits
 from toolchain.assessment.layers import layer_table, rates
 from toolchain.assessment.measure import report
 from toolchain.assessment.score import accuracy, agreement, by_step
+from toolchain.assessment.sensitivity import sensitivity
 
 __all__ = [
     "accuracy",
@@ -17,5 +18,6 @@ __all__ = [
     "model_logits",
     "rates",
     "report",
+    "sensitivity",
     "staircase_logits",
 ]
