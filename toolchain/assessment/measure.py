@@ -58,7 +58,7 @@ def report(
     trained, spiking = (task.decide(ladder.outputs[rung]) for rung in ("ann", "int8"))
     explained = x[spread(len(x))]
     shares = attribute(conversion, explained)
-    found = verdict(shares, recipe, trained, spiking, labels)
+    said = verdict(shares, recipe, trained, spiking, labels)
     findings = ladder.findings if conversion.assumed is None else (conversion.assumed, *ladder.findings)
     scores = {} if y is None else {rung: accuracy(outputs, y, task) for rung, outputs in ladder.outputs.items()}
     by_timesteps = {}
@@ -84,7 +84,7 @@ def report(
         agreement={rung: agreement(outputs, ann, task) for rung, outputs in ladder.outputs.items() if rung != "ann"},
         errors=errors(spiking, trained) if task.name == "regression" else (),
         attribution=Attribution(
-            samples=len(explained), layers=shares, verdict=found.text, fault=found.layer, cause=found.cause
+            samples=len(explained), layers=shares, verdict=said.text, fault=said.layer, cause=said.cause
         ),
         sensitivity=sensitivity(conversion, explained) if sensitive else (),
         findings=findings,
