@@ -198,9 +198,14 @@ def load(directory: str | Path) -> Bundle:
         netx.read(directory / NET),
         _read(directory / CONFIG),
         _read(directory / PROVENANCE),
-        Report.from_dict(_read(report), str(report)) if os.path.lexists(report := directory / REPORT) else None,
+        read_report(report) if os.path.lexists(report := directory / REPORT) else None,
         directory / NET,
     )
+
+
+def read_report(path: str | Path) -> Report:
+    """Read a ``report.json``, which is not trusted; raises :class:`Refused` for anything else."""
+    return Report.from_dict(_read(Path(path)), str(path))
 
 
 def read_network(path: str | Path) -> Network:

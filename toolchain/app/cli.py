@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from sim.findings import Refused, refuse
-from toolchain.app import chip, device, training
+from toolchain.app import chip, device, report, training
 from toolchain.app.console import bars, err, guarded, numbers, out, print_json, say, table
 from toolchain.app.options import (
     AnyModel,
@@ -46,6 +46,7 @@ app = typer.Typer(
     help="Turn a trained PyTorch network into a verified spiking network for Intel Loihi 2.",
 )
 app.add_typer(device.app, name="device")
+app.add_typer(report.app, name="report")
 
 
 @app.command()
@@ -168,7 +169,7 @@ def convert(
 
     Example: `ann2loihi convert --model model.py:build --weights model.pt --calibration calibration.npz -o build/out`
     """
-    from exporters.bundle import check_place
+    from exporters.bundle import PAGE, check_place
     from toolchain import assessment
     from toolchain.auto import choose
     from toolchain.convert import convert as run
@@ -208,15 +209,15 @@ def convert(
         rates = assessment.rates(conversion, x)
         name, data = model.rpartition("/")[2], f"calibration data, {calibration.name}"
         forms = in_every_form(conversion, net, x, **limits) if compare_forms else ()
-        report = assessment.report(
+        measured = assessment.report(
             conversion, net, x, y, rates, name=name, data=data, choice=search, forms=forms, sensitive=sensitivity
         )
-        conversion.save(output, report, rates)
+        conversion.save(output, measured, rates)
     if as_json:
-        print_json(report.as_dict())
+        print_json(measured.as_dict())
     else:
-        show_report(report)
-        say(f"written to {output}")
+        show_report(measured)
+        say(f"written to {output}; the report as a page: {output / PAGE}")
     if unusable is not None:
         raise unusable
 
@@ -413,18 +414,19 @@ def demo(
 
     Example: `ann2loihi demo`
     """
+    from exporters.bundle import PAGE
     from toolchain.demo import run as demo_run
 
     with bars():
-        report = demo_run.run(output, samples)
-    assert report.verification is not None  # it is what the demo is for
+        measured = demo_run.run(output, samples)
+    assert measured.verification is not None  # it is what the demo is for
     if as_json:
-        print_json(report.as_dict())
+        print_json(measured.as_dict())
     else:
-        show_report(report)
-        show_verification(report.verification, report.model)
-        say(f"written to {output}")
-    if report.verification.difference is not None:
+        show_report(measured)
+        show_verification(measured.verification, measured.model)
+        say(f"written to {output}; the report as a page: {output / PAGE}")
+    if measured.verification.difference is not None:
         raise typer.Exit(1)
 
 

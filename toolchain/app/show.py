@@ -9,8 +9,9 @@ from typing import Any
 
 from rich.table import Table
 
+from exporters.comparison import Differences, Pair
 from exporters.netx import RULES, Issue
-from exporters.report import MEASURES, RUNGS, Compared, Cost, Fit, LayerRow, Report, TaskName, Verification
+from exporters.report import MEASURES, PARTS, RUNGS, Compared, Cost, Fit, LayerRow, Report, TaskName, Verification
 from exporters.report.markdown import estimated
 from toolchain.app.console import out, say, table, text
 
@@ -76,6 +77,7 @@ COMPARED = {
 
 
 FORMS = {key: heading for key, heading in COMPARED.items() if key not in ("name", "timesteps", "holdoff", "period")}
+LAYERS_BESIDE = ("neurons", "theta", "cores", "error", "own")
 COLOURS = {"error": "red", "warning": "yellow", "note": None}
 BLOCKS = {
     "block": "block",
@@ -210,3 +212,45 @@ def show_compared(found: Sequence[Compared]) -> None:
     """Print conversions beside each other."""
     out.print(table("conversions beside each other", _rounded(found), COMPARED))
     say("spikes, synaptic events and what the host sends are per sample; accuracy (or R²) and agreement in per cent")
+
+
+def show_differences(found: Differences) -> None:
+    """Print two conversions beside each other: all figures, the layers, and what else differs."""
+    out.print(_beside("figures", found.figures))
+    rows = []
+    for name, pairs in found.layers.items():
+        values = {pair.what: pair for pair in pairs}
+        row: dict[str, Any] = {"name": name}
+        for what in LAYERS_BESIDE:
+            if what in values:
+                a, b = _side(values[what].a), _side(values[what].b)
+                row[what] = a if a == b else f"{a} → {b}"
+        changes = {part: values[part].change for part in PARTS if part in values}
+        moved = {part: change for part, change in changes.items() if change is not None and abs(change) >= 0.0005}
+        row["shares"] = ", ".join(f"{part} {change:+.3f}" for part, change in moved.items()) or None
+        rows.append(row)
+    columns = {"name": "layer", **{what: what for what in LAYERS_BESIDE}, "shares": "shares of error, B - A"}
+    out.print(table("layers, A → B where they differ", rows, columns))
+    for title in ("config", "provenance"):
+        if pairs := getattr(found, title):
+            out.print(_beside(title, pairs))
+    say(f"A: {found.a}")
+    say(f"B: {found.b}")
+
+
+def _beside(title: str, pairs: Sequence[Pair]) -> Table:
+    rows = [
+        {
+            "what": pair.what,
+            "A": _side(pair.a),
+            "B": _side(pair.b),
+            "change": f"{pair.change:+.6g}" if pair.change else None,
+        }
+        for pair in pairs
+        if pair.a is not None or pair.b is not None
+    ]
+    return table(title, rows, {"what": title, "A": "A", "B": "B", "change": "B - A"})
+
+
+def _side(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else text(value)

@@ -33,7 +33,7 @@ COLOURS = {
 ROWS, COLUMNS = 64, 64  #: channels and steps that a map of biases shows at most; more are averaged
 #: Tones that are seen on light and on dark ground, of 0..1.
 FEW, MANY = (0.20, 0.56, 0.86), (0.92, 0.45, 0.16)
-WIDTH, HEIGHT, BETWEEN, BESIDE, LANE, MARGIN = 288, 62, 34, 20, 14, 10  #: of the graph's nodes, pixels
+WIDTH, HEIGHT, BETWEEN, BESIDE, LANE, MARGIN = 288, 66, 34, 20, 14, 10  #: of the graph's nodes, pixels
 
 
 def inline(figure: Figure, prefix: str) -> Markup:
@@ -60,7 +60,7 @@ def inline(figure: Figure, prefix: str) -> Markup:
     for size in ("width", "height"):
         root.attrib.pop(size, None)
     width = float(root.attrib["viewBox"].split()[2])
-    root.attrib |= {"role": "img", "style": f"width: {width:.0f}px"}
+    root.attrib |= {"role": "img", "style": f"width: {1.25 * width:.0f}px"}
     return Markup(ElementTree.tostring(root, encoding="unicode", short_empty_elements=False))
 
 
