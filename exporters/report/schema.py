@@ -38,7 +38,7 @@ RUNGS: dict[Rung, str] = {
 }
 
 CAUSES = ("weights", "clipping", "staircase", "timing", "dead")  #: of which a layer's own error consists
-LEVELS, WANTED = 64, 24  #: rates, beside 0, and wanted rates that a histogram tells apart at most
+LEVELS, WANTED = 32, 24  #: rates, beside 0, and wanted rates that a histogram tells apart at most
 PARTS = ("inherited", *CAUSES)  #: of which its whole error does (see :mod:`toolchain.assessment.attribution`)
 
 

@@ -71,7 +71,7 @@ def test_convert_writes_a_bundle_and_reports_it(place: Workplace) -> None:
     assert report["accuracy"]["int8"]["n"] == 256
     assert report == json.loads((place.bundle / "report.json").read_text())
     assert {p.name for p in place.bundle.iterdir()} == {
-        "network.net", "config.json", "provenance.json", "report.json", "report.md",
+        "network.net", "config.json", "provenance.json", "report.html", "report.json", "report.md",
         "accuracy.png", "attribution.png", "rates.png", "bias_schedule.png",
     }  # fmt: skip
     config = json.loads((place.bundle / "config.json").read_text())
@@ -565,7 +565,7 @@ def test_the_demo_meets_its_promises(tmp_path: Path) -> None:
     assert report["agreement"]["lava"]["n"] == 16
     assert report["attribution"]["verdict"] in result.stdout
     pictures = {"accuracy.png", "attribution.png", "rates.png", "bias_schedule.png"}
-    assert {"network.net", "report.json", "report.md", *pictures} <= {p.name for p in out.iterdir()}
+    assert {"network.net", "report.html", "report.json", "report.md", *pictures} <= {p.name for p in out.iterdir()}
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ COLOURS = {
     "#000000": "currentColor",
     "#ffffff": "var(--page)",
 }
-ROWS, COLUMNS = 64, 64  #: channels and steps that a map of biases shows at most; more are averaged
+ROWS, COLUMNS = 48, 48  #: channels and steps that a map of biases shows at most; more are averaged
+SHADES = 16
 #: Tones that are seen on light and on dark ground, of 0..1.
 FEW, MANY = (0.20, 0.56, 0.86), (0.92, 0.45, 0.16)
 WIDTH, HEIGHT, BETWEEN, BESIDE, LANE, MARGIN = 288, 66, 34, 20, 14, 10  #: of the graph's nodes, pixels
@@ -83,7 +84,8 @@ def schedule(layer: Layer) -> tuple[str, float]:
 
 
 def _visible(share: np.ndarray) -> np.ndarray:
-    return np.where(share > 0, 0.1 + 0.9 * share, 0)
+    """Choose one of few opacities, of which pictures are small, for values of 0..1."""
+    return np.where(share > 0, np.ceil(SHADES * share) / SHADES, 0)
 
 
 def _coarser(values: np.ndarray, most: int) -> np.ndarray:
