@@ -56,7 +56,10 @@ REPORT = Report(
             spikes_per_neuron=0.9567,
             rate_error=0.0112,
             correlation=0.9941,
-            histogram=tuple((0,) * 6 * level + (9 - level,) + (0,) * (23 - 6 * level) for level in range(4)) + ((1,) * 24,),
+            histogram=(
+                *((0,) * 6 * level + (9 - level,) + (0,) * (23 - 6 * level) for level in range(4)),
+                (1,) * 24,
+            ),
             peak=1000,
             outside=900,
             worst_case=200_000,

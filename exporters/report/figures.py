@@ -89,7 +89,9 @@ def accuracy_figure(report: Report) -> Figure:
             label="converted for T",
         )
     measure = MEASURES[report.task]
-    axes.set_title(f"{_plain(report.model)}: {measure} with 95 % intervals, n = {report.samples}", loc="left", fontsize=11)
+    axes.set_title(
+        f"{_plain(report.model)}: {measure} with 95 % intervals, n = {report.samples}", loc="left", fontsize=11
+    )
     axes.set_xlabel("time steps")
     axes.set_ylabel(f"{measure} (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -143,8 +143,8 @@ class LayerRow(Record):
     spikes_per_neuron: float | None = None  #: per sample
     rate_error: float | None = None  #: mean of ``|spikes / T - clip(activation / theta, 0, 1)|``
     correlation: float | None = None  #: between the two; None for a layer that is silent or always the same
-    #: Neurons and samples by rate (rows: 0/n .. n/n spikes per step, n = T up to ``LEVELS``) and by wanted rate (columns:
-    #: ``WANTED`` equal parts of 0..1).
+    #: Neurons times samples by their rate (rows: 0/n .. n/n spikes per step, n = T up to ``LEVELS``) and by the rate
+    #: that is wanted (columns: ``WANTED`` equal parts of 0..1).
     histogram: tuple[tuple[int, ...], ...] = ()
 
 

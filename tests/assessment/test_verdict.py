@@ -61,6 +61,13 @@ def test_the_layer_that_adds_most_is_named_where_none_costs_more_than_its_stairc
     assert tuned.endswith("Try timesteps=8.")
 
 
+def test_the_layer_and_the_cause_are_named_apart_where_something_is_lost() -> None:
+    rows = [row("fine", staircase=0.2), row("wrong", staircase=0.02, timing=0.3, clipping=0.1)]
+    assert verdict(rows, Recipe(), classes(0), classes(50))[1:] == ("wrong", "timing")
+    assert verdict(rows[:1], Recipe(), classes(0), classes(50))[1:] == ("fine", "staircase")
+    assert verdict(rows, Recipe(), classes(0), classes(0))[1:] == (None, None)
+
+
 def test_a_loss_within_the_noise_of_its_samples_is_no_loss() -> None:
     # The trained network is right on 90 of 100: the interval is 82.6 to 94.5, so that 5 samples are chance, 6 are not.
     rows, y = [row("a", timing=1)], classes(10)

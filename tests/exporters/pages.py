@@ -15,7 +15,7 @@ CONFIG = {"timesteps": 4, "method": "exact"}
 PROVENANCE = {"created": "2026-01-01T00:00:00+00:00", "packages": {"numpy": "1.26", "torch": "2.3"}, "seed": None}
 HOSTILE = (
     "<script>document.title='taken'</script>",
-    "\"><img src=x onerror=\"document.title='taken'\">",
+    '"><img src=x onerror="document.title=\'taken\'">',
     "</pre></details></svg><script>document.title='taken'</script>$\\frac$ {{ 7 * 7 }} ]]>",
 )
 

@@ -89,7 +89,9 @@ def test_it_is_well_formed_and_its_links_lead_somewhere(report: Report) -> None:
     links = [a["href"] for a in page.named("a") if "href" in a] + [u["href"] for u in page.named("use")]
     assert {link[1:] for link in links} <= set(ids)
     assert all(link[0] == "#" for link in links)
-    used = {reference for _, a in page.elements for value in a.values() for reference in re.findall(r"url\(#(.*?)\)", value)}
+    used = {
+        reference for _, a in page.elements for value in a.values() for reference in re.findall(r"url\(#(.*?)\)", value)
+    }
     assert used <= set(ids)
 
 
@@ -187,8 +189,12 @@ def deep(layers: int, timesteps: int, channels: int) -> Report:
     rows, shares, fits, costs = [], [], [], []
     for index, name in enumerate(names):
         counts = tuple(map(tuple, rng.integers(0, 99_999, (min(timesteps, LEVELS) + 1, WANTED)).tolist()))
-        edges = (EdgeRow(source=names[index - 1] if index else INPUT, synapse="Conv2d", weight_shape=(channels, 64, 3, 3)),)
-        rows.append(replace(spiking, name=name, shape=(channels, 8, 8), edges=edges, phase=2 * index + 2, histogram=counts))
+        edges = (
+            EdgeRow(source=names[index - 1] if index else INPUT, synapse="Conv2d", weight_shape=(channels, 64, 3, 3)),
+        )
+        rows.append(
+            replace(spiking, name=name, shape=(channels, 8, 8), edges=edges, phase=2 * index + 2, histogram=counts)
+        )
         shares.append(replace(REPORT.attribution.layers[0], name=name))
         fits.append(replace(REPORT.fit.layers[0], name=name))
         costs.append(replace(REPORT.cost.layers[0], name=name))
@@ -251,7 +257,7 @@ def test_the_graph_marks_the_layer_at_fault_and_shades_by_own_errors() -> None:
     heat = {node.name: (node.fault, round(node.heat, 3)) for node in graph.nodes}
     assert heat == {INPUT: (False, 0), "conv|1": (True, 1), "silent": (False, 0), "fc": (False, round(0.1 / 0.35, 3))}
     (first,) = (node for node in graph.nodes if node.name == "conv|1")
-    assert first.lines == ("16×8×8, θ 181, K 1", "0.96 spikes per neuron, 2 cores")
+    assert first.lines == ("16x8x8, θ 181, K 1", "0.96 spikes per neuron, 2 cores")
     (last,) = (node for node in graph.nodes if node.name == "fc")
     assert last.lines == ("10, readout", "no core holds it")
 

@@ -70,7 +70,9 @@ def requests(browser: Any) -> set[str]:
 
 
 def column(browser: Any, index: int) -> list[str]:
-    script = "return [...document.querySelectorAll('#layer-table tbody tr')].map(row => row.cells[arguments[0]].innerText)"
+    script = (
+        "return [...document.querySelectorAll('#layer-table tbody tr')].map(row => row.cells[arguments[0]].innerText)"
+    )
     return [text.strip() for text in browser.execute_script(script, index)]
 
 
@@ -175,7 +177,9 @@ def test_hostile_names_are_shown_and_run_nothing(browser: Any, pages: dict[str, 
 
 def test_even_what_would_get_through_may_not_run(browser: Any, pages: dict[str, Path], tmp_path: Path) -> None:
     """The page's own policy is a second wall behind the escaping."""
-    broken = pages["full"].read_text().replace("<main>", f"<main>{HOSTILE[0]}<img src=x onerror=\"document.title='taken'\">")
+    broken = (
+        pages["full"].read_text().replace("<main>", f"<main>{HOSTILE[0]}<img src=x onerror=\"document.title='taken'\">")
+    )
     (tmp_path / "broken.html").write_text(broken)
     opened(browser, tmp_path / "broken.html")
     assert browser.title == "tiny as a spiking network"

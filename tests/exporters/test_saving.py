@@ -74,7 +74,10 @@ FOREIGN: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a link to nowhere": ("'rates.png'", replaced("rates.png", lambda path: path.symlink_to("nowhere"))),
     "a pipe": ("'rates.png'", replaced("rates.png", os.mkfifo)),
     "no picture": ("'accuracy.png'", replaced("accuracy.png", lambda path: path.write_bytes(b"GIF89a"))),
-    "no page of ours": ("'report.html'", replaced("report.html", lambda path: path.write_text("<!doctype html><p>mine"))),
+    "no page of ours": (
+        "'report.html'",
+        replaced("report.html", lambda path: path.write_text("<!doctype html><p>mine")),
+    ),
     "no JSON": ("'config.json'", replaced("config.json", lambda path: path.write_text("[1]"))),
     "no HDF5": ("'network.net'", replaced("network.net", lambda path: path.write_text("netlist"))),
     "another tool's network": ("'network.net'", replaced("network.net", other_tool)),

@@ -77,7 +77,8 @@ COMPARED = {
 
 
 FORMS = {key: heading for key, heading in COMPARED.items() if key not in ("name", "timesteps", "holdoff", "period")}
-LAYERS_BESIDE = ("neurons", "theta", "cores", "error", "own")
+LAYERS_BESIDE = ("neurons", "theta", "cores", "spikes per neuron", "error")
+SHARES = ("error", *PARTS)
 COLOURS = {"error": "red", "warning": "yellow", "note": None}
 BLOCKS = {
     "block": "block",
@@ -216,21 +217,22 @@ def show_compared(found: Sequence[Compared]) -> None:
 
 def show_differences(found: Differences) -> None:
     """Print two conversions beside each other: all figures, the layers, and what else differs."""
-    out.print(_beside("figures", found.figures))
-    rows = []
-    for name, pairs in found.layers.items():
-        values = {pair.what: pair for pair in pairs}
-        row: dict[str, Any] = {"name": name}
-        for what in LAYERS_BESIDE:
-            if what in values:
-                a, b = _side(values[what].a), _side(values[what].b)
-                row[what] = a if a == b else f"{a} → {b}"
-        changes = {part: values[part].change for part in PARTS if part in values}
-        moved = {part: change for part, change in changes.items() if change is not None and abs(change) >= 0.0005}
-        row["shares"] = ", ".join(f"{part} {change:+.3f}" for part, change in moved.items()) or None
-        rows.append(row)
-    columns = {"name": "layer", **{what: what for what in LAYERS_BESIDE}, "shares": "shares of error, B - A"}
-    out.print(table("layers, A → B where they differ", rows, columns))
+    out.print(_beside("measured", found.figures))
+    values = {name: {pair.what: pair for pair in pairs} for name, pairs in found.layers.items()}
+    rows = [
+        {"name": name} | {what: _arrow(pairs[what]) for what in LAYERS_BESIDE if what in pairs}
+        for name, pairs in values.items()
+    ]
+    out.print(
+        table("layers, A → B where they differ", rows, {"name": "layer"} | {what: what for what in LAYERS_BESIDE})
+    )
+    moved = [
+        {"name": name, **{part: f"{change:+.3f}" for part in SHARES if (change := pairs[part].change) is not None}}
+        for name, pairs in values.items()
+        if set(SHARES) <= set(pairs)
+    ]
+    if moved:
+        out.print(table("errors and their shares, B - A", moved, {"name": "layer"} | {part: part for part in SHARES}))
     for title in ("config", "provenance"):
         if pairs := getattr(found, title):
             out.print(_beside(title, pairs))
@@ -244,12 +246,17 @@ def _beside(title: str, pairs: Sequence[Pair]) -> Table:
             "what": pair.what,
             "A": _side(pair.a),
             "B": _side(pair.b),
-            "change": f"{pair.change:+.6g}" if pair.change else None,
+            "B - A": f"{pair.change:+.6g}" if pair.change else None,
         }
         for pair in pairs
         if pair.a is not None or pair.b is not None
     ]
-    return table(title, rows, {"what": title, "A": "A", "B": "B", "change": "B - A"})
+    return table("", rows, {"what": title, "A": "A", "B": "B", "B - A": "B - A"})
+
+
+def _arrow(pair: Pair) -> str:
+    a, b = _side(pair.a), _side(pair.b)
+    return a if a == b else f"{a} → {b}"
 
 
 def _side(value: Any) -> str:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from exporters.report import figures
 from exporters.report.markdown import AGREEMENT, AGREEMENTS, WORDS, WORST, estimated, register
 from exporters.report.page import drawing
-from exporters.report.schema import MEASURES, PARTS, RUNGS, Attribution, CostRow, FitRow, LayerRow, Report, Share
+from exporters.report.schema import MEASURES, PARTS, RUNGS, CostRow, FitRow, LayerRow, Report, Share
 from sim.network import Network
 
 PICTURED = 150  #: layers whose activations and biases are drawn: of more, those with the largest errors
@@ -162,7 +162,7 @@ def _source(environment: Environment, name: str) -> str:
 
 
 def _dims(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape))
+    return "x".join(map(str, shape))
 
 
 def _count(value: float | None) -> str:

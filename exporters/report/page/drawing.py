@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -31,7 +30,8 @@ COLOURS = {
     "#ffffff": "var(--page)",
 }
 ROWS, COLUMNS = 48, 48  #: channels and steps that a map of biases shows at most; more are averaged
-SHADES = 16
+SHADES = 16  #: of opacity
+UNSIGNED: dict[str, Any] = {"Software": None}  #: pictures name no version
 #: Tones that are seen on light and on dark ground, of 0..1.
 FEW, MANY = (0.20, 0.56, 0.86), (0.92, 0.45, 0.16)
 WIDTH, HEIGHT, BETWEEN, BESIDE, LANE, MARGIN = 288, 66, 34, 20, 14, 10  #: of the graph's nodes, pixels
@@ -97,7 +97,7 @@ def _picture(colours: np.ndarray, opacity: np.ndarray) -> str:
     """Encode (rows from below, columns) as a PNG in a data URI."""
     file = io.BytesIO()
     pixels = np.concatenate([colours, opacity[..., None]], axis=2)
-    image.imsave(file, np.rint(255 * pixels).astype(np.uint8), format="png", origin="lower", metadata={"Software": None})
+    image.imsave(file, np.rint(255 * pixels).astype(np.uint8), format="png", origin="lower", metadata=UNSIGNED)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
@@ -190,7 +190,9 @@ class Graph(NamedTuple):
         skips = [(s, name) for name, all_ in sources.items() for s in all_ if depth[name] > depth[s] + 1]
         lanes = _lanes([(depth[a], depth[b]) for a, b in skips])
         right = MARGIN + inner + LANE
-        paths = [_direct(nodes[s], nodes[name]) for name, all_ in sources.items() for s in all_ if (s, name) not in skips]
+        paths = [
+            _direct(nodes[s], nodes[name]) for name, all_ in sources.items() for s in all_ if (s, name) not in skips
+        ]
         paths += [_around(nodes[a], nodes[b], right + lane * LANE) for (a, b), lane in zip(skips, lanes, strict=True)]
         width = right + (max(lanes, default=-1) + 1) * LANE
         return cls(width, 2 * MARGIN + max(depth.values()) * (HEIGHT + BETWEEN) + HEIGHT, list(nodes.values()), paths)
@@ -203,7 +205,9 @@ def _nodes(report: Report) -> list[Node]:
     held = holdoffs(report.layers)
     nodes = [Node(None, INPUT, ("from the host",), 0, 0)]
     for index, row in enumerate(report.layers):
-        first = f"{'×'.join(map(str, row.shape))}, " + (f"θ {row.theta}, K {held[row.name]}" if row.theta else "readout")
+        first = f"{'x'.join(map(str, row.shape))}, " + (
+            f"θ {row.theta}, K {held[row.name]}" if row.theta else "readout"
+        )
         more = [] if row.spikes_per_neuron is None else [f"{row.spikes_per_neuron:.2f} spikes per neuron"]
         if row.name in cores:
             number = cores[row.name]
