@@ -20,7 +20,9 @@ if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, whi
     from exporters.bundle import Bundle as Bundle
     from exporters.bundle import legality as legality
     from exporters.bundle import load as load_bundle  # noqa: F401
+    from exporters.bundle import write_page as write_page
     from exporters.comparison import compare as compare
+    from exporters.comparison import differences as differences
     from exporters.engines import available_engines as available_engines
     from exporters.engines import run as run
     from exporters.engines import verify as verify
@@ -62,8 +64,8 @@ if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, whi
 _HOMES: dict[str, tuple[str, str]] = {
     name: (module, name)
     for module, names in {
-        "exporters.bundle": ("Bundle", "legality"),
-        "exporters.comparison": ("compare",),
+        "exporters.bundle": ("Bundle", "legality", "write_page"),
+        "exporters.comparison": ("compare", "differences"),
         "exporters.engines": ("available_engines", "run", "verify"),
         "exporters.netx": ("load", "read"),
         "exporters.placement": ("cost", "fit"),

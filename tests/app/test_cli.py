@@ -97,8 +97,11 @@ def test_convert_says_why_the_accuracy_is_what_it_is_with_and_without_labels(pla
     np.savez(unlabelled, x=np.load(place.calibration)["x"])
     for calibration, headings in ((unlabelled, ["agrees %"]), (place.calibration, ["accuracy %", "agrees %"])):
         out = place.folder / "why"
-        printed = run("convert", *place.arguments(calibration=calibration), "--timesteps", 4, "-o", out).stdout
+        model = place.arguments(calibration=calibration)
+        printed = run("convert", *model, "--timesteps", 4, "--sensitivity", "-o", out).stdout
+        assert printed.splitlines()[-1].endswith(f"the report as a page: {out / 'report.html'}")
         report = json.loads((out / "report.json").read_text())
+        assert [row["name"] for row in report["sensitivity"]] == ["conv1", "conv2", "conv3"]
         assert report["attribution"]["verdict"] in printed
         assert report["attribution"]["verdict"] in (out / "report.md").read_text()
         assert list(report["agreement"]) == ["folded", "thresholds", "int8"]

@@ -163,7 +163,7 @@ def convert(
     *,
     options: dict[str, Any],
 ) -> None:
-    """Convert a trained model and write network, `.net`, report and pictures to a directory.
+    """Convert a trained model and write `.net`, report, page and pictures to a directory.
 
     What is not given is the recipe's; in brackets that of ann2loihi.
 
