@@ -175,7 +175,12 @@ def write_page(directory: str | Path) -> Path:
         raise refuse(str(directory), f"it holds no {REPORT}: nothing was measured", "convert again, with `convert`")
     if os.path.lexists(path) and not _is_ours(path):
         raise refuse(str(path), "it is no page of ours", "move it away")
-    files.replace_file(path, _page(bundle.network, bundle.config, bundle.provenance, bundle.report))
+    try:
+        page = _page(bundle.network, bundle.config, bundle.provenance, bundle.report)
+    except (ArithmeticError, ValueError) as error:  # the file's own numbers may be too large for any axis
+        problem = f"it cannot be drawn ({' '.join(str(error).split())})"
+        raise refuse(str(Path(directory) / REPORT), problem, "convert again") from error
+    files.replace_file(path, page)
     return path
 
 

@@ -331,5 +331,5 @@ def _short(name: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """Keep a name from being read as TeX."""
-    return name.replace("$", r"\$")
+    """Keep a name from being read as TeX, and characters from it that no picture shows."""
+    return "".join(letter if letter.isprintable() else "�" for letter in name).replace("$", r"\$")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -37,7 +37,8 @@ RUNGS: dict[Rung, str] = {
     "lava": "spiking, 8-bit weights, on Lava",
 }
 
-CAUSES = ("weights", "clipping", "staircase", "timing", "dead")  #: of which a layer's own error consists
+Cause = Literal["weights", "clipping", "staircase", "timing", "dead"]
+CAUSES: tuple[Cause, ...] = get_args(Cause)  #: of which a layer's own error consists
 LEVELS, WANTED = 32, 24  #: rates, beside 0, and wanted rates that a histogram tells apart at most
 PARTS = ("inherited", *CAUSES)  #: of which its whole error does (see :mod:`toolchain.assessment.attribution`)
 
@@ -179,7 +180,7 @@ class Attribution(Record):
     layers: tuple[Share, ...]
     verdict: str
     fault: str | None = None  #: the layer that the verdict names; None where nothing measurable is lost
-    cause: str | None = None  #: of ``CAUSES``, what it names of that layer
+    cause: Cause | None = None  #: what it names of that layer
 
 
 @dataclass(frozen=True, kw_only=True)

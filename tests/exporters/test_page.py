@@ -21,10 +21,10 @@ from pages import CONFIG, HOSTILE, PROVENANCE, full, network, renamed
 from reports import REPORT
 
 from exporters import bundle
-from exporters.report import CAUSES, LEVELS, PARTS, WANTED, EdgeRow, Report, Share, figures
+from exporters.report import CAUSES, LEVELS, PARTS, WANTED, Report, Share, figures
 from exporters.report.page import PICTURED, drawing, render, status
 from sim.findings import Refused
-from sim.network import INPUT
+from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network
 
 LIMIT = 3 << 20
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
@@ -159,9 +159,8 @@ def test_what_was_not_measured_is_said_with_the_command_that_measures_it() -> No
     assert "nan" not in text.lower().split()
 
 
-GOOD = replace(
-    REPORT, verification=None, findings=(), fit=None, attribution=replace(REPORT.attribution, fault=None, cause=None)
-)
+QUIET = replace(REPORT.attribution, fault=None, cause=None, verdict="Nothing measurable is lost: the network decides.")
+GOOD = replace(REPORT, verification=None, findings=(), fit=None, attribution=QUIET)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +168,8 @@ GOOD = replace(
     [
         ({}, "good", "Nothing measurable is lost"),
         ({"findings": ("clipped",)}, "warn", "Nothing measurable is lost, but there are findings"),
+        ({"attribution": replace(QUIET, verdict="Little is lost: its outputs differ.")}, "good", "Little is lost"),
+        ({"attribution": replace(QUIET, verdict="It goes wrong: because.")}, "warn", "Read the verdict"),
         ({"attribution": REPORT.attribution}, "warn", "It loses 1.2 points of accuracy, first in conv|1"),
         ({"attribution": REPORT.attribution, "accuracy": {}}, "warn", "It loses 3.5 % of agreement, first in conv|1"),
         ({"fit": replace(REPORT.fit, cores=None)}, "bad", "It does not fit on Loihi 2"),
@@ -181,65 +182,64 @@ def test_the_first_line_says_whether_it_works(change: dict[str, Any], mood: str,
     assert f'<h1 class="{mood}">{says}</h1>' in rendered(replace(GOOD, **change))
 
 
-def deep(layers: int, timesteps: int, channels: int) -> Report:
+def deep(layers: int, timesteps: int, channels: int) -> tuple[Report, Network]:
     """As many layers as large networks have, in all of which everything was measured."""
     rng = np.random.default_rng(0)
-    spiking, readout = REPORT.layers[0], REPORT.layers[-1]
-    names = [f"backbone.stage{index}.block.relu" for index in range(layers)]
-    rows, shares, fits, costs = [], [], [], []
-    for index, name in enumerate(names):
+    rows, shares, fits, costs, made = [], [], [], [], []
+    shape, one = (channels, 1, 1), np.ones((channels, 1, 1, 1), int)
+    for index in range(layers):
+        name, source = f"backbone.stage{index}.block.relu", made[-1].name if made else INPUT
         counts = tuple(map(tuple, rng.integers(0, 99_999, (min(timesteps, LEVELS) + 1, WANTED)).tolist()))
-        edges = (
-            EdgeRow(source=names[index - 1] if index else INPUT, synapse="Conv2d", weight_shape=(channels, 64, 3, 3)),
-        )
-        rows.append(
-            replace(spiking, name=name, shape=(channels, 8, 8), edges=edges, phase=2 * index + 2, histogram=counts)
-        )
+        rows.append(replace(REPORT.layers[0], name=name, shape=shape, histogram=counts))
         shares.append(replace(REPORT.attribution.layers[0], name=name))
         fits.append(replace(REPORT.fit.layers[0], name=name))
         costs.append(replace(REPORT.cost.layers[0], name=name))
-    edges = (EdgeRow(source=names[-1], synapse="Dense", weight_shape=(10, 512)),)
-    rows.append(replace(readout, edges=edges, phase=2 * layers + 1))
-    return full(
-        replace(
-            REPORT,
-            timesteps=timesteps,
-            layers=tuple(rows),
-            attribution=replace(REPORT.attribution, layers=tuple(shares)),
-            fit=replace(REPORT.fit, layers=tuple(fits)),
-            cost=replace(REPORT.cost, layers=tuple(costs)),
-        )
+        edge = Edge(source, Conv2d(one, Geometry(groups=channels)))
+        bias = rng.integers(-500, 500, (timesteps, channels, 1, 1))
+        made.append(Layer(name, shape, (edge,), 99, np.zeros(channels, int), bias))
+    end = Edge(made[-1].name, Dense(np.ones((10, channels), int)))
+    made.append(Layer("fc", (10,), (end,), 0, np.zeros(10, int), np.ones((timesteps, 10), int), "readout"))
+    report = replace(
+        REPORT,
+        timesteps=timesteps,
+        layers=(*rows, REPORT.layers[-1]),
+        attribution=replace(REPORT.attribution, layers=tuple(shares)),
+        fit=replace(REPORT.fit, layers=tuple(fits)),
+        cost=replace(REPORT.cost, layers=tuple(costs)),
     )
+    return full(report), Network(Input(shape), tuple(made), timesteps)
 
 
 def test_deep_networks_stay_below_the_limit() -> None:
-    report = deep(layers=160, timesteps=32, channels=256)
-    noise = np.random.default_rng(1).integers(-500, 500, (32, 256, 1))
-
-    class Biased:
-        def __init__(self, name: str) -> None:
-            self.name, self.bias, self.threshold = name, noise, 99
-
-    class Whole:
-        layers, timesteps = [Biased(row.name) for row in report.layers], 32
-
-    text = render(report, Whole(), CONFIG, PROVENANCE)  # type: ignore[arg-type] - a real one would take a minute
+    text = render(*deep(layers=160, timesteps=32, channels=256), CONFIG, PROVENANCE)
     assert text.count('aria-label="Bias schedule"') == PICTURED
     assert 1 << 20 < len(text.encode()) < LIMIT
 
 
+def branched(**sources: tuple[str, ...]) -> Network:
+    """Layers of one neuron, by what each reads; the last is the readout."""
+    last = list(sources)[-1]
+    layers = [
+        Layer(
+            name, (1,), tuple(Edge(source, Dense([[1]])) for source in read), 9, np.zeros(1, int), np.zeros((2, 1), int)
+        )
+        for name, read in sources.items()
+        if name != last
+    ]
+    edges = tuple(Edge(source, Dense([[1]])) for source in sources[last])
+    layers.append(Layer(last, (1,), edges, 0, np.zeros(1, int), np.zeros((2, 1), int), "readout"))
+    return Network(Input((1,)), tuple(layers), 2, holdoff=1)
+
+
 def test_hold_offs_are_what_phases_say() -> None:
-    assert drawing.holdoffs(REPORT.layers) == {"conv|1": 1, "silent": 1, "fc": 0}
+    assert drawing.holdoffs(branched(a=(INPUT,), b=("a", INPUT), fc=("b", "a"))) == {"a": 1, "b": 1, "fc": 0}
 
 
 def test_layers_stand_in_rows_and_edges_that_skip_one_go_beside_them() -> None:
-    def row(name: str, *sources: str) -> Any:
-        edges = tuple(EdgeRow(source=source, synapse="Dense", weight_shape=(1, 1)) for source in sources)
-        return replace(REPORT.layers[1], name=name, edges=edges)
-
-    layers = (row("a", INPUT), row("b", "a"), row("c", "b", "a"), row("left", "c"), row("right", "c"),
-              row("end", "left", "right", "c", "a"))  # fmt: skip
-    graph = drawing.Graph.of(replace(REPORT, layers=layers, attribution=None, fit=None))
+    network = branched(
+        a=(INPUT,), b=("a",), c=("b", "a"), left=("c",), right=("c",), end=("left", "right", "c", "a")
+    )  # fmt: skip
+    graph = drawing.Graph.of(BARE, network)
     at = {node.name: node for node in graph.nodes}
     height, width = drawing.HEIGHT + drawing.BETWEEN, drawing.WIDTH
     assert [round((at[name].y - at[INPUT].y) / height) for name in at] == [0, 1, 2, 3, 4, 4, 5]
@@ -250,16 +250,18 @@ def test_layers_stand_in_rows_and_edges_that_skip_one_go_beside_them() -> None:
     assert len(lanes) == 2  # a to c and c to end follow each other, a to end passes both
     assert all(at["right"].x + width < lane < graph.width for lane in lanes)
     assert graph.height > at["end"].y + drawing.HEIGHT
+    assert at["a"].lines == ("1, θ 9, K 1", "")
+    assert {node.index for node in graph.nodes} == {None}  # the report is that of another network
 
 
 def test_the_graph_marks_the_layer_at_fault_and_shades_by_own_errors() -> None:
-    graph = drawing.Graph.of(REPORT)
+    graph = drawing.Graph.of(REPORT, network())
     heat = {node.name: (node.fault, round(node.heat, 3)) for node in graph.nodes}
     assert heat == {INPUT: (False, 0), "conv|1": (True, 1), "silent": (False, 0), "fc": (False, round(0.1 / 0.35, 3))}
     (first,) = (node for node in graph.nodes if node.name == "conv|1")
-    assert first.lines == ("16x8x8, θ 181, K 1", "0.96 spikes per neuron, 2 cores")
+    assert first.lines == ("3, θ 181, K 0", "0.96 spikes per neuron, 2 cores")
     (last,) = (node for node in graph.nodes if node.name == "fc")
-    assert last.lines == ("10, readout", "no core holds it")
+    assert last.lines == ("3, readout", "no core holds it")
 
 
 def share(**parts: float) -> Share:
@@ -322,11 +324,12 @@ def test_figures_take_the_colours_of_the_page_and_have_ids_of_their_own() -> Non
     assert drawn == drawing.inline(figures.accuracy_figure(REPORT), "accuracy")
 
 
-@pytest.mark.parametrize("name", ["$x$", "$\\frac$", "a$b", "cost: 5$ <b>"])
-def test_dollars_in_names_are_no_formula(name: str) -> None:
+@pytest.mark.parametrize("name", ["$x$", "$\\frac$", "a$b", "cost: 5$ <b>", "层"])
+def test_names_in_figures_are_shown_as_they_are(name: str) -> None:
     row = replace(REPORT.attribution.layers[0], name=name)
     drawn = drawing.inline(figures.attribution_figure(name, [row]), "a")
     assert name.replace("<", "&lt;").replace(">", "&gt;") in drawn
+    assert "�" in drawing.inline(figures.attribution_figure("\x00\x1b", [row]), "a")
 
 
 @pytest.fixture(scope="module")
@@ -372,3 +375,62 @@ def test_it_is_refused_where_there_is_nothing_to_show_or_something_else_in_its_p
     change(saved)
     with pytest.raises(Refused, match=says):
         bundle.write_page(saved)
+
+
+def put(*path: str | int, value: Any) -> Callable[[Any], None]:
+    def change(document: Any) -> None:
+        *outer, last = path
+        for key in outer:
+            document = document[key]
+        document[last] = value
+
+    return change
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of matplotlib, before it gives up
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (put("layers", 0, "histogram", value=[[1], [2, 3]]), "its histogram is no table of counts with 24 columns"),
+        (put("layers", 0, "histogram", value=[[0] * 24]), "its histogram is no table of counts with 24 columns"),
+        (put("layers", 0, "histogram", value=[[-1] * 24] * 2), "its histogram is no table of counts with 24 columns"),
+        (put("accuracy", "ann", "accuracy", value=10**400), "accuracy: ann: accuracy: 10+ is not a number"),
+        (put("samples", value=10**30), "samples: 10+ is not an integer"),
+        (put("attribution", "cause", value="__init__"), "cause: '__init__' is not one of weights, clipping"),
+        (put("accuracy_by_step", 0, "low", value=-1.7e308), "report.json: it cannot be drawn"),
+    ],
+)
+def test_a_report_that_nothing_can_be_drawn_of_is_refused(
+    change: Callable[[Any], None], says: str, saved: Path
+) -> None:
+    before = rewritten(saved, change)
+    with pytest.raises(Refused, match=says) as caught:
+        bundle.write_page(saved)
+    assert "\n" not in str(caught.value)
+    assert (saved / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("fit", "layers", 0, "bottleneck", value="<b>"),
+        put("layers", 0, "edges", value=[]),
+        put("layers", 0, "shape", value=[]),
+        put("layers", 0, "name", value="input"),
+        put("verification", "engines", value=[]),
+        put("attribution", "layers", value=[]),
+        put("cost", "spikes", value=-1e300),
+        put("agreement", "int8", "low", value=-1e300),
+    ],
+)
+def test_a_report_of_anything_else_is_shown_as_it_is(change: Callable[[Any], None], saved: Path) -> None:
+    rewritten(saved, change)
+    Page(bundle.write_page(saved).read_text())
+
+
+def rewritten(directory: Path, change: Callable[[Any], None]) -> bytes:
+    """Change the report of a directory; returns the page as it is now."""
+    document = full().as_dict()
+    change(document)
+    (directory / "report.json").write_text(json.dumps(document))
+    return (directory / "report.html").read_bytes()

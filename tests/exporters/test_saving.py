@@ -249,8 +249,8 @@ def test_a_full_disk_is_one_line_wherever_it_fills_up_and_leaves_what_was_there(
     netx.write(network(), file)
     before, enough = everything(tmp_path), file.stat().st_size
     largest = max(place.iterdir(), key=lambda path: path.stat().st_size)
-    assert largest.suffix == ".png"
-    # A limit on a file's size stands for a disk that is full: at once, in the network, in a picture.
+    assert largest.name == "report.html"
+    # A limit on a file's size stands for a disk that is full: at once, in the network, in the page.
     limits = [0, enough - 1, largest.stat().st_size - 1]
     done = python("-c", FULL, tmp_path, *limits)
     said = iter(done.splitlines())

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from exporters.report import CAUSES, Share
+from exporters.report import CAUSES, Cause, Share
 from toolchain.assessment.score import Z, determination, errors, interval
 from toolchain.recipe import Recipe, TaskChoice
 
-AVOIDABLE = tuple(cause for cause in CAUSES if cause != "staircase")  #: which T spikes alone do not explain
+AVOIDABLE: tuple[Cause, ...] = tuple(
+    cause for cause in CAUSES if cause != "staircase"
+)  #: which T spikes alone do not explain
 
 #: A layer that adds less than this share of the worst layer's own error is not where things go wrong.
 WORTH_NAMING = 0.5
@@ -30,7 +32,7 @@ def _clips_by_rule(recipe: Recipe) -> bool:
 
 
 #: By cause: what happens, and what may help.
-ADVICE: dict[str, tuple[str, tuple[Advice, ...]]] = {
+ADVICE: dict[Cause, tuple[str, tuple[Advice, ...]]] = {
     "weights": (
         "its weights are too coarse as integers",
         (
@@ -78,7 +80,7 @@ class Verdict(NamedTuple):
 
     text: str
     layer: str | None = None
-    cause: str | None = None
+    cause: Cause | None = None
 
 
 def verdict(shares: Sequence[Share], recipe: Recipe, trained: Any, spiking: Any, y: Any = None) -> Verdict:
@@ -103,7 +105,7 @@ def verdict(shares: Sequence[Share], recipe: Recipe, trained: Any, spiking: Any,
     candidates = [share for share in shares if share.own >= min(WORTH_NAMING * largest, largest)]
     wrong = next((share for share in candidates if share.own > 2 * share.staircase), None)
     named = wrong or max(candidates, key=lambda share: share.own)
-    cause = max(AVOIDABLE, key=named.of) if wrong else "staircase"
+    cause: Cause = max(AVOIDABLE, key=named.of) if wrong else "staircase"
     place = f"It goes wrong first in {named.name}" if wrong else f"No layer stands out, {named.name} adds most"
     values = {"timesteps": recipe.timesteps, "more": 2 * recipe.timesteps, "later": recipe.holdoff + 1}
     what, advice = ADVICE[cause]

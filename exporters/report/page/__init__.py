@@ -14,7 +14,9 @@ from markupsafe import Markup
 from exporters.report import figures
 from exporters.report.markdown import AGREEMENT, AGREEMENTS, WORDS, WORST, estimated, register
 from exporters.report.page import drawing
-from exporters.report.schema import MEASURES, PARTS, RUNGS, CostRow, FitRow, LayerRow, Report, Share
+from exporters.report.record import REMEDY
+from exporters.report.schema import MEASURES, PARTS, RUNGS, WANTED, CostRow, FitRow, LayerRow, Report, Share
+from sim.findings import refuse
 from sim.network import Network
 
 PICTURED = 150  #: layers whose activations and biases are drawn: of more, those with the largest errors
@@ -31,7 +33,7 @@ class Row(NamedTuple):
     """All that is known of a layer; None where it was not measured."""
 
     layer: LayerRow
-    holdoff: int  #: K
+    holdoff: int | None  #: K
     share: Share | None
     fit: FitRow | None
     cost: CostRow | None
@@ -69,9 +71,9 @@ def render(report: Report, network: Network, config: Mapping[str, Any], provenan
         floor=_floor(report),
         rows=_rows(report, network),
         bars=drawing.Bars.of(() if report.attribution is None else report.attribution.layers),
-        graph=drawing.Graph.of(report),
+        graph=drawing.Graph.of(report, network),
         plots=_plots(report),
-        loaded=network.timesteps,
+        steps=network.timesteps,
         config=config,
         provenance=provenance,
         document=_document(report),
@@ -88,9 +90,10 @@ def status(report: Report) -> Status:
         return Status("warn", "Not measured")
     if report.attribution.fault is not None:
         return Status("warn", f"It loses {_lost(report)}, first in {report.attribution.fault}")
-    if report.findings:
-        return Status("warn", "Nothing measurable is lost, but there are findings")
-    return Status("good", "Nothing measurable is lost")
+    said = report.attribution.verdict.partition(":")[0]
+    if not said.endswith(" is lost"):  # reports of before faults were named apart
+        return Status("warn", "Read the verdict")
+    return Status("warn", f"{said}, but there are findings") if report.findings else Status("good", said)
 
 
 def _lost(report: Report) -> str:
@@ -113,19 +116,19 @@ def _rows(report: Report, network: Network) -> list[Row]:
     shares = {} if report.attribution is None else {share.name: share for share in report.attribution.layers}
     fits = {} if report.fit is None else {row.name: row for row in report.fit.layers}
     costs = {} if report.cost is None else {row.name: row for row in report.cost.layers}
-    held = drawing.holdoffs(report.layers)
+    held = drawing.holdoffs(network)
     worst = sorted(report.layers, key=lambda row: -shares[row.name].error if row.name in shares else 0)[:PICTURED]
     pictured = {row.name for row in worst}
     biases = {layer.name: layer for layer in network.layers if layer.name in pictured}
     rows = []
     for layer in report.layers:
-        counts = layer.histogram if layer.name in pictured else ()
+        counts = _counts(layer) if layer.name in pictured else ()
         total = sum(map(sum, counts)) or 1
         schedule, limit = drawing.schedule(biases[layer.name]) if layer.name in biases else ("", 0.0)
         rows.append(
             Row(
                 layer=layer,
-                holdoff=held[layer.name],
+                holdoff=held.get(layer.name),
                 share=shares.get(layer.name),
                 fit=fits.get(layer.name),
                 cost=costs.get(layer.name),
@@ -137,6 +140,13 @@ def _rows(report: Report, network: Network) -> list[Row]:
             )
         )
     return rows
+
+
+def _counts(layer: LayerRow) -> tuple[tuple[int, ...], ...]:
+    counts = layer.histogram
+    if counts and (len(counts) < 2 or any(len(row) != WANTED or min(row) < 0 for row in counts)):
+        raise refuse(f"layer {layer.name}", f"its histogram is no table of counts with {WANTED} columns", REMEDY)
+    return counts
 
 
 def _plots(report: Report) -> dict[str, Markup]:
@@ -166,7 +176,7 @@ def _dims(shape: Sequence[int]) -> str:
 
 
 def _count(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2f}"
+    return "n/a" if value is None else f"{value:,.0f}" if value >= 10 or float(value).is_integer() else f"{value:.2f}"
 
 
 def _fixed(value: float | None, digits: int = 2) -> str:

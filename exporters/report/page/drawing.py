@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,8 +17,8 @@ from matplotlib import image, rc_context
 from matplotlib.figure import Figure
 
 from exporters.report.figures import BLUE, GREY, VERMILION
-from exporters.report.schema import PARTS, LayerRow, Report, Share
-from sim.network import INPUT, Layer
+from exporters.report.schema import PARTS, Report, Share
+from sim.network import INPUT, Layer, Network
 
 #: What the stylesheet calls the figures' colours, so that they follow light and dark.
 COLOURS = {
@@ -40,7 +41,10 @@ WIDTH, HEIGHT, BETWEEN, BESIDE, LANE, MARGIN = 288, 66, 34, 20, 14, 10  #: of th
 def inline(figure: Figure, prefix: str) -> Markup:
     """Turn a figure into an ``<svg>`` element that inherits colours; its ids begin with ``prefix``."""
     file = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix, "font.family": "sans-serif"}):
+    plain = rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix, "font.family": "sans-serif"})
+    with plain, warnings.catch_warnings():
+        # The reader's browser has letters that matplotlib's own font lacks.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(file.getvalue())
     for parent in root.iter():
@@ -139,17 +143,19 @@ class Bars(NamedTuple):
         return [bar for bar in laid if bar.width > 0.05]
 
 
-def holdoffs(layers: Sequence[LayerRow]) -> dict[str, int]:
+def holdoffs(network: Network) -> dict[str, int]:
     """Find each layer's K: by how much its phase lies behind the arrival of its last source."""
-    phase = {INPUT: 0} | {row.name: row.phase for row in layers}
-    return {row.name: row.phase - max(phase.get(edge.source, 0) + 1 for edge in row.edges) for row in layers}
+    phase = {INPUT: 0} | network.phase
+    return {
+        layer.name: phase[layer.name] - max(phase[edge.source] + 1 for edge in layer.edges) for layer in network.layers
+    }
 
 
 @dataclass
 class Node:
     """A layer as a box."""
 
-    index: int | None  #: of the layer; None for the input
+    index: int | None  #: of the layer in the report; None for the input
     name: str
     lines: tuple[str, ...]
     x: float
@@ -168,54 +174,54 @@ class Graph(NamedTuple):
     box: tuple[int, int] = (WIDTH, HEIGHT)
 
     @classmethod
-    def of(cls, report: Report) -> Graph:
-        """Lay out the layers of a report."""
+    def of(cls, report: Report, network: Network) -> Graph:
+        """Lay out a network, with what a report knows of its layers."""
+        sources = {layer.name: list(dict.fromkeys(edge.source for edge in layer.edges)) for layer in network.layers}
         depth = {INPUT: 0}
-        for row in report.layers:
-            depth[row.name] = 1 + max((depth.get(edge.source, 0) for edge in row.edges), default=0)
-        sources = {row.name: [edge.source for edge in row.edges if edge.source in depth] for row in report.layers}
+        for name, read in sources.items():
+            depth[name] = 1 + max(depth[source] for source in read)
         order: dict[int, list[str]] = {}
         place = {INPUT: 0.0}
         for name in sorted(depth, key=depth.__getitem__):
             order.setdefault(depth[name], []).append(name)
         for names in list(order.values())[1:]:
-            names.sort(key=lambda name: sum(place[source] for source in sources[name]) / max(1, len(sources[name])))
+            names.sort(key=lambda name: sum(place[source] for source in sources[name]) / len(sources[name]))
             place |= {name: index - (len(names) - 1) / 2 for index, name in enumerate(names)}
         widest = max(map(len, order.values()))
         inner = widest * WIDTH + (widest - 1) * BESIDE
-        nodes = {node.name: node for node in _nodes(report)}
+        nodes = {node.name: node for node in _nodes(report, network)}
         for name, node in nodes.items():
             node.x = MARGIN + inner / 2 + place[name] * (WIDTH + BESIDE) - WIDTH / 2
             node.y = MARGIN + depth[name] * (HEIGHT + BETWEEN)
-        skips = [(s, name) for name, all_ in sources.items() for s in all_ if depth[name] > depth[s] + 1]
+        skips = [(s, name) for name, read in sources.items() for s in read if depth[name] > depth[s] + 1]
         lanes = _lanes([(depth[a], depth[b]) for a, b in skips])
         right = MARGIN + inner + LANE
         paths = [
-            _direct(nodes[s], nodes[name]) for name, all_ in sources.items() for s in all_ if (s, name) not in skips
+            _direct(nodes[s], nodes[name]) for name, read in sources.items() for s in read if (s, name) not in skips
         ]
         paths += [_around(nodes[a], nodes[b], right + lane * LANE) for (a, b), lane in zip(skips, lanes, strict=True)]
         width = right + (max(lanes, default=-1) + 1) * LANE
         return cls(width, 2 * MARGIN + max(depth.values()) * (HEIGHT + BETWEEN) + HEIGHT, list(nodes.values()), paths)
 
 
-def _nodes(report: Report) -> list[Node]:
+def _nodes(report: Report, network: Network) -> list[Node]:
     shares = {} if report.attribution is None else {share.name: share for share in report.attribution.layers}
     cores = {} if report.fit is None else {row.name: row.cores for row in report.fit.layers}
+    rows = {row.name: (index, row.spikes_per_neuron) for index, row in enumerate(report.layers)}
     largest = max((share.own for share in shares.values()), default=0)
-    held = holdoffs(report.layers)
+    held = holdoffs(network)
     nodes = [Node(None, INPUT, ("from the host",), 0, 0)]
-    for index, row in enumerate(report.layers):
-        first = f"{'x'.join(map(str, row.shape))}, " + (
-            f"θ {row.theta}, K {held[row.name]}" if row.theta else "readout"
-        )
-        more = [] if row.spikes_per_neuron is None else [f"{row.spikes_per_neuron:.2f} spikes per neuron"]
-        if row.name in cores:
-            number = cores[row.name]
+    for layer in network.layers:
+        index, spikes = rows.get(layer.name, (None, None))
+        kind = f"θ {layer.threshold}, K {held[layer.name]}" if layer.kind == "spiking" else "readout"
+        more = [] if spikes is None else [f"{spikes:.2f} spikes per neuron"]
+        if layer.name in cores:
+            number = cores[layer.name]
             more.append("no core holds it" if number is None else f"{number} core{'s' * (number != 1)}")
-        node = Node(index, row.name, (first, ", ".join(more)), 0, 0)
-        if row.name in shares and largest > 0:
-            node.heat = max(0.0, shares[row.name].own / largest)
-        node.fault = report.attribution is not None and report.attribution.fault == row.name
+        node = Node(index, layer.name, (f"{'x'.join(map(str, layer.shape))}, {kind}", ", ".join(more)), 0, 0)
+        if layer.name in shares and largest > 0:
+            node.heat = max(0.0, shares[layer.name].own / largest)
+        node.fault = report.attribution is not None and report.attribution.fault == layer.name
         nodes.append(node)
     return nodes
 
