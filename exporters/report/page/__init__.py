@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -49,12 +50,7 @@ def render(report: Report, network: Network, config: Mapping[str, Any], provenan
 
     Everything in a report may come from somebody's file, names above all: the template escapes it.
     """
-    environment = Environment(
-        loader=PackageLoader(__name__, ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"dims": _dims, "count": _count, "fixed": _fixed, "estimated": estimated, "plain": _plain}
-    environment.filters["register"] = register
+    environment = _environment()
     script, style = (_source(environment, name) for name in ("page.js", "style.css"))
     return environment.get_template("page.html.j2").render(
         script=Markup(script),
@@ -78,6 +74,15 @@ def render(report: Report, network: Network, config: Mapping[str, Any], provenan
         provenance=provenance,
         document=_document(report),
     )
+
+
+@cache
+def _environment() -> Environment:
+    loader = PackageLoader(__name__, "")
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {"dims": _dims, "count": _count, "fixed": _fixed, "plain": _plain}
+    made.filters |= {"estimated": estimated, "register": register}
+    return made
 
 
 def status(report: Report) -> Status:
