@@ -133,9 +133,21 @@ def _side(path: Path) -> _Side:
         for inner, entry in (value.items() if isinstance(value, dict) else [("", value)])
         if key != "created"
     }
-    figures = {"T": network.timesteps, "K": network.holdoff, "steps": network.steps, "period": interval(network)}
-    figures["neurons"] = sum(layer.size for layer in network.layers)
-    layers = {layer.name: {"neurons": layer.size, "theta": layer.threshold} for layer in network.layers}
+    placed = fit(network, "loihi2")
+    figures = {
+        "T": network.timesteps,
+        "K": network.holdoff,
+        "neurons": placed.neurons,
+        "cores": placed.cores,
+        "chips": placed.chips,
+        "steps": network.steps,
+        "period": interval(network),
+    }
+    cores = {row.name: row.cores for row in placed.layers}
+    layers = {
+        layer.name: {"neurons": layer.size, "theta": layer.threshold, "cores": cores[layer.name]}
+        for layer in network.layers
+    }
     if report_or_none is not None:
         figures = _figures(report_or_none) | figures
         measured = _layers(report_or_none)

@@ -66,6 +66,7 @@ def test_directories_also_say_how_recipe_and_origin_differ(tmp_path: Path) -> No
     figures = {pair.what: (pair.a, pair.b) for pair in found.figures}
     assert figures["T"] == (2, 2)  # of the network, whatever a report says
     assert figures["neurons"] == (5, 5)
+    assert figures["cores"] == (2, 2)
     assert figures["accuracy, %"] == (97.25, None)
     assert list(found.layers) == ["hidden", "readout"]
     assert json.loads(json.dumps(found.as_dict()))["config"] == [{"what": "method", "a": "exact", "b": "mse"}]

@@ -66,7 +66,7 @@ def test_two_conversions_are_printed_beside_each_other(saved: Path, tmp_path: Pa
     assert "accuracy, % 97.25 - -" in cells
     assert "T 2 2 -" in cells
     assert "method exact mse -" in cells
-    assert "hidden 3 64 - - -" in cells
+    assert "hidden 3 64 1 - -" in cells
     found = json.loads(run("report", "diff", saved, tmp_path / "other", "--json").stdout)
     assert found["config"] == [{"what": "method", "a": "exact", "b": "mse"}]
 
