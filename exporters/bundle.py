@@ -184,6 +184,27 @@ def write_page(directory: str | Path) -> Path:
     return path
 
 
+@checked
+def keep_report(directory: str | Path, report: Report) -> None:
+    """Replace the report of a bundle in all its forms but pictures, which stay those of the report before.
+
+    Raises :class:`Refused` for what :func:`load` refuses, what is no file of ours, and what cannot be written.
+    """
+    bundle, directory = load(directory), Path(directory)
+    from exporters.report import markdown
+
+    pictures = tuple(name for name in PICTURES if (directory / name).is_file())
+    contents = {
+        REPORT: _dump(REPORT, report.as_dict()),
+        TEXT: markdown.render(report, pictures).encode(),
+        PAGE: _page(bundle.network, bundle.config, bundle.provenance, report),
+    }
+    if foreign := [name for name in contents if os.path.lexists(directory / name) and not _is_ours(directory / name)]:
+        raise refuse(str(directory / foreign[0]), "it is no file of ours", "move it away")
+    for name, data in contents.items():
+        files.replace_file(directory / name, data)
+
+
 def _page(network: Network, config: Mapping[str, Any], provenance: Mapping[str, Any], report: Report) -> bytes:
     from exporters.report import page
 

@@ -192,6 +192,27 @@ def test_verify_agrees_on_every_engine_that_can_run_here(place: Workplace) -> No
     assert document["summary"].splitlines()[0].endswith("0 differences")
 
 
+def test_verify_keeps_its_outcome_where_it_is_asked_to(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporters import engines
+
+    monkeypatch.setattr(engines.metadata, "distributions", lambda name: iter(()))  # two engines are enough
+    out = Path(shutil.copytree(place.bundle, tmp_path / "out"))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    arguments = ("verify", out, "--data", place.test, "--samples", 1)
+    assert run(*arguments).exit_code == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    found = json.loads(run(*arguments, "--keep", "--json").stdout)
+    kept = json.loads((out / "report.json").read_text())
+    assert {engine["engine"] for engine in kept["verification"]["engines"]} >= {"reference", "fast"}
+    assert kept["verification"]["summary"] == found["summary"]
+    assert kept | {"verification": None} == json.loads(before["report.json"]) | {"verification": None}
+    assert f"{len(found['engines'])} engines agree" in (out / "report.html").read_text()
+    (out / "report.json").unlink()
+    assert "--keep: " in refused(run(*arguments, "--keep"))
+
+
 def test_verify_ends_with_1_and_names_the_first_difference(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     from exporters import engines
     from sim.fast.population import Population

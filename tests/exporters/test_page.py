@@ -153,7 +153,7 @@ def test_names_from_a_file_are_only_ever_text() -> None:
 def test_what_was_not_measured_is_said_with_the_command_that_measures_it() -> None:
     text = " ".join(Page(rendered(BARE)).readable.split())
     assert status(BARE).text == "Not measured"
-    for command in ("ann2loihi verify DIR --data test.npz --samples 16", "ann2loihi convert --sensitivity"):
+    for command in ("ann2loihi verify DIR --data test.npz --samples 16 --keep", "ann2loihi convert --sensitivity"):
         assert command in text
     assert text.count("not measured") + text.count("Not measured") >= 6
     assert "nan" not in text.lower().split()
@@ -431,3 +431,19 @@ def rewritten(directory: Path, change: Callable[[Any], object]) -> bytes:
     change(document)
     (directory / "report.json").write_text(json.dumps(document))
     return (directory / "report.html").read_bytes()
+
+
+def test_another_report_takes_the_place_of_the_one_before_in_every_form(saved: Path) -> None:
+    pictures = {path.name: path.read_bytes() for path in saved.glob("*.png")}
+    agreed = replace(full(), verification=replace(REPORT.verification, difference=None, summary="all agree"))
+    bundle.keep_report(saved, agreed)
+    assert bundle.load(saved).report == agreed
+    assert "2 engines agree" in (saved / "report.html").read_text()
+    text = (saved / "report.md").read_text()
+    assert "No difference." in text
+    assert all(f"]({name})" in text for name in pictures)
+    assert {path.name: path.read_bytes() for path in saved.glob("*.png")} == pictures
+    (saved / "report.md").write_text("my notes")
+    with pytest.raises(Refused, match=r"report\.md: it is no file of ours; move it away"):
+        bundle.keep_report(saved, full())
+    assert bundle.load(saved).report == agreed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -275,6 +275,7 @@ def verify(
             help="How engines on Lava get the input.  [as the network was converted for]",
         ),
     ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the outcome in the directory's report.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run every engine on the same samples and compare spike for spike; exit code 1 and the first difference if any.
@@ -287,14 +288,19 @@ def verify(
     from toolchain.inputs import load_for
 
     loaded = bundles.load(bundle)
+    if keep and loaded.report is None:
+        raise refuse("--keep", f"{bundle} holds no {bundles.REPORT}", "convert again, or leave --keep out")
     x, _ = load_for(loaded.network, data, samples)
     form: Any = inputs  # which there are is the network's to say
     with bars():
         result = run(loaded.network, loaded.network.input.encode(x), net_path=loaded.net_path, inputs=form)
+    found = Verification.from_dict(result.as_dict(), "verification")
+    if keep and loaded.report is not None:
+        bundles.keep_report(bundle, replace(loaded.report, verification=found))
     if as_json:
         print_json(result.as_dict())
     else:
-        show_verification(Verification.from_dict(result.as_dict(), "verification"), str(bundle))
+        show_verification(found, str(bundle))
     if result.difference is not None:
         raise typer.Exit(1)
 

@@ -77,6 +77,7 @@ COMPARED = {
 
 
 FORMS = {key: heading for key, heading in COMPARED.items() if key not in ("name", "timesteps", "holdoff", "period")}
+SENSITIVITY = {"name": "layer", "only": "this layer alone", "others": "all but this layer"}
 LAYERS_BESIDE = ("neurons", "theta", "cores", "spikes per neuron", "error")
 SHARES = ("error", *PARTS)
 COLOURS = {"error": "red", "warning": "yellow", "note": None}
@@ -142,6 +143,9 @@ def show_report(report: Report) -> None:
     both = f"{MEASURES[report.task]} and " if report.accuracy else ""
     what = f"{both}{'R² against' if report.task == 'regression' else 'agreement with'} the trained network"
     out.print(table(f"{what} on {report.data}" if report.data else what, ladder, columns))
+    if report.sensitivity:
+        alone = [{"name": r.name, "only": r.only.value, "others": r.others.value} for r in report.sensitivity]
+        out.print(table("agreement in % with the steps of", alone, SENSITIVITY))
     if report.accuracy_by_timesteps:
         rows = [{"T": t, **score.as_dict()} for t, score in report.accuracy_by_timesteps.items()]
         out.print(table("converted for other T", rows, {"T": "T", **score}))

@@ -16,9 +16,9 @@ from sim.arguments import checked
 from toolchain.assessment import layers
 from toolchain.assessment.attribution import attribute
 from toolchain.assessment.ladder import climb, spiking_outputs
+from toolchain.assessment.leave_one_out import sensitivity
 from toolchain.assessment.payload import prepared
 from toolchain.assessment.score import accuracy, agreement, by_step, errors
-from toolchain.assessment.sensitivity import sensitivity
 from toolchain.assessment.verdict import verdict
 from toolchain.convert import Conversion
 from toolchain.frontends.plain import unwrapped
