@@ -110,7 +110,10 @@ def test_the_wheel_holds_the_packages_their_data_and_nothing_else(wheel: Path) -
     }
     assert "toolchain/demo/digits_cnn.pt" in names
     assert {f"{name}/py.typed" for name in ("ann2loihi", "exporters", "sim", "toolchain")} <= set(names)
-    assert all(Path(name).suffix in (".py", ".pt", ".json", ".typed") for name in names if "dist-info" not in name)
+    page = {f"exporters/report/page/{name}" for name in ("page.html.j2", "page.js", "style.css")}
+    assert page <= set(names)
+    others = [name for name in names if "dist-info" not in name and name not in page]
+    assert all(Path(name).suffix in (".py", ".pt", ".json", ".typed") for name in others)
 
 
 #: What is imported under another name than its distribution's.
