@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, whi
     from toolchain.auto import choose as choose
     from toolchain.convert import Conversion as Conversion
     from toolchain.convert import convert as convert
+    from toolchain.data import open_data as open_data
     from toolchain.frontends import import_model as import_model
     from toolchain.frontends import inspect_model as check  # noqa: F401
     from toolchain.frontends import operation as operation
@@ -76,6 +77,7 @@ _HOMES: dict[str, tuple[str, str]] = {
         "sim.progress": ("reporting",),
         "toolchain.auto": ("choose",),
         "toolchain.convert": ("Conversion", "convert"),
+        "toolchain.data": ("open_data",),
         "toolchain.graph.activations": ("NQ", "QCFS", "RNL", "SlipReLU", "TCL", "TReLU"),
         "toolchain.frontends": ("import_model", "operation"),
         "toolchain.loading": ("load_model",),

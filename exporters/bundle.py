@@ -95,9 +95,14 @@ def digest(arrays: Mapping[str, Any]) -> str:
     total = hashlib.sha256()
     for name in sorted(arrays):
         value = np.asarray(arrays[name])
-        total.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
+        total.update(digest_header(name, value.dtype, value.shape))
         total.update(value.tobytes())
     return total.hexdigest()
+
+
+def digest_header(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """Return what :func:`digest` puts before the bytes of an array, for who adds these in parts."""
+    return f"{name} {dtype.str} {shape}\n".encode()
 
 
 @checked

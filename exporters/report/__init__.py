@@ -8,6 +8,7 @@ from exporters.report.schema import (
     RUNGS,
     WANTED,
     Accuracy,
+    Activity,
     Agreement,
     Attribution,
     Cause,
@@ -34,6 +35,7 @@ from exporters.report.schema import (
     Trial,
     Verification,
     outside,
+    summed,
 )
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "RUNGS",
     "WANTED",
     "Accuracy",
+    "Activity",
     "Agreement",
     "Attribution",
     "Cause",
@@ -70,4 +73,5 @@ __all__ = [
     "Trial",
     "Verification",
     "outside",
+    "summed",
 ]

@@ -9,10 +9,12 @@ from exporters.report.schema import (
     MEASURES,
     PARTS,
     RUNGS,
+    Activity,
     Attribution,
     Compared,
     Cost,
     Estimate,
+    Evaluation,
     Fit,
     LayerRow,
     OutputError,
@@ -23,6 +25,7 @@ from exporters.report.schema import (
     TaskName,
     Trial,
     Verification,
+    summed,
 )
 
 MISSING = "not measured"
@@ -39,6 +42,17 @@ WORDS = {
     "total": "total",
 }
 WORST = 12  #: outputs whose errors are listed
+#: What is said of a layer's activity, by field.
+ACTIVITY = {
+    "name": "layer",
+    "neurons": "neurons",
+    "spikes": "spikes",
+    "rate": "rate in %",
+    "dense": "dense operations",
+    "effective_macs": "effective MACs",
+    "effective_acs": "effective ACs",
+    "peak": "largest u, v",
+}
 PICTURES = {
     "accuracy.png": "Accuracy against T",
     "front.png": "What was tried: agreement against latency, period and spikes",
@@ -65,6 +79,7 @@ def render(report: Report, pictures: Sequence[str] = ()) -> str:
         *([_sensitivity(report.sensitivity)] if report.sensitivity else []),
         "## Layers",
         _layers(report.layers),
+        *(["## Activity", _activities(report.activity, report.samples)] if report.activity else []),
         "## Verification",
         _verification(report.verification),
     ]
@@ -77,6 +92,42 @@ def render(report: Report, pictures: Sequence[str] = ()) -> str:
     if pictures:
         sections += ["## Pictures", *(f"![{PICTURES[name]}]({name})" for name in pictures)]
     return "\n\n".join(sections) + "\n"
+
+
+def render_evaluation(found: Evaluation, title: str) -> str:
+    """Write an evaluation as Markdown."""
+    measure = MEASURES[found.task]
+    header = (f"{measure} in %", "95 % interval", "n")
+    sections = [
+        f"# {title}",
+        f"## {_headed(measure)}",
+        _table(("step", *header), [(row.step, *_score(row)) for row in found.accuracy_by_step]),
+        "## Activity",
+        _activities(found.layers, found.samples),
+        f"u and v have to stay below {found.state_limit} su.",
+    ]
+    if found.findings:
+        sections += ["## Findings", "\n".join(f"- {finding}" for finding in found.findings)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _activities(layers: Sequence[Activity], samples: int) -> str:
+    """Write what layers do, and what they do together."""
+    return (
+        f"Per sample, the mean of {samples}. Operations are those of NeuroBench: dense ones of all synapses at all T "
+        "steps; effective ones where neither the weight nor what arrives is 0, as multiplications (MACs) of the graded "
+        "input and accumulations (ACs) of spikes.\n\n"
+        + _table(tuple(ACTIVITY.values()), [_activity(row) for row in (*layers, summed(layers))])
+    )
+
+
+def _activity(row: Activity) -> tuple[Any, ...]:
+    """Write what a layer does as cells, in the order of ``ACTIVITY``."""
+    values = row.as_dict() | {
+        name: f"{getattr(row, name):.1f}" for name in ("spikes", "effective_macs", "effective_acs")
+    }
+    values["rate"] = None if row.rate is None else f"{100 * row.rate:.2f}"
+    return tuple("" if values[key] is None else values[key] for key in ACTIVITY)
 
 
 def _imported(error: float) -> str:

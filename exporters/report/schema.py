@@ -5,7 +5,7 @@ What was not measured is None or empty, absent in JSON, and never 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
@@ -311,15 +311,52 @@ class Compared(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Activity(Record):
+    """What a layer does, per sample. Operations are named and counted as by NeuroBench (:mod:`sim.operations`)."""
+
+    name: str
+    neurons: int
+    spikes: float
+    rate: float | None  #: spikes of a neuron and step of the window, 0..1; None for a readout
+    dense: int  #: synaptic operations of all synapses at all steps
+    effective_macs: float  #: those where neither the weight nor the graded input is 0
+    effective_acs: float  #: those where neither the weight nor the spike is 0
+    peak: int | None  #: largest magnitude of u and v over all samples, su; None where the engine does not say
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation(Record):
-    """How good a network is on labelled data."""
+    """How good a network is on labelled data, and what it does for that."""
 
     engine: str
     task: TaskName
     samples: int
     overflowed: int  #: samples in which a potential left the registers; they count with what wider ones would say
     accuracy_by_step: tuple[StepAccuracy, ...]
+    spikes: float  #: per sample
+    rate: float | None  #: spikes of a neuron and step of its window, 0..1; None without neurons that spike
+    dense: int  #: as of an :class:`Activity`, of all layers
+    effective_macs: float
+    effective_acs: float
+    state_limit: int  #: what u and v have to stay below, su
+    layers: tuple[Activity, ...]
     findings: tuple[str, ...]  #: what casts doubt on it, in sentences
+
+
+def summed(layers: Sequence[Activity]) -> Activity:
+    """Return what layers do together, at least one."""
+    spiking = [(row.rate, row.neurons) for row in layers if row.rate is not None]
+    neurons = sum(number for _, number in spiking)
+    return Activity(
+        name="sum",
+        neurons=sum(row.neurons for row in layers),
+        spikes=sum(row.spikes for row in layers),
+        rate=sum(rate * number for rate, number in spiking) / neurons if neurons else None,
+        dense=sum(row.dense for row in layers),
+        effective_macs=sum(row.effective_macs for row in layers),
+        effective_acs=sum(row.effective_acs for row in layers),
+        peak=max((row.peak for row in layers if row.peak is not None), default=None),
+    )
 
 
 def outside(overflowed: int, samples: int) -> str:
@@ -353,6 +390,7 @@ class Report(Record):
     accuracy_by_timesteps: Mapping[int, Accuracy] = field(default_factory=dict)  #: of networks converted for each T
     forms: tuple[Compared, ...] = ()  #: of networks converted for each form of the input
     errors: tuple[OutputError, ...] = ()  #: of a regression, by output (or channel)
+    activity: tuple[Activity, ...] = ()  #: of each layer, on all samples
     verification: Verification | None = None
     fit: Fit | None = None
     cost: Cost | None = None

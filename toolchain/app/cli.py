@@ -14,12 +14,14 @@ from rich.markup import escape
 
 from sim.findings import Refused, refuse
 from toolchain.app import chip, device, report, training
-from toolchain.app.console import bars, err, guarded, numbers, out, print_json, say, table
+from toolchain.app.console import bars, err, guarded, json_text, numbers, out, print_json, say, table
 from toolchain.app.options import (
+    DATA,
     AnyModel,
     Bundle,
     Data,
     DenseLimit,
+    Device,
     Json,
     LeaveOffLast,
     Model,
@@ -30,7 +32,7 @@ from toolchain.app.options import (
     importing,
     with_recipe,
 )
-from toolchain.app.show import blocks, layers, score_columns, show_issues, show_report, show_verification
+from toolchain.app.show import blocks, layers, show_evaluation, show_issues, show_report, show_verification
 
 if TYPE_CHECKING:  # torch takes seconds, which no command's help should
     from exporters.report import Search
@@ -63,7 +65,7 @@ def check(
     weights: Weights = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.npz", help="Inputs x (N,C,H,W) to compare on, beside drawn ones, or to measure on."),
+        typer.Option(metavar=DATA, help="Inputs x (N,C,H,W) to compare on, beside drawn ones, or to measure on."),
     ] = None,
     dense_limit: DenseLimit = None,
     leave_off_last: LeaveOffLast = False,
@@ -96,8 +98,8 @@ def _check_model(
     limits: dict[str, Any],
     as_json: bool,
 ) -> None:
+    from toolchain.data import gather, open_data
     from toolchain.frontends import inspect_model
-    from toolchain.inputs import load_arrays
     from toolchain.loading import load_model
 
     try:
@@ -106,7 +108,7 @@ def _check_model(
         shape = ()
     if len(shape) not in (1, 2, 3) or min(shape) < 1:
         raise refuse("--input-shape", repr(input_shape), "give C,H,W, or C,L, or one number of features")
-    samples = None if calibration is None else load_arrays(calibration, shape, labels=False)[0]
+    samples = None if calibration is None else gather(open_data(calibration, shape, labels=False)).x
     with redirect_stdout(sys.stderr):  # what the model prints while it is traced
         found = inspect_model(load_model(model, weights), shape, samples=samples, **limits)
         rows = [asdict(row) for row in found]
@@ -120,9 +122,11 @@ def _check_model(
 
 def _check_network(path: Path, calibration: Path | None, as_json: bool) -> None:
     from exporters import bundle
-    from toolchain.inputs import load_for
+    from toolchain.data import gather, open_data
 
-    x = None if calibration is None else load_for(bundle.read_network(path), calibration)[0]
+    x = None
+    if calibration is not None:
+        x = gather(open_data(calibration, bundle.read_network(path).input.model_shape, labels=False)).x
     found = bundle.legality(path, x)
     if as_json:
         print_json([issue.as_dict() for issue in found])
@@ -138,10 +142,15 @@ def _check_network(path: Path, calibration: Path | None, as_json: bool) -> None:
 def convert(
     model: Model,
     calibration: Annotated[
-        Path, typer.Option(metavar="FILE.npz", help="A few hundred inputs x (N,C,H,W); y is never learnt from.")
+        Path,
+        typer.Option(metavar=DATA, help="A few hundred inputs x (N,C,H,W), or more; labels are never learnt from."),
     ],
     output: Output,
     weights: Weights = None,
+    calibration_samples: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Read only N inputs, from all over the data.  [all, 1 GiB of which are used]"),
+    ] = None,
     recipe: Start = "ann2loihi",
     auto: Annotated[bool, typer.Option("--auto", help="Choose T, K and the bias rule on held-out inputs.")] = False,
     latency_budget: Annotated[
@@ -174,7 +183,7 @@ def convert(
     from toolchain.auto import choose
     from toolchain.convert import convert as run
     from toolchain.convert import in_every_form
-    from toolchain.inputs import load_arrays
+    from toolchain.data import gather, open_data
     from toolchain.loading import load_model
     from toolchain.recipe import named
 
@@ -187,17 +196,19 @@ def convert(
         raise refuse("--auto", f"{', '.join(given)} given too", "leave the choice to --auto, or leave --auto out")
     chosen = named(recipe, **options)
     check_place(output)
-    x, y = load_arrays(calibration, labels=False)
+    whole = open_data(calibration, labels=False)
     net, limits = load_model(model, weights), importing(dense_limit, leave_off_last)
 
     def converted(labels: Any) -> tuple[Conversion, Search | None]:
         if not auto:
-            return run(net, x, recipe=chosen, labels=labels, **limits), None
-        choice = choose(net, x, chosen, **budgets, labels=labels, **limits)
+            return run(net, gathered, recipe=chosen, labels=labels, **limits), None
+        choice = choose(net, gathered, chosen, **budgets, labels=labels, **limits)
         return choice.conversion, choice.search
 
     unusable: Refused | None = None
     with bars():
+        gathered = gather(whole.drawn(calibration_samples))
+        x, y = gathered.x, gathered.y
         try:
             conversion, search = converted(y)
         except Refused as refused:
@@ -208,7 +219,8 @@ def convert(
             conversion, search = converted(None)
         rates = assessment.rates(conversion, x)
         name, data = model.rpartition("/")[2], f"calibration data, {calibration.name}"
-        forms = in_every_form(conversion, net, x, **limits) if compare_forms else ()
+        data += f", {len(x)} of {len(whole)}" if len(x) < len(whole) else ""
+        forms = in_every_form(conversion, net, gathered, **limits) if compare_forms else ()
         measured = assessment.report(
             conversion, net, x, y, rates, name=name, data=data, choice=search, forms=forms, sensitive=sensitivity
         )
@@ -236,30 +248,59 @@ def evaluate(
         ),
     ] = None,
     samples: Samples = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar="N|tcp://HOST:PORT", help="Processes here, or the Dask scheduler of a cluster.  [none]"),
+    ] = None,
+    shard: Annotated[
+        int | None, typer.Option("--shard-size", metavar="N", help="Samples that a worker takes at a time.  [256]")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep what is done here, and go on with it after a kill.")
+    ] = None,
+    device: Device = "cpu",
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.md|FILE.json", help="Write what was measured to a file, too.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the accuracy, or R² of a regression, at every step 1..T on labelled data.
+    """Print the accuracy, or R² of a regression, at every step 1..T on labelled data, and what each layer does for it.
 
-    Example: `ann2loihi evaluate build/out --data test.npz`
+    Example: `ann2loihi evaluate build/out --data test.npz --workers 8 --resume build/test.jsonl`
     """
     from exporters import bundle as bundles
+    from exporters.files import replace_file
+    from exporters.report.markdown import render_evaluation
     from toolchain import assessment
-    from toolchain.inputs import load_for
+    from toolchain.data import open_data
 
+    if report is not None and report.suffix not in (".md", ".json"):
+        raise refuse("--report", f"{report} is of neither kind", "give a FILE.md or a FILE.json")
     loaded = bundles.load(bundle)
-    x, y = load_for(loaded.network, data, samples, labels=True)
+    source = open_data(data, loaded.network.input.model_shape).first(samples)
     # Bundles of before tasks were known do not name theirs.
     task = loaded.config.get("task", "auto")
     policy: Any = overflow  # which there are is the registers' to say
     with bars():
-        found = assessment.evaluate(loaded.network, x, y, engine=engine, task=task, overflow=policy)
+        found = assessment.evaluate(
+            loaded.network,
+            source,
+            engine=engine,
+            task=task,
+            overflow=policy,
+            device=device,
+            workers=int(workers) if workers is not None and workers.isdecimal() else workers,
+            shard=shard,
+            resume=resume,
+        )
+    title = f"{bundle} on {data}, engine {engine}"
+    if report is not None:
+        text = json_text(found.as_dict()) if report.suffix == ".json" else render_evaluation(found, title)
+        replace_file(report, text.encode())
     if as_json:
         print_json(found.as_dict())
         return
-    rows = [row.as_dict() for row in found.accuracy_by_step]
-    out.print(table(f"{bundle} on {data}, engine {engine}", rows, {"step": "step"} | score_columns(found.task)))
-    for finding in found.findings:
-        say(finding, "yellow")
+    show_evaluation(found, title)
 
 
 @app.command()
@@ -275,6 +316,7 @@ def verify(
             help="How engines on Lava get the input.  [as the network was converted for]",
         ),
     ] = None,
+    device: Device = "cpu",
     keep: Annotated[bool, typer.Option("--keep", help="Keep the outcome in the directory's report.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -285,7 +327,7 @@ def verify(
     from exporters import bundle as bundles
     from exporters.engines import verify as run
     from exporters.report import Verification
-    from toolchain.inputs import load_for
+    from toolchain.data import load_for
 
     loaded = bundles.load(bundle)
     if keep and loaded.report is None:
@@ -293,7 +335,9 @@ def verify(
     x, _ = load_for(loaded.network, data, samples)
     form: Any = inputs  # which there are is the network's to say
     with bars():
-        result = run(loaded.network, loaded.network.input.encode(x), net_path=loaded.net_path, inputs=form)
+        result = run(
+            loaded.network, loaded.network.input.encode(x), net_path=loaded.net_path, inputs=form, device=device
+        )
     found = Verification.from_dict(result.as_dict(), "verification")
     if keep and loaded.report is not None:
         bundles.keep_report(bundle, replace(loaded.report, verification=found))

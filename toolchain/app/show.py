@@ -11,7 +11,20 @@ from rich.table import Table
 
 from exporters.comparison import Differences, Pair
 from exporters.netx import RULES, Issue
-from exporters.report import MEASURES, PARTS, RUNGS, Compared, Cost, Fit, LayerRow, Report, TaskName, Verification
+from exporters.report import (
+    MEASURES,
+    PARTS,
+    RUNGS,
+    Compared,
+    Cost,
+    Evaluation,
+    Fit,
+    LayerRow,
+    Report,
+    TaskName,
+    Verification,
+    summed,
+)
 from exporters.report.markdown import estimated
 from toolchain.app.console import out, say, table, text
 
@@ -60,6 +73,16 @@ COUNTS = {
     "hops": "hops",
 }
 ESTIMATES = {"quantity": "of one inference", "range": "range", "chip": "figures of", "source": "source"}
+ACTIVITY = {
+    "name": "layer",
+    "neurons": "neurons",
+    "spikes": "spikes",
+    "rate": "rate %",
+    "dense": "dense ops",
+    "effective_macs": "MACs",
+    "effective_acs": "ACs",
+    "peak": "largest u, v",
+}
 COMPARED = {
     "name": "directory",
     "input": "input",
@@ -160,6 +183,19 @@ def show_report(report: Report) -> None:
     for sentence in report.input:
         say(sentence)
     for finding in report.findings:
+        say(finding, "yellow")
+
+
+def show_evaluation(found: Evaluation, title: str) -> None:
+    """Print the accuracy at every step, and what the layers did for it."""
+    steps = [row.as_dict() for row in found.accuracy_by_step]
+    out.print(table(title, steps, {"step": "step"} | score_columns(found.task)))
+    rows = []
+    for row in (*found.layers, summed(found.layers)):
+        rounded = {name: round(getattr(row, name)) for name in ("effective_macs", "effective_acs")}
+        rows.append(row.as_dict() | rounded | {"rate": None if row.rate is None else 100 * row.rate})
+    out.print(table(f"per sample, the mean of {found.samples}", rows, ACTIVITY))
+    for finding in found.findings:
         say(finding, "yellow")
 
 

@@ -15,7 +15,7 @@ from exporters.report import Attribution, Compared, Cost, Rates, Report, Search
 from sim.arguments import checked
 from toolchain.assessment import layers
 from toolchain.assessment.attribution import attribute
-from toolchain.assessment.ladder import climb, spiking_outputs
+from toolchain.assessment.ladder import climb, run_spiking
 from toolchain.assessment.leave_one_out import sensitivity
 from toolchain.assessment.payload import prepared
 from toolchain.assessment.score import accuracy, agreement, by_step, errors
@@ -64,9 +64,9 @@ def report(
     by_timesteps = {}
     if y is not None and others:
         for timesteps, other in others.items():
-            steps, found = spiking_outputs(other, x)
-            by_timesteps[timesteps] = accuracy(steps[:, -1], y, task)
-            findings += found
+            ran = run_spiking(other, x)
+            by_timesteps[timesteps] = accuracy(ran.outputs[:, -1], y, task)
+            findings += ran.findings
         by_timesteps[recipe.timesteps] = scores["int8"]
     return Report(
         model=name or type(unwrapped(model)).__name__,
@@ -90,6 +90,7 @@ def report(
         findings=findings,
         accuracy=scores,
         accuracy_by_step=() if y is None else by_step(ladder.steps, y, task),
+        activity=ladder.activity,
         forms=tuple(_compared(form, x, y, ann, explained) for form in forms),
         accuracy_by_timesteps={t: by_timesteps[t] for t in sorted(by_timesteps)},
         fit=placement.fit(conversion.network, recipe.chip) if recipe.chip in CORES else None,
@@ -100,7 +101,7 @@ def report(
 def _compared(conversion: Conversion, x: Tensor, y: Any, ann: Any, explained: Tensor) -> Compared:
     """Measure what :func:`report` does of a conversion that it only compares; ``ann`` are the trained outputs."""
     task, network = conversion.task, conversion.network
-    outputs = spiking_outputs(conversion, x)[0][:, -1]
+    outputs = run_spiking(conversion, x).outputs[:, -1]
     return row(
         network.input.form,
         network,
