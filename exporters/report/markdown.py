@@ -21,6 +21,7 @@ from exporters.report.schema import (
     Report,
     Score,
     Search,
+    Sensitivity,
     TaskName,
     Trial,
     Verification,
@@ -56,6 +57,7 @@ PICTURES = {
     "accuracy.png": "Accuracy against T",
     "front.png": "What was tried: agreement against latency, period and spikes",
     "attribution.png": "What each layer's error consists of",
+    "sensitivity.png": "What the steps of each layer cost alone",
     "rates.png": "Firing rates against activations",
     "bias_schedule.png": "Bias schedule",
 }
@@ -74,6 +76,7 @@ def render(report: Report, pictures: Sequence[str] = ()) -> str:
         _accuracy(report),
         f"## Why the {MEASURES[report.task]} is what it is",
         _attribution(report.attribution),
+        *([_sensitivity(report.sensitivity)] if report.sensitivity else []),
         "## Layers",
         _layers(report.layers),
         *(["## Activity", _activities(report.activity, report.samples)] if report.activity else []),
@@ -264,6 +267,15 @@ def _attribution(attribution: Attribution | None) -> str:
     )
 
 
+def _sensitivity(rows: Sequence[Sensitivity]) -> str:
+    cells = [(row.name, *_score(row.only)[:2], *_score(row.others)[:2]) for row in rows]
+    header = ("layer", "this layer alone", "95 % interval", "all but this layer", "95 % interval")
+    return (
+        "Agreement in % of float networks with the trained one, where the activations of one layer, or of all but one, "
+        f"take the steps of T spikes, on {rows[0].only.n} samples:\n\n{_table(header, cells)}"
+    )
+
+
 def _layers(layers: Sequence[LayerRow]) -> str:
     rows = []
     for row in layers:
@@ -281,7 +293,7 @@ def _layers(layers: Sequence[LayerRow]) -> str:
                 *(missing if value is None else f"{value:.3f}" for value in measured),
                 MISSING if row.peak is None else row.peak,
                 row.worst_case,
-                _register(row),
+                register(row),
             )
         )
     header = (
@@ -311,7 +323,8 @@ def _layers(layers: Sequence[LayerRow]) -> str:
     )
 
 
-def _register(row: LayerRow) -> str:
+def register(row: LayerRow) -> str:
+    """Say how far a layer's potentials stay from what the register holds."""
     if row.state_limit is None:
         return MISSING
     limit = f"limit {row.state_limit}"

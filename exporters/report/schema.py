@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -37,7 +37,9 @@ RUNGS: dict[Rung, str] = {
     "lava": "spiking, 8-bit weights, on Lava",
 }
 
-CAUSES = ("weights", "clipping", "staircase", "timing", "dead")  #: of which a layer's own error consists
+Cause = Literal["weights", "clipping", "staircase", "timing", "dead"]
+CAUSES: tuple[Cause, ...] = get_args(Cause)  #: of which a layer's own error consists
+LEVELS, WANTED = 32, 24  #: rates, beside 0, and wanted rates that a histogram tells apart at most
 PARTS = ("inherited", *CAUSES)  #: of which its whole error does (see :mod:`toolchain.assessment.attribution`)
 
 
@@ -142,6 +144,9 @@ class LayerRow(Record):
     spikes_per_neuron: float | None = None  #: per sample
     rate_error: float | None = None  #: mean of ``|spikes / T - clip(activation / theta, 0, 1)|``
     correlation: float | None = None  #: between the two; None for a layer that is silent or always the same
+    #: Neurons times samples by their rate (rows: 0/n .. n/n spikes per step, n = T up to ``LEVELS``) and by the rate
+    #: that is wanted (columns: ``WANTED`` equal parts of 0..1).
+    histogram: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +179,17 @@ class Attribution(Record):
     samples: int
     layers: tuple[Share, ...]
     verdict: str
+    fault: str | None = None  #: the layer that the verdict names; None where nothing measurable is lost
+    cause: Cause | None = None  #: what it names of that layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity(Record):
+    """What the steps of one layer cost: agreement of float networks with the trained one."""
+
+    name: str
+    only: Agreement  #: where the activations of this layer alone take the steps of T spikes
+    others: Agreement  #: where those of all other layers do, and this one's stay as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,6 +383,7 @@ class Report(Record):
     layers: tuple[LayerRow, ...]
     agreement: Mapping[Rung, Agreement] = field(default_factory=dict)
     attribution: Attribution | None = None
+    sensitivity: tuple[Sensitivity, ...] = ()  #: of the spiking layers
     findings: tuple[str, ...]
     accuracy: Mapping[Rung, Accuracy] = field(default_factory=dict)
     accuracy_by_step: tuple[StepAccuracy, ...] = ()

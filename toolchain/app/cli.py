@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from sim.findings import Refused, refuse
-from toolchain.app import chip, device, training
+from toolchain.app import chip, device, report, training
 from toolchain.app.console import bars, err, guarded, json_text, numbers, out, print_json, say, table
 from toolchain.app.options import (
     DATA,
@@ -48,6 +48,7 @@ app = typer.Typer(
     help="Turn a trained PyTorch network into a verified spiking network for Intel Loihi 2.",
 )
 app.add_typer(device.app, name="device")
+app.add_typer(report.app, name="report")
 
 
 @app.command()
@@ -161,19 +162,23 @@ def convert(
     compare_forms: Annotated[
         bool, typer.Option("--compare-forms", help="Convert for every form of the input, and compare them.")
     ] = False,
+    sensitivity: Annotated[
+        bool,
+        typer.Option("--sensitivity", help="Measure what the steps of each layer cost alone: two runs for each."),
+    ] = False,
     dense_limit: DenseLimit = None,
     leave_off_last: LeaveOffLast = False,
     as_json: Json = False,
     *,
     options: dict[str, Any],
 ) -> None:
-    """Convert a trained model and write network, `.net`, report and pictures to a directory.
+    """Convert a trained model and write `.net`, report, page and pictures to a directory.
 
     What is not given is the recipe's; in brackets that of ann2loihi.
 
     Example: `ann2loihi convert --model model.py:build --weights model.pt --calibration calibration.npz -o build/out`
     """
-    from exporters.bundle import check_place
+    from exporters.bundle import PAGE, check_place
     from toolchain import assessment
     from toolchain.auto import choose
     from toolchain.convert import convert as run
@@ -216,13 +221,15 @@ def convert(
         name, data = model.rpartition("/")[2], f"calibration data, {calibration.name}"
         data += f", {len(x)} of {len(whole)}" if len(x) < len(whole) else ""
         forms = in_every_form(conversion, net, gathered, **limits) if compare_forms else ()
-        report = assessment.report(conversion, net, x, y, rates, name=name, data=data, choice=search, forms=forms)
-        conversion.save(output, report, rates)
+        measured = assessment.report(
+            conversion, net, x, y, rates, name=name, data=data, choice=search, forms=forms, sensitive=sensitivity
+        )
+        conversion.save(output, measured, rates)
     if as_json:
-        print_json(report.as_dict())
+        print_json(measured.as_dict())
     else:
-        show_report(report)
-        say(f"written to {output}")
+        show_report(measured)
+        say(f"written to {output}; the report as a page: {output / PAGE}")
     if unusable is not None:
         raise unusable
 
@@ -310,6 +317,7 @@ def verify(
         ),
     ] = None,
     device: Device = "cpu",
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the outcome in the directory's report.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run every engine on the same samples and compare spike for spike; exit code 1 and the first difference if any.
@@ -322,16 +330,21 @@ def verify(
     from toolchain.data import load_for
 
     loaded = bundles.load(bundle)
+    if keep and loaded.report is None:
+        raise refuse("--keep", f"{bundle} holds no {bundles.REPORT}", "convert again, or leave --keep out")
     x, _ = load_for(loaded.network, data, samples)
     form: Any = inputs  # which there are is the network's to say
     with bars():
         result = run(
             loaded.network, loaded.network.input.encode(x), net_path=loaded.net_path, inputs=form, device=device
         )
+    found = Verification.from_dict(result.as_dict(), "verification")
+    if keep and loaded.report is not None:
+        bundles.keep_report(bundle, replace(loaded.report, verification=found))
     if as_json:
         print_json(result.as_dict())
     else:
-        show_verification(Verification.from_dict(result.as_dict(), "verification"), str(bundle))
+        show_verification(found, str(bundle))
     if result.difference is not None:
         raise typer.Exit(1)
 
@@ -451,18 +464,19 @@ def demo(
 
     Example: `ann2loihi demo`
     """
+    from exporters.bundle import PAGE
     from toolchain.demo import run as demo_run
 
     with bars():
-        report = demo_run.run(output, samples)
-    assert report.verification is not None  # it is what the demo is for
+        measured = demo_run.run(output, samples)
+    assert measured.verification is not None  # it is what the demo is for
     if as_json:
-        print_json(report.as_dict())
+        print_json(measured.as_dict())
     else:
-        show_report(report)
-        show_verification(report.verification, report.model)
-        say(f"written to {output}")
-    if report.verification.difference is not None:
+        show_report(measured)
+        show_verification(measured.verification, measured.model)
+        say(f"written to {output}; the report as a page: {output / PAGE}")
+    if measured.verification.difference is not None:
         raise typer.Exit(1)
 
 

@@ -16,6 +16,7 @@ from sim.arguments import checked
 from toolchain.assessment import layers
 from toolchain.assessment.attribution import attribute
 from toolchain.assessment.ladder import climb, run_spiking
+from toolchain.assessment.leave_one_out import sensitivity
 from toolchain.assessment.payload import prepared
 from toolchain.assessment.score import accuracy, agreement, by_step, errors
 from toolchain.assessment.verdict import verdict
@@ -39,6 +40,7 @@ def report(
     wide: Conversion | None = None,
     others: Mapping[int, Conversion] | None = None,
     forms: Sequence[Conversion] = (),
+    sensitive: bool = False,
 ) -> Report:
     """Measure a conversion on model inputs ``x`` and labels ``y``, where there are any, of its task.
 
@@ -46,8 +48,8 @@ def report(
     The report calls the model ``name``, or by its type, and the samples ``data``; ``choice`` is how the recipe was
     found. ``wide`` is the same conversion for wide registers, ``others`` the conversions for other T, ``forms`` those
     to compare by the form of their input. Errors are attributed, and spikes counted, on as many samples as
-    :func:`toolchain.graph.channels.spread` takes. Raises :class:`Refused` for labels
-    that are not of the task.
+    :func:`toolchain.graph.channels.spread` takes; so is, where ``sensitive``, each layer's :func:`sensitivity`. Raises
+    :class:`Refused` for labels that are not of the task.
     """
     recipe, task, x = conversion.recipe, conversion.task, as_inputs(x)
     labels = None if y is None else task.labels(y, len(x))
@@ -56,6 +58,7 @@ def report(
     trained, spiking = (task.decide(ladder.outputs[rung]) for rung in ("ann", "int8"))
     explained = x[spread(len(x))]
     shares = attribute(conversion, explained)
+    said = verdict(shares, recipe, trained, spiking, labels)
     findings = ladder.findings if conversion.assumed is None else (conversion.assumed, *ladder.findings)
     scores = {} if y is None else {rung: accuracy(outputs, y, task) for rung, outputs in ladder.outputs.items()}
     by_timesteps = {}
@@ -81,8 +84,9 @@ def report(
         agreement={rung: agreement(outputs, ann, task) for rung, outputs in ladder.outputs.items() if rung != "ann"},
         errors=errors(spiking, trained) if task.name == "regression" else (),
         attribution=Attribution(
-            samples=len(explained), layers=shares, verdict=verdict(shares, recipe, trained, spiking, labels)
+            samples=len(explained), layers=shares, verdict=said.text, fault=said.layer, cause=said.cause
         ),
+        sensitivity=sensitivity(conversion, explained) if sensitive else (),
         findings=findings,
         accuracy=scores,
         accuracy_by_step=() if y is None else by_step(ladder.steps, y, task),
