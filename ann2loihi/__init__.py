@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, which makes them public
     from exporters import device as device
+    from exporters import nir as nir
     from exporters.bundle import Bundle as Bundle
     from exporters.bundle import legality as legality
     from exporters.bundle import load as load_bundle  # noqa: F401
@@ -87,6 +88,7 @@ _HOMES: dict[str, tuple[str, str]] = {
     "device": ("exporters.device", ""),
     "figures": ("exporters.report.figures", ""),
     "load_bundle": ("exporters.bundle", "load"),
+    "nir": ("exporters.nir", ""),
     "training": ("toolchain.training", ""),
     "write": ("exporters.netx", "save"),
 }

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from exporters import files, netx
+from exporters import files, netx, nir
 from exporters.report import Rates, Report
 from exporters.report.markdown import PICTURES
 from sim.arguments import checked
@@ -58,7 +58,7 @@ class Bundle:
     config: dict[str, Any]
     provenance: dict[str, Any]
     report: Report | None  #: None where nothing was measured
-    net_path: Path  #: the file that the network was read from
+    net_path: Path | None  #: the ``.net`` that the network was read from; None where it is in NIR
 
 
 def provenance(*, seed: int | None, sha256: Mapping[str, str], processor: Mapping[str, str | int]) -> dict[str, Any]:
@@ -176,9 +176,21 @@ def load(directory: str | Path) -> Bundle:
     )
 
 
+def read(path: str | Path) -> Bundle:
+    """Read a bundle, or a single ``.net`` or NIR file as one of which nothing but the network is known.
+
+    Raises :class:`Refused` for anything else.
+    """
+    if os.path.isdir(path):
+        return load(path)
+    if nir.is_nir(Path(path)):
+        return Bundle(nir.read(path), {}, {}, None, None)
+    return Bundle(netx.read(path), {}, {}, None, Path(path))
+
+
 def read_network(path: str | Path) -> Network:
-    """Read the network of a bundle, or of a single ``.net``; raises :class:`Refused` for anything else."""
-    return load(path).network if os.path.isdir(path) else netx.read(path)
+    """Read the network of a bundle, of a single ``.net``, or of a NIR file, as :func:`read` does."""
+    return read(path).network
 
 
 def legality(path: str | Path, x: Any = None) -> list[netx.Issue]:
@@ -190,7 +202,7 @@ def legality(path: str | Path, x: Any = None) -> list[netx.Issue]:
     path, measured = Path(path), None
     if os.path.isdir(path):
         bundle = load(path)
-        network, path = bundle.network, bundle.net_path
+        network, path = bundle.network, path / NET
         rows = () if bundle.report is None else bundle.report.layers
         if known := {row.name: row.peak for row in rows if row.peak is not None}:
             outside = {row.name: row.outside for row in rows if row.outside is not None}

@@ -13,14 +13,26 @@ import numpy as np
 
 from exporters.files import replace_file
 from exporters.nir import hdf5
-from exporters.nir.graph import Form, Node, answer, described, obstacles, steps
+from exporters.nir.graph import OURS, Form, Node, answer, described, obstacles, steps
 from exporters.nir.hdf5 import is_nir
 from exporters.nir.restored import form_of, restored, sealed
 from sim.arguments import checked
 from sim.findings import Finding, Refused, refuse
 from sim.network import Network
 
-__all__ = ["Form", "answer", "dump", "form_of", "is_nir", "node_table", "read", "read_graph", "save", "steps"]
+__all__ = [
+    "Form",
+    "answer",
+    "dump",
+    "form_of",
+    "is_nir",
+    "is_ours",
+    "node_table",
+    "read",
+    "read_graph",
+    "save",
+    "steps",
+]
 
 
 @checked
@@ -70,12 +82,19 @@ def read_graph(path: str | Path) -> Node:
     return hdf5.load(Path(path), str(path))
 
 
+def is_ours(graph: Node) -> bool:
+    """Whether a graph says that this tool wrote it, in whatever version."""
+    return OURS in graph.get("metadata", {})
+
+
 def node_table(graph: Node) -> list[dict[str, Any]]:
     """Describe the nodes of any graph, in JSON types."""
     rows = []
     for name, node in graph["nodes"].items():
         arrays = {key: value for key, value in node.items() if isinstance(value, np.ndarray) and value.size}
-        main = next((arrays[key] for key in ("weight", "v_threshold", "threshold", "scale", "r") if key in arrays), None)
+        main = next(
+            (arrays[key] for key in ("weight", "v_threshold", "threshold", "scale", "r") if key in arrays), None
+        )
         rows.append(
             {
                 "node": name,

@@ -34,7 +34,7 @@ import numpy as np
 
 from exporters.netx.checks import check_storable
 from sim.findings import Finding
-from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Layer, Network, Shape, Synapse, SynapseTable
+from sim.network import INPUT, Conv2d, Dense, Geometry, Layer, Network, Shape, Synapse, SynapseTable
 
 Form = Literal["exact", "portable"]
 Node = dict[str, Any]  #: what ``nir.dict2NIRNode`` takes: type, fields and metadata; of a graph: nodes and edges
@@ -135,7 +135,7 @@ class _Drawn:
         name = f"l{index:0{width}}_{re.sub('[^A-Za-z0-9_]', '_', layer.name)[:64]}"
         ones, level = np.ones(layer.shape, np.float32), np.full(layer.shape, layer.threshold - 0.5, np.float32)
         currents = [self.synapses(name, index, layer, number) for number in range(len(layer.edges))]
-        said = {OURS: _said_of_layer(index, layer)}
+        said: Node = {OURS: _said_of_layer(index, layer)}
         if layer.kind == "readout":
             if exact:
                 currents = [self.add(f"{name}_potential", "I", *currents, r=ones)]
@@ -161,7 +161,7 @@ class _Drawn:
             node = self.flattened(f"{place}_flat", node, source)
         constant = _mean(layer) if self.form == "portable" and number == 0 else None
         weight = (form.weight(edge.synapse) * 2.0**edge.exponent).astype(np.float32)
-        said = {"layer": index, "edge": number, "source": edge.source, "exponent": edge.exponent}
+        said: Node = {"layer": index, "edge": number, "source": edge.source, "exponent": edge.exponent}
         fields = form.fields(edge.synapse, source, constant)
         said |= form.said(edge.synapse)
         node = self.add(place, fields.pop("type"), node, weight=weight, metadata={OURS: said}, **fields)
@@ -226,7 +226,7 @@ class _Drawn:
 
 
 def _added(network: Network, layer: Layer) -> np.ndarray:
-    """What a layer's potential gets at each step beside synapses, int64 (P, C) or (P, *shape), su."""
+    """Return what a layer's potential gets at each step beside synapses, int64 (P, C) or (P, *shape), su."""
     start = network.phase[layer.name] - depths(network)[layer.name]
     end = start + network.timesteps
     added = np.zeros((max(steps(network), end + 1), *layer.bias.shape[1:]), np.int64)
@@ -241,7 +241,7 @@ def _added(network: Network, layer: Layer) -> np.ndarray:
 
 
 def _mean(layer: Layer) -> np.ndarray:
-    """What v0 and the schedule add to each channel's potentials in a step, on average: float32 (C,)."""
+    """Return what v0 and the schedule add to each channel's potentials in a step, on average: float32 (C,)."""
     total = layer.offsets[-1].reshape(layer.shape[0], -1).mean(1)
     return (total / len(layer.bias)).astype(np.float32)
 
@@ -257,9 +257,14 @@ def _plain(values: Any) -> Any:
 
 
 def _said(network: Network, form: Form) -> Node:
-    """What no node says of the network."""
+    """Return what no node says of the network."""
     source, output = network.input, network.output
-    said_of_input = {"bits": source.bits, "signed": int(source.signed), "scale": _plain(source.scale), "form": source.form}
+    said_of_input = {
+        "bits": source.bits,
+        "signed": int(source.signed),
+        "scale": _plain(source.scale),
+        "form": source.form,
+    }
     if source.order is not None:
         said_of_input |= {"order": _integers(source.order), "given": _integers(source.given)}
     said = {
@@ -326,7 +331,7 @@ def _ungrouped(synapse: Conv2d) -> np.ndarray:
 def _convolution(weight: np.ndarray, pairs: tuple[Any, ...], groups: int) -> Conv2d:
     whole = weight.reshape(groups, len(weight) // groups, groups, -1, *weight.shape[2:])
     parts = whole[range(groups), :, range(groups)]
-    return Conv2d(parts.reshape(len(weight), *parts.shape[2:]), Geometry(*pairs, groups))
+    return Conv2d(parts.reshape(len(weight), *parts.shape[2:]), Geometry(*pairs)._replace(groups=groups))
 
 
 def _dense(synapse: Dense, source: Shape, constant: np.ndarray | None) -> Node:
@@ -341,8 +346,6 @@ def _conv2d(synapse: Conv2d, source: Shape, constant: np.ndarray | None) -> Node
 NODES = SynapseTable[NodeForm](
     {
         Dense: NodeForm(True, lambda dense: dense.weight, _dense, lambda dense: {}, lambda weight, *_: Dense(weight)),
-        Conv2d: NodeForm(
-            False, _ungrouped, _conv2d, lambda conv: {"groups": conv.geometry.groups}, _convolution
-        ),
+        Conv2d: NodeForm(False, _ungrouped, _conv2d, lambda conv: {"groups": conv.geometry.groups}, _convolution),
     }
 )

@@ -133,6 +133,8 @@ def _graph(node: Any, path: str) -> Node:
         raise refuse(path, "it holds no edges", "give a NIR graph")
     for name in {end for pair in pairs for end in pair} - nodes.keys():
         raise refuse(f"{path}/edges", f"{name!a:.80} is no node", "write the file again")
+    if len({tuple(pair) for pair in pairs}) < len(pairs):
+        raise refuse(f"{path}/edges", "one stands there twice", "write the file again")
     for name, inner in nodes.items():
         if inner["type"] == "NIRGraph":
             nodes[name] = _graph(inner, f"{path}/nodes/{name}")

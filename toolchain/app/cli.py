@@ -13,11 +13,11 @@ import typer
 from rich.markup import escape
 
 from sim.findings import Refused, refuse
-from toolchain.app import chip, device, training
+from toolchain.app import chip, device, export, training
 from toolchain.app.console import bars, err, guarded, numbers, out, print_json, say, table
 from toolchain.app.options import (
     AnyModel,
-    Bundle,
+    AnyNetwork,
     Data,
     DenseLimit,
     Json,
@@ -30,7 +30,7 @@ from toolchain.app.options import (
     importing,
     with_recipe,
 )
-from toolchain.app.show import blocks, layers, score_columns, show_issues, show_report, show_verification
+from toolchain.app.show import blocks, layers, nodes, score_columns, show_issues, show_report, show_verification
 
 if TYPE_CHECKING:  # torch takes seconds, which no command's help should
     from exporters.report import Search
@@ -218,7 +218,7 @@ def convert(
 @app.command()
 @guarded
 def evaluate(
-    bundle: Bundle,
+    bundle: AnyNetwork,
     data: Data,
     engine: Annotated[str, typer.Option(help="fast, reference, lava, lava-stock or netx.")] = "fast",
     overflow: Annotated[
@@ -239,9 +239,9 @@ def evaluate(
     from toolchain import assessment
     from toolchain.inputs import load_for
 
-    loaded = bundles.load(bundle)
+    loaded = bundles.read(bundle)
     x, y = load_for(loaded.network, data, samples, labels=True)
-    # Bundles of before tasks were known do not name theirs.
+    # Single files do not name theirs, nor do bundles of before tasks were known.
     task = loaded.config.get("task", "auto")
     policy: Any = overflow  # which there are is the registers' to say
     with bars():
@@ -258,7 +258,7 @@ def evaluate(
 @app.command()
 @guarded
 def verify(
-    bundle: Bundle,
+    bundle: AnyNetwork,
     data: Data,
     samples: Samples = None,
     inputs: Annotated[
@@ -279,7 +279,7 @@ def verify(
     from exporters.report import Verification
     from toolchain.inputs import load_for
 
-    loaded = bundles.load(bundle)
+    loaded = bundles.read(bundle)
     x, _ = load_for(loaded.network, data, samples)
     form: Any = inputs  # which there are is the network's to say
     with bars():
@@ -295,33 +295,37 @@ def verify(
 @app.command()
 @guarded
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="DIR|FILE.net", help="A converted directory or a single file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="DIR|FILE.net|FILE.nir", help="A converted directory or a single file.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Print a table of layers: shape, weights, theta, phase, bias range, neurons; and where a directory came from.
 
-    Of any other netx file: what its blocks hold.
+    Of any other netx or NIR file: what its blocks or nodes hold.
 
     Example: `ann2loihi inspect build/out`
     """
     import numpy as np
 
     from exporters import bundle as bundles
-    from exporters import netx
+    from exporters import netx, nir
     from sim.stock import legal_period
     from toolchain.assessment import layer_table
 
-    bundle = bundles.load(path) if os.path.isdir(path) else None
-    if os.path.isfile(path) and not netx.is_ours(path):
-        described = netx.block_table(path)
+    graph = nir.read_graph(path) if nir.is_nir(path) else None
+    if os.path.isfile(path) and not (netx.is_ours(path) if graph is None else nir.is_ours(graph)):
+        described = netx.block_table(path) if graph is None else nir.node_table(graph)
         if as_json:
             print_json(described)
         else:
-            out.print(blocks(str(path), described))
+            out.print((blocks if graph is None else nodes)(str(path), described))
         return
-    network = netx.read(path) if bundle is None else bundle.network
+    bundle = bundles.read(path)
+    network = bundle.network
     rows, output, source = layer_table(network), network.output, network.input
-    scale, loader = np.asarray(source.scale), netx.loader_of(path if bundle is None else bundle.net_path)
+    scale = np.asarray(source.scale)
+    loader = netx.loader_of(bundle.net_path) if bundle.net_path else f"NIR, form {nir.form_of(graph or {})}"
     shortest, silicon = network.period + 1, legal_period(network, "stock", "power of two")
     planned = legal_period(network, "stock")
     if as_json:
@@ -342,7 +346,7 @@ def inspect(
                 },
                 "output": None if output is None else {k: v.tolist() for k, v in vars(output).items()},
                 "layers": [row.as_dict() for row in rows],
-                "provenance": None if bundle is None else bundle.provenance,
+                "provenance": bundle.provenance or None,
             }
         )
         return
@@ -360,7 +364,7 @@ def inspect(
     say(f"in the stock form, samples follow each other every {planned} steps{price}{more}")
     if output is not None:
         say(f"output = potential / {numbers(output.scale)} + {numbers(output.offset)}, after the whole window")
-    for key, value in ({} if bundle is None else bundle.provenance).items():
+    for key, value in bundle.provenance.items():
         listed = ", ".join(f"{name} {entry}" for name, entry in value.items()) if isinstance(value, dict) else value
         say(f"{key}: {listed}")
 
@@ -369,31 +373,7 @@ for command in (training.train, chip.fit, chip.cost, chip.compare):
     app.command()(command)
 
 
-@app.command()
-@guarded
-def export(
-    path: Annotated[Path, typer.Argument(metavar="DIR|FILE.net", help="A converted directory or a single file.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.net", help="File to write.")],
-    form: Annotated[
-        str | None,
-        typer.Option(
-            metavar="netx|stock|clock|graph",
-            help="For stock netx; with the resets in the file (dense networks); with neurons that bring the schedule, "
-            "too; for us.  [netx, else graph]",
-        ),
-    ] = None,
-) -> None:
-    """Write the network in a form of its own choice; every layer that the form cannot hold is named.
-
-    Example: `ann2loihi export build/out --form stock -o network.net`
-    """
-    from exporters import bundle as bundles
-    from exporters import netx
-
-    network = bundles.read_network(path)
-    kind: Any = form  # which there are is the exporter's to say
-    netx.save(network, output, form=kind)
-    say(f"written to {output}, in the form {netx.form_of(output)}; loads with {netx.loader_of(output)}")
+app.add_typer(export.app, name="export")
 
 
 @app.command()

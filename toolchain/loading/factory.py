@@ -40,7 +40,7 @@ def build(spec: str) -> nn.Module:
     file, separator, name = spec.rpartition(":")
     if not separator or not file:
         raise refuse(
-            spec, "no factory named", "give FILE.py:FACTORY, for example model.py:build, or a .pt2 or .onnx file"
+            spec, "no factory named", "give FILE.py:FACTORY, for example model.py:build, or a .pt2, .onnx or .nir file"
         )
     path = existing(Path(file)).resolve()
     package, root = _package(path)
