@@ -34,7 +34,7 @@ import numpy as np
 
 from exporters.netx.checks import check_storable
 from sim.findings import Finding
-from sim.network import INPUT, Conv2d, Dense, Geometry, Layer, Network, Shape, Synapse, SynapseTable
+from sim.network import INPUT, Conv2d, Dense, Geometry, Layer, Network, Pair, Shape, SynapseTable
 
 Form = Literal["exact", "portable"]
 Node = dict[str, Any]  #: what ``nir.dict2NIRNode`` takes: type, fields and metadata; of a graph: nodes and edges
@@ -72,6 +72,9 @@ def obstacles(network: Network, form: Form) -> list[Finding]:
         return found
     read = {edge.source for layer in network.layers for edge in layer.edges}
     for layer in network.layers:
+        if form == "exact" and layer.bias.ndim == 4 and sum(layer.shape[1:]) % 2:
+            problem = f"biases of every neuron of a map of {layer.shape[1:]}: NIR knows square kernels"
+            found.append(Finding(layer.name, problem, "use the form 'portable', or convert with biases of channels"))
         if form == "portable" and layer.kind == "spiking" and layer.name not in read:
             found.append(Finding(layer.name, "no layer reads it, and NIR would make an output of it", "remove it"))
         for edge in layer.edges:
@@ -79,6 +82,9 @@ def obstacles(network: Network, form: Form) -> list[Finding]:
             if len(edge.synapse.output_shape(network.shape_of(edge.source))) < len(layer.shape):
                 problem = f"dense synapses into a layer of shape {layer.shape}, which no node of NIR unfolds"
                 found.append(Finding(where, problem, "keep it in a .net: `ann2loihi export`"))
+            if isinstance(edge.synapse, Conv2d) and sum(kernel := edge.synapse.weight.shape[2:]) % 2:
+                problem = f"kernel {kernel}: NIR knows square ones, and zeros around it do not make it one"
+                found.append(Finding(where, problem, "make its sides both even or both odd"))
             if form == "exact" and edge.exponent < 0:
                 problem = f"weight exponent {edge.exponent} rounds, which no node of NIR does"
                 found.append(Finding(where, problem, "use the form 'portable', or convert without --shift-input"))
@@ -95,11 +101,13 @@ def numbers(network: Network, form: Form) -> int:
     for layer in network.layers:
         count += 3 * layer.size + layer.v0.size + layer.bias.size
         for edge in layer.edges:
-            groups = edge.synapse.geometry.groups if isinstance(edge.synapse, Conv2d) else 1
-            count += edge.synapse.weight.size * groups + layer.size
+            count += edge.synapse.weight.size + layer.size
+            if isinstance(edge.synapse, Conv2d):
+                out, inside, *kernel = edge.synapse.weight.shape
+                count += out * inside * edge.synapse.geometry.groups * max(kernel) ** 2
         if form == "exact":
             whole = len(layer.shape) == 3 and layer.bias.ndim == 4
-            count += steps(network) * (layer.size if whole else layer.shape[0])
+            count += steps(network) * layer.shape[0] * (max(layer.shape[1:]) ** 2 if whole else 1)
             size = (1, 1) if whole or len(layer.shape) == 1 else layer.shape[1:]
             maps[size] = math.prod(size) * (steps(network) + 1) + math.prod(network.input.shape)
     return count + sum(maps.values())
@@ -185,16 +193,23 @@ class _Drawn:
             size, kernel = layer.shape[1:], changes.T.copy()[:, :, None, None]
             node = self.convolution(f"{name}_schedule", self.clock(size), kernel, size)
         else:  # a kernel that reaches one value from everywhere
-            kernel = changes.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1].copy()
-            padding = tuple(n - 1 for n in layer.shape[1:])
+            kernel = squared(changes.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1])
+            padding = tuple((kernel.shape[2] + n) // 2 - 1 for n in layer.shape[1:])
             node = self.convolution(f"{name}_schedule", self.clock((1, 1)), kernel, (1, 1), padding)
         self.edges.append((node, f"{name}_potential"))
 
     def convolution(
-        self, name: str, node: str, weight: np.ndarray, size: Shape, padding: Shape = (0, 0), bias: float = 0
+        self,
+        name: str,
+        node: str,
+        weight: np.ndarray,
+        size: Shape,
+        padding: Shape = (0, 0),
+        stride: Shape = (1, 1),
+        bias: float = 0,
     ) -> str:
-        geometry = Geometry(padding=(padding[0], padding[1]))
         constant = np.full(len(weight), bias, np.float32)
+        geometry = Geometry((stride[0], stride[1]), (padding[0], padding[1]))
         return self.add(name, "Conv2d", node, weight=weight, bias=constant, **_geometry(geometry, size))
 
     def clock(self, size: Shape) -> str:
@@ -204,11 +219,12 @@ class _Drawn:
         shape, total = self.network.input.shape, steps(self.network)
         name, levels = "_".join(map(str, ("clock", *size))), np.arange(total, dtype=np.float32) + 0.5
         if size:
-            # Weights of 0 that leave a map of the size that is wanted; the bias is what the clock counts.
-            padding = tuple(max(0, wanted - given + 1) // 2 for given, wanted in zip(shape[1:], size, strict=True))
-            kernel = (n + 2 * p - wanted + 1 for n, p, wanted in zip(shape[1:], padding, size, strict=True))
-            zeros = np.zeros((1, shape[0], *kernel), np.float32)
-            node = self.convolution(f"{name}_drive", "input", zeros, shape[1:], padding, bias=1)
+            # Weights of 0 on the input, and a stride and padding that leave a map of the size; the bias is counted.
+            stride = tuple(max(2, -(-given // wanted)) for given, wanted in zip(shape[1:], size, strict=True))
+            reach = zip(stride, shape[1:], size, strict=True)
+            padding = tuple(max(0, -(-(s * (wanted - 1) - given + 1) // 2)) for s, given, wanted in reach)
+            zeros = np.zeros((1, shape[0], 1, 1), np.float32)
+            node = self.convolution(f"{name}_drive", "input", zeros, shape[1:], padding, stride, bias=1)
             node = self.add(f"{name}_count", "I", node, r=np.ones((1, *size), np.float32))
             node = self.convolution(f"{name}_copies", node, np.ones((total, 1, 1, 1), np.float32), size)
             level = np.broadcast_to(levels[:, None, None], (total, *size)).copy()
@@ -305,8 +321,6 @@ class NodeForm:
     #: (synapse, shape of its source, what to add to its current (C,) or None) -> the node's type and other fields
     fields: Callable[[Any, Shape, np.ndarray | None], Node]
     said: Callable[[Any], Node]  #: (synapse) -> metadata
-    #: (weights of the node without the exponent, (stride, padding, dilation) or (), groups) -> synapse
-    read: Callable[[np.ndarray, tuple[Any, ...], int], Synapse]
 
 
 def _geometry(geometry: Geometry, size: Shape) -> Node:
@@ -320,18 +334,39 @@ def _geometry(geometry: Geometry, size: Shape) -> Node:
     }
 
 
-def _ungrouped(synapse: Conv2d) -> np.ndarray:
-    """Write a kernel of groups as one of zeros between them: NIR takes C_in / groups for the channels of the input."""
+def squared(kernel: np.ndarray) -> np.ndarray:
+    """Surround a kernel (C, C_in, kH, kW) by zeros: NIR's types take its height for its width (nir 1.0.8)."""
+    side = max(kernel.shape[2:])
+    return np.pad(kernel, ((0, 0), (0, 0), *(((side - n) // 2,) * 2 for n in kernel.shape[2:])))
+
+
+def _added_padding(side: int, kernel: Shape, dilation: Pair) -> Pair:
+    """Return the rows and columns of padding that :func:`squared` takes in addition."""
+    vertical, horizontal = (d * (side - n) // 2 for d, n in zip(dilation, kernel, strict=True))
+    return vertical, horizontal
+
+
+def _kernel(synapse: Conv2d) -> np.ndarray:
+    """Write the kernel of groups as one with zeros between them: NIR takes C_in / groups for the input's channels."""
     weight, groups = synapse.weight, synapse.geometry.groups
     whole = np.zeros((groups, len(weight) // groups, groups, *weight.shape[1:]), np.int32)
     whole[range(groups), :, range(groups)] = weight.reshape(groups, -1, *weight.shape[1:])
-    return whole.reshape(len(weight), -1, *weight.shape[2:])
+    return squared(whole.reshape(len(weight), -1, *weight.shape[2:]))
 
 
-def _convolution(weight: np.ndarray, pairs: tuple[Any, ...], groups: int) -> Conv2d:
-    whole = weight.reshape(groups, len(weight) // groups, groups, -1, *weight.shape[2:])
-    parts = whole[range(groups), :, range(groups)]
-    return Conv2d(parts.reshape(len(weight), *parts.shape[2:]), Geometry(*pairs)._replace(groups=groups))
+def _said_of_kernel(synapse: Conv2d) -> Node:
+    return {"groups": synapse.geometry.groups, "kernel": _integers(synapse.weight.shape[2:])}
+
+
+def convolution(weight: np.ndarray, stride: Pair, padding: Pair, dilation: Pair, groups: int, kernel: Pair) -> Conv2d:
+    """Return the synapse of a node's weights, without the exponent, and of what stands beside them."""
+    side, (height, width) = weight.shape[2], kernel
+    top, left = (side - height) // 2, (side - width) // 2
+    whole = weight[:, :, top : top + height, left : left + width]
+    whole = whole.reshape(groups, len(weight) // groups, groups, -1, height, width)
+    parts = whole[range(groups), :, range(groups)].reshape(len(weight), -1, height, width)
+    more = _added_padding(side, kernel, dilation)
+    return Conv2d(parts, Geometry(stride, (padding[0] - more[0], padding[1] - more[1]), dilation, groups))
 
 
 def _dense(synapse: Dense, source: Shape, constant: np.ndarray | None) -> Node:
@@ -340,12 +375,15 @@ def _dense(synapse: Dense, source: Shape, constant: np.ndarray | None) -> Node:
 
 def _conv2d(synapse: Conv2d, source: Shape, constant: np.ndarray | None) -> Node:
     bias = np.zeros(len(synapse.weight), np.float32) if constant is None else constant
-    return {"type": "Conv2d", "bias": bias, **_geometry(synapse.geometry, source[1:])}
+    (stride, padding, dilation, _), kernel = synapse.geometry, synapse.weight.shape[2:]
+    more = _added_padding(max(kernel), kernel, dilation)
+    geometry = Geometry(stride, (padding[0] + more[0], padding[1] + more[1]), dilation)
+    return {"type": "Conv2d", "bias": bias, **_geometry(geometry, source[1:])}
 
 
 NODES = SynapseTable[NodeForm](
     {
-        Dense: NodeForm(True, lambda dense: dense.weight, _dense, lambda dense: {}, lambda weight, *_: Dense(weight)),
-        Conv2d: NodeForm(False, _ungrouped, _conv2d, lambda conv: {"groups": conv.geometry.groups}, _convolution),
+        Dense: NodeForm(True, lambda dense: dense.weight, _dense, lambda dense: {}),
+        Conv2d: NodeForm(False, _kernel, _conv2d, _said_of_kernel),
     }
 )

@@ -64,6 +64,8 @@ def load(source: Path | bytes, where: str) -> Node:
 def is_nir(path: Path) -> bool:
     """Whether a file, as far as it can be read, is a NIR graph."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
                 return False
@@ -125,7 +127,7 @@ class _Reader:
 
 def _graph(node: Any, path: str) -> Node:
     """Check that a group is a graph, and every graph within: nodes of some type, and edges between them."""
-    nodes, edges = (node.get(name) if isinstance(node, dict) else None for name in ("nodes", "edges"))
+    nodes, edges = (node.get(name) if isinstance(node, dict) and _typed(node) else None for name in ("nodes", "edges"))
     if not isinstance(nodes, dict) or not all(isinstance(one, dict) and _typed(one) for one in nodes.values()):
         raise refuse(path, "it holds no nodes", "give a NIR graph")
     pairs = [] if isinstance(edges, np.ndarray) and not edges.size else edges

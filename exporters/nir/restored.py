@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from exporters.nir.graph import NODES, OURS, VERSION, Form, Node, described, numbers, obstacles
+from exporters.nir.graph import OURS, VERSION, Form, Node, convolution, described, numbers, obstacles
 from sim.findings import Finding, Refused, refuse
-from sim.network import Conv2d, Dense, Edge, Input, Layer, Network, Output, Synapse
+from sim.network import Conv2d, Dense, Edge, Input, Layer, Network, Output, Pair
 
 AGAIN = "write it again with `ann2loihi export nir`"
 AS_MODEL = "convert it as a trained model: `ann2loihi convert --model FILE.nir`"
@@ -75,28 +75,33 @@ class _Said:
     def __init__(self, said: Any, where: str) -> None:
         if not isinstance(said, Mapping):
             raise refuse(where, "it is no group", AGAIN)
-        self._said, self._where = said, where
+        self._said, self.where = said, where
 
     def __contains__(self, name: str) -> bool:
         return name in self._said
 
     def _get(self, name: str, kinds: str, dimensions: int | None) -> np.ndarray:
         if name not in self._said:
-            raise refuse(f"{self._where}/{name}", "it is missing", AGAIN)
+            raise refuse(f"{self.where}/{name}", "it is missing", AGAIN)
         value = self._said[name]
         array = np.asarray(value) if not isinstance(value, Mapping | list) else np.asarray(None)
         if array.dtype.kind not in kinds or dimensions not in (None, array.ndim):
-            raise refuse(f"{self._where}/{name}", f"{array.dtype} of shape {array.shape} does not belong here", AGAIN)
+            raise refuse(f"{self.where}/{name}", f"{array.dtype} of shape {array.shape} does not belong here", AGAIN)
         return array
 
     def below(self, name: str) -> _Said:
-        return _Said(self._said.get(name), f"{self._where}/{name}")
+        return _Said(self._said.get(name), f"{self.where}/{name}")
 
     def array(self, name: str) -> np.ndarray:
         return self._get(name, "i", None)
 
     def numbers(self, name: str) -> tuple[int, ...]:
         return tuple(self._get(name, "i", 1).tolist())
+
+    def pair(self, name: str) -> Pair:
+        if len(numbers := self.numbers(name)) != 2:
+            raise refuse(f"{self.where}/{name}", f"{len(numbers)} numbers instead of 2", AGAIN)
+        return numbers[0], numbers[1]
 
     def integer(self, name: str) -> int:
         return int(self._get(name, "i", 0))
@@ -158,32 +163,27 @@ def _layer(said: _Said | None, edges: dict[int, Edge], index: int) -> Layer:
     )
 
 
-#: By the type of a node: the synapse that it stands for, and its pairs of numbers.
-_TYPES: dict[str, tuple[type[Synapse], tuple[str, ...]]] = {
-    "Linear": (Dense, ()),
-    "Affine": (Dense, ()),
-    "Conv2d": (Conv2d, ("stride", "padding", "dilation")),
-}
-
-
 def _edge(node: Node, said: _Said) -> Edge:
-    kind, names = _TYPES.get(node["type"], (None, ()))
-    weight = node.get("weight")
-    if kind is None or not isinstance(weight, np.ndarray) or weight.dtype != np.float32:
-        raise refuse("nodes", f"a {node['type']!a:.40} is no synapse of ours", AGAIN)
-    exponent, pairs = said.integer("exponent"), []
+    kind, weight, exponent = node["type"], node.get("weight"), said.integer("exponent")
+    if kind not in ("Linear", "Affine", "Conv2d") or not isinstance(weight, np.ndarray) or weight.dtype != np.float32:
+        raise refuse(said.where, f"a {kind!a:.40} is no synapse of ours", AGAIN)
     integers = np.ldexp(weight.astype(np.float64), -exponent) if abs(exponent) < 64 else np.full(weight.shape, np.nan)
     if not (integers == np.rint(integers)).all() or np.abs(integers).max(initial=0) >= 1 << 31:
-        raise refuse("nodes", "its weights are no integers", AGAIN)
-    for name in names:
-        pair = np.asarray(node.get(name))
-        if pair.shape != (2,) or pair.dtype.kind != "i":
-            raise refuse("nodes", f"{name} is no pair of integers", AGAIN)
-        pairs.append((int(pair[0]), int(pair[1])))
-    groups = said.integer("groups") if "groups" in said else 1
-    if groups < 1 or (kind is Conv2d and (weight.ndim != 4 or weight.shape[0] % groups or weight.shape[1] % groups)):
-        raise refuse("nodes", f"weights {weight.shape} of {groups} groups do not belong here", AGAIN)
-    return Edge(said.text("source"), NODES[kind].read(integers.astype(np.int64), tuple(pairs), groups), exponent)
+        raise refuse(said.where, "the weights are no integers", AGAIN)
+    return Edge(said.text("source"), (_conv2d if kind == "Conv2d" else _dense)(integers, node, said), exponent)
+
+
+def _dense(weight: np.ndarray, node: Node, said: _Said) -> Dense:
+    return Dense(weight.astype(np.int64))
+
+
+def _conv2d(weight: np.ndarray, node: Node, said: _Said) -> Conv2d:
+    fields, groups, kernel = _Said(node, said.where), said.integer("groups"), said.pair("kernel")
+    fits = weight.ndim == 4 and weight.size and weight.shape[2] == weight.shape[3] and groups >= 1
+    if not fits or any(n % groups for n in weight.shape[:2]) or not all(0 < n <= weight.shape[2] for n in kernel):
+        raise refuse(said.where, f"weights {weight.shape}, {groups} groups of {kernel}, do not belong here", AGAIN)
+    stride, padding, dilation = map(fields.pair, ("stride", "padding", "dilation"))
+    return convolution(weight.astype(np.int64), stride, padding, dilation, groups, kernel)
 
 
 def _flat(node: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
