@@ -13,6 +13,7 @@ import pytest
 
 from exporters import netx
 from exporters.netx import checks, content
+from exporters.nir.graph import NODES
 from exporters.placement import load
 from exporters.placement.cost import REACH
 from sim import fast, fixedpoint, reference, stock
@@ -31,6 +32,7 @@ TABLES: dict[str, SynapseTable[Any]] = {
     "sim/on_lava/graph.py": graph.SYNAPSES,
     "exporters/netx/checks.py": checks.CHECKS,
     "exporters/netx/content.py": content.SYNAPSES,
+    "exporters/nir/graph.py": NODES,
     "exporters/placement/cost.py": REACH,
     "exporters/placement/load.py": load.LOADS,
     "toolchain/calibration/fit.py": fit.SYNAPSES,

@@ -12,8 +12,8 @@ window and no schedule. The exact form says ours in other nodes of it::
 
 Whoever executes it step by step, connections without a delay, gets our spikes and potentials. The clock is made of
 nodes too: a constant current that an I counts, and a Threshold of P values that says which step it is. A threshold
-between two integers is the same for > and >=. Our synapses take a step, so that a layer that is fed over paths of
-different lengths has :func:`~steps <depths>` of its own, and a Delay where the path is longer than the shortest.
+between two integers is the same for > and >=. Our synapses take a step; here a layer counts its steps from the
+shortest path to it instead (:func:`depths`), and where another path is longer, a Delay stands.
 
 The portable form has an ``IF`` for a layer, as most tools read it. That resets to zero, knows neither window nor
 hold-off, and its synapses add the mean of v0 and the schedule at every step: only our own reader restores the network,
@@ -42,7 +42,7 @@ Node = dict[str, Any]  #: what ``nir.dict2NIRNode`` takes: type, fields and meta
 OURS = "ann2loihi"  #: where our metadata stand
 VERSION = 1  #: of them
 SILENT = 1 << 18  #: su; twice what a potential of 24 bits can reach, and exact in float32 together with it
-NUMBERS_LIMIT = 1 << 26  #: numbers of a graph; :mod:`exporters.nir.hdf5` reads four times as many bytes
+NUMBERS_LIMIT = 1 << 26  #: numbers of a graph, 4 bytes each; :mod:`exporters.nir.hdf5` unpacks four times as much
 
 
 def depths(network: Network) -> dict[str, int]:
@@ -82,8 +82,8 @@ def obstacles(network: Network, form: Form) -> list[Finding]:
             if len(edge.synapse.output_shape(network.shape_of(edge.source))) < len(layer.shape):
                 problem = f"dense synapses into a layer of shape {layer.shape}, which no node of NIR unfolds"
                 found.append(Finding(where, problem, "keep it in a .net: `ann2loihi export`"))
-            if isinstance(edge.synapse, Conv2d) and sum(kernel := edge.synapse.weight.shape[2:]) % 2:
-                problem = f"kernel {kernel}: NIR knows square ones, and zeros around it do not make it one"
+            if not NODES[type(edge.synapse)].square(edge.synapse):
+                problem = f"kernel {edge.synapse.weight.shape[2:]}: NIR knows square ones, which zeros make of no such"
                 found.append(Finding(where, problem, "make its sides both even or both odd"))
             if form == "exact" and edge.exponent < 0:
                 problem = f"weight exponent {edge.exponent} rounds, which no node of NIR does"
@@ -101,10 +101,7 @@ def numbers(network: Network, form: Form) -> int:
     for layer in network.layers:
         count += 3 * layer.size + layer.v0.size + layer.bias.size
         for edge in layer.edges:
-            count += edge.synapse.weight.size + layer.size
-            if isinstance(edge.synapse, Conv2d):
-                out, inside, *kernel = edge.synapse.weight.shape
-                count += out * inside * edge.synapse.geometry.groups * max(kernel) ** 2
+            count += NODES[type(edge.synapse)].size(edge.synapse) + layer.size
         if form == "exact":
             whole = len(layer.shape) == 3 and layer.bias.ndim == 4
             count += steps(network) * layer.shape[0] * (max(layer.shape[1:]) ** 2 if whole else 1)
@@ -317,6 +314,8 @@ class NodeForm:
     """What one type of synapse is in NIR."""
 
     flat: bool  #: whether a (C, H, W) source is flattened before it
+    square: Callable[[Any], bool]  #: (synapse) -> whether NIR has a node for its shape
+    size: Callable[[Any], int]  #: (synapse) -> number of the node's weights
     weight: Callable[[Any], np.ndarray]  #: (synapse) -> the node's weights, before the edge's exponent
     #: (synapse, shape of its source, what to add to its current (C,) or None) -> the node's type and other fields
     fields: Callable[[Any, Shape, np.ndarray | None], Node]
@@ -383,7 +382,21 @@ def _conv2d(synapse: Conv2d, source: Shape, constant: np.ndarray | None) -> Node
 
 NODES = SynapseTable[NodeForm](
     {
-        Dense: NodeForm(True, lambda dense: dense.weight, _dense, lambda dense: {}),
-        Conv2d: NodeForm(False, _kernel, _conv2d, _said_of_kernel),
+        Dense: NodeForm(
+            flat=True,
+            square=lambda dense: True,
+            size=lambda dense: dense.weight.size,
+            weight=lambda dense: dense.weight,
+            fields=_dense,
+            said=lambda dense: {},
+        ),
+        Conv2d: NodeForm(
+            flat=False,
+            square=lambda conv: sum(conv.weight.shape[2:]) % 2 == 0,
+            size=lambda conv: math.prod(conv.weight.shape[:2]) * conv.geometry.groups * max(conv.weight.shape[2:]) ** 2,
+            weight=_kernel,
+            fields=_conv2d,
+            said=_said_of_kernel,
+        ),
     }
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,17 @@ import torch
 from executed import agrees
 from hypothesis import HealthCheck, given, settings
 from random_networks import networks as random_networks
+from refusing import refusal
 from torch.nn import functional
+from typer.testing import CliRunner
 
+from exporters import engines, netx
 from exporters import nir as ours
 from exporters.nir.graph import Form, depths, obstacles
 from sim import fast, reference
 from sim.findings import Refused
 from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network, Output
+from toolchain.app import cli
 from toolchain.convert import convert
 from toolchain.demo import data, load_model
 
@@ -217,3 +223,200 @@ def test_norse_executes_the_portable_form_and_every_difference_has_a_reason(demo
     assert sum(theirs.values()) < sum(own.values())
     right = [float((np.argmax(values, 1) == labels).mean()) for values in (outputs, trace.logits[:, -1])]
     assert right[1] >= right[0] > 0.8
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+def small(*edges: Edge, shape: tuple[int, ...] = (2,), steps: int = 1, channels: int = 2) -> Network:
+    layer = Layer("a", shape, edges, 3, np.zeros(shape[0], int), np.zeros((steps, channels), int))
+    last = Layer(
+        "b", (1,), (Edge("a", Dense(np.ones((1, layer.size), int))),), 0, [0], np.zeros((steps, 1), int), "readout"
+    )
+    return Network(Input((2, 4, 4)), (layer, last), steps)
+
+
+SHIFTED = small(Edge(INPUT, Dense(np.ones((2, 32), int)), -1))
+
+
+def test_a_network_that_nodes_cannot_say_is_exported_in_the_portable_form(tmp_path: Path) -> None:
+    ours.save(SHIFTED, tmp_path / "network.nir")
+    assert ours.form_of(ours.read_graph(tmp_path / "network.nir")) == "portable"
+    assert ours.read(tmp_path / "network.nir") == SHIFTED
+
+
+ROW = np.ones((2, 2, 1, 3), int)
+EVERY = np.arange(48).reshape(1, 2, 4, 6) % 5 - 2  #: T = 1, of every neuron
+
+
+@pytest.mark.parametrize(
+    ("network", "form", "text"),
+    [
+        (SHIFTED, "exact", "a <- input: weight exponent -1 rounds, which no node of NIR does; use the form 'portable'"),
+        (
+            small(Edge(INPUT, Dense(np.ones((32, 32), int))), shape=(2, 4, 4)),
+            "portable",
+            "a <- input: dense synapses into",
+        ),
+        (
+            small(Edge(INPUT, Conv2d(ROW[..., :2])), shape=(2, 4, 3)),
+            "portable",
+            r"a <- input: kernel \(1, 2\): NIR knows",
+        ),
+        (small(Edge(INPUT, Conv2d(ROW * 200)), shape=(2, 4, 2)), "portable", "a <- input: weight 200 is outside"),
+        (SHIFTED, "nested", "form: 'nested' is unknown; use exact, portable"),
+    ],
+    ids=["a shift", "unfolding", "a kernel", "the chip", "a form"],
+)
+def test_what_a_form_cannot_hold_is_named(network: Network, form: Any, text: str, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=text):
+        ours.save(network, tmp_path / "network.nir", form=form)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("side", "width"), [(4, 4), (2, 6), (3, 5), (3, 4)])
+def test_biases_of_every_neuron_take_sides_that_are_both_even_or_both_odd(
+    side: int, width: int, tmp_path: Path
+) -> None:
+    layer = Layer(
+        "a", (2, side, width), (Edge(INPUT, Conv2d(np.ones((2, 1, 1, 1), int))),), 3, [0, 1], EVERY[:, :, :side, :width]
+    )
+    head = Dense(np.ones((1, layer.size), int))
+    last = Layer("b", (1,), (Edge("a", head),), 0, [0], [[0]], "readout")
+    network = Network(Input((1, side, width)), (layer, last), 1)
+    if (side, width) == (3, 4):
+        with pytest.raises(Refused, match=r"a: biases of every neuron of a map of \(3, 4\): NIR knows square kernels"):
+            ours.save(network, tmp_path / "network.nir", form="exact")
+    else:
+        path = saved(network, tmp_path / "network.nir", "exact")
+        payload = np.full((1, 1, side, width), 1)
+        payload[0, 0, 1] = 2
+        assert agrees(path, reference.run(network, payload), payload) > 3
+
+
+def test_a_graph_beyond_reason_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    long = replace(small(Edge(INPUT, Conv2d(np.ones((2, 2, 1, 1), int))), shape=(2, 4, 4)), holdoff=60_000)
+    wide = Layer("a", (2, 400, 400), long.layers[0].edges, 3, [0, 0], np.zeros((1, 2), int))
+    last = replace(long.layers[1], edges=(Edge("a", Conv2d(np.ones((1, 2, 400, 400), int))),), shape=(1, 1, 1))
+    network = replace(long, input=Input((2, 400, 400)), layers=(wide, last))
+    with pytest.raises(
+        Refused, match=r"network: [0-9]+ numbers in the form 'exact', above 67108864; use the form 'portable'"
+    ):
+        ours.save(network, tmp_path / "network.nir", form="exact")
+
+
+def test_without_the_package_nir_a_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, demo: Any) -> None:
+    path = saved(demo[0], tmp_path / "network.nir")
+    monkeypatch.setitem(sys.modules, "nir", None)
+    assert refusal(ours.save, demo[0], tmp_path / "other.nir") == (
+        "nir: writing NIR takes the package nir; pip install 'ann2loihi[nir]'"
+    )
+    assert ours.read(path) == demo[0]
+
+
+N = np.ones(3, np.float32)
+FOREIGN: dict[str, tuple[list[Any], str]] = {
+    "IF": (
+        [nir.IF(N, N)],
+        r"its neurons \(IF\) reset to a fixed potential, a network's here by subtraction; convert it",
+    ),
+    "LIF": ([nir.LIF(N, N, N, N), nir.IF(N, N)], r"its neurons \(IF, LIF\) reset to a fixed potential"),
+    "none": ([nir.Linear(np.eye(3))], "it holds no spiking neurons; convert it as a trained model"),
+    "a soft reset": ([nir.I(N), nir.Threshold(N)], "it resets as a network of ours, but says no firing windows"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_graph_of_another_tool_is_refused_in_a_line(name: str, tmp_path: Path) -> None:
+    nodes, text = FOREIGN[name]
+    nir.write(tmp_path / "theirs.nir", nir.NIRGraph.from_list(*nodes))
+    with pytest.raises(Refused, match=text) as caught:
+        ours.read(tmp_path / "theirs.nir")
+    assert len(caught.value.findings) == 1
+
+
+def test_a_changed_weight_is_noticed(tmp_path: Path, demo: Any) -> None:
+    path = saved(demo[0], tmp_path / "network.nir")
+    graph = nir.read(path)
+    graph.nodes["l0_conv1_synapse0"].weight[0, 0, 0, 0] += 1
+    nir.write(path, graph)
+    assert refusal(ours.read, path).endswith(
+        "sha256: the graph has changed since it was written; write it again with `ann2loihi export nir`"
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_node_that_contradicts_the_metadata_is_noticed(form: Form, tmp_path: Path, demo: Any) -> None:
+    path = saved(demo[0], tmp_path / "network.nir", form)
+    graph = nir.read(path)
+    node = graph.nodes["l0_conv1_spikes"]
+    (node.threshold if form == "exact" else node.v_threshold)[0, 0, 0] += 1
+    nir.write(path, graph)
+    assert "nodes/l0_conv1_spikes/" in (text := refusal(ours.read, path))
+    assert "it contradicts the rest of the graph" in text
+
+
+# ---- on the command line --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(demo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    digits = data.load()
+    np.savez(tmp_path / "test.npz", x=digits.test_x.numpy()[:4], y=digits.test_y.numpy()[:4])
+    netx.save(demo[0], tmp_path / "network.net")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(*arguments: str) -> str:
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_command_takes_what_export_has_written(form: Form, place: Path, demo: Any) -> None:
+    written = command("export", "nir", "network.net", "network.nir", "--form", form)
+    assert written.startswith(f"written to network.nir, in the form {form}")
+    shown = [json.loads(command("inspect", name, "--json")) for name in ("network.nir", "network.net")]
+    assert [one.pop("loader") for one in shown] == [f"NIR, form {form}", "lava-dl netx"]
+    assert shown[0] == shown[1]
+    assert f"loads with NIR, form {form}" in command("inspect", "network.nir").replace("\n", " ")
+    said = [
+        json.loads(command("evaluate", name, "--data", "test.npz", "--json")) for name in ("network.nir", "network.net")
+    ]
+    assert said[0] == said[1]
+    command("export", "network.nir", "-o", "again.net")
+    assert Path("again.net").read_bytes() == Path("network.net").read_bytes()
+    command("fit", "network.nir")
+    command("cost", "network.nir", "--data", "test.npz")
+
+
+def test_verify_runs_the_network_of_a_graph(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "ENGINES", {name: engines.ENGINES[name] for name in ("reference", "fast")})
+    command("export", "nir", "network.net", "network.nir")
+    found = json.loads(command("verify", "network.nir", "--data", "test.npz", "--json"))
+    assert (found["difference"], found["samples"], found["spikes"] > 1000) == (None, 4, True)
+
+
+def test_how_to_execute_a_graph_is_said(place: Path) -> None:
+    assert "run 7 steps, the payload in the first 4 and 0 after them: the output after step 7 holds the logits" in (
+        command("export", "nir", "network.net", "network.nir")
+    )
+
+
+def test_inspect_shows_the_nodes_of_any_graph(place: Path) -> None:
+    nir.write("theirs.nir", nir.NIRGraph.from_list(nir.Linear(np.eye(3)), nir.IF(N, N)))
+    rows = json.loads(command("inspect", "theirs.nir", "--json"))
+    assert {row["node"]: row["type"] for row in rows} == {
+        "input": "Input",
+        "linear": "Linear",
+        "if": "IF",
+        "output": "Output",
+    }
+    assert "linear" in command("inspect", "theirs.nir")
+
+
+def test_a_directory_called_nir_is_exported_by_its_path(place: Path) -> None:
+    (place / "network.net").rename(place / "nir")
+    assert command("export", "./nir", "-o", "again.net").startswith("written to again.net")

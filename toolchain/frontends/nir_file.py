@@ -108,7 +108,7 @@ def _operation(where: str, name: str, node: Node, x: Ref, constants: dict[str, t
     try:
         written = written if write is None else write(node)
     except (KeyError, TypeError, ValueError) as error:
-        problem = f"its fields are not those of {node['type']} ({type(error).__name__}: {error!s:.80})"
+        problem = f"its fields are no {node['type']} ({' '.join(str(error).split())[:80] or type(error).__name__})"
         raise refuse(f"{where}: {name}", problem, "write it again") from error
     for key, value in written.constants.items():
         constants[f"{name}.{key}"] = f"{name}.{key}", torch.from_numpy(np.array(value, np.float32))
@@ -130,7 +130,7 @@ class _Written:
 
 def _linear(node: Node) -> _Written:
     if node["weight"].ndim != 2:
-        return _Written(Unknown(f"{node['type']} of a weight {node['weight'].shape}"))
+        raise ValueError(f"a weight of shape {node['weight'].shape}")
     biased = node["type"] == "Affine"
     return _Written(functional.linear, {key: node[key] for key in ("weight", "bias")[: 1 + biased]})
 
@@ -164,7 +164,7 @@ def _integrate_and_fire(node: Node) -> _Written:
     span = node["v_threshold"] - node.get("v_reset", 0)
     rate = np.divide(node["r"], span, where=span > 0, out=np.zeros(np.shape(span)))
     if not (rate > 0).all():
-        return _Written(Unknown("IF of a threshold that it starts above, or that its input leads away from"))
+        raise ValueError("r or v_threshold - v_reset is not above 0")
     if (rate == rate.flat[0]).all():  # of all neurons
         return _Written(_rate, {}, {"rate": float(rate.flat[0])})
     return _Written(_rate, {"rate": rate})
