@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bundles import contents, network, save
+from processes import forked
 
 from exporters import bundle, files, netx
 from sim.findings import Refused
@@ -32,18 +33,6 @@ IMAGES = {id(made): netx.dump(made) for made in NETWORKS.values()}
 netx.dump = lambda made: IMAGES[id(made)]
 #: What Python tells of file operations before it does them; the others are wrapped.
 OPERATIONS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.listdir"}
-
-
-def forked(action: Callable[[], object]) -> int:
-    """Start a process that does one thing."""
-    if pid := os.fork():
-        return pid
-    status = 1
-    try:
-        action()
-        status = 0
-    finally:
-        os._exit(status)
 
 
 def killed_before(operation: int, action: Callable[[], object]) -> bool:

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 from jobs import NETWORK, PAYLOAD, apart, on_board
+from processes import forked
 from refusing import refusal
 
 from exporters import device
@@ -116,8 +117,8 @@ def append_rest(path: Path, told: Callable[[int], object] = lambda done: None) -
 def killed_at(operation: int, path: Path, told: Path) -> tuple[bool, int]:
     """Append in a process that is killed before so many operations; whether it was, and what it had said was there."""
     told.write_text("0")
-    pid = os.fork()
-    if not pid:
+
+    def action() -> None:
         seen = 0
 
         def counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -132,8 +133,9 @@ def killed_at(operation: int, path: Path, told: Path) -> tuple[bool, int]:
 
         os.pwrite, os.fsync = counted(os.pwrite), counted(os.fsync)
         append_rest(path, lambda done: told.write_text(str(done)))
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
+
+    _, status = os.waitpid(forked(action), 0)
+    assert os.WIFSIGNALED(status) or status == 0
     return os.WIFSIGNALED(status), int(told.read_text())
 
 

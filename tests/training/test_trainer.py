@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -72,17 +73,25 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others(trained: 
     assert not same(trained[0], train(load_model(), X, Y, replace(SMALL, seed=1)))
 
 
-def test_what_was_killed_goes_on_and_ends_the_same(trained: tuple[Trained, Path], tmp_path: Path) -> None:
-    def die(epoch: Any) -> None:
-        if epoch.epoch == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
+def die(epoch: Any) -> None:
+    if epoch.epoch == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
 
+
+def train_until_killed(folder: Path, threads: int) -> None:
+    torch.set_num_threads(threads)
+    train(load_model(), X, Y, SMALL, directory=folder, callbacks=[die])
+
+
+def test_what_was_killed_goes_on_and_ends_the_same(trained: tuple[Trained, Path], tmp_path: Path) -> None:
     folder = tmp_path / "killed"
-    if (pid := os.fork()) == 0:
-        torch.set_num_threads(1)
-        train(load_model(), X, Y, SMALL, directory=folder, callbacks=[die])
-        os._exit(0)
-    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    # Spawned, not forked: torch's threads would be missing in a copy of this process.
+    process = multiprocessing.get_context("spawn").Process(
+        target=train_until_killed, args=(folder, torch.get_num_threads())
+    )
+    process.start()
+    process.join(600)
+    assert process.exitcode == -signal.SIGKILL
     assert (folder / "checkpoint.pt").exists()
     assert not (folder / "trained.pt").exists()
     epochs: list[int] = []

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,9 @@ from sim.network import INPUT, Conv2d, Dense, Layer, Network, Synapse, SynapseTa
 from toolchain.graph.channels import positions
 from toolchain.scales.integers import bias_schedule
 
-LARGEST = 4608  #: synapses a neuron beyond which the F x F normal equations are not worth their time: 512 maps of 3x3
-SAMPLES = 1 << 15  #: places at which currents are compared, at least; 32 a synapse if there are as many
+LARGEST = 4608  #: synapses of a neuron that are fitted together, 512 maps of 3x3: the normal equations are F x F
+SAMPLES = 1 << 15  #: places at which currents are compared, at least, if there are as many
+PLACES = 16  #: such places for every synapse of a neuron, at least
 CHUNK = 1 << 22  #: values that synapses receive, at a time
 EXACT = 1 << 24  #: up to which float32 holds every integer
 BLOCK = 128  #: synapses that are rounded before the others hear of it
@@ -54,13 +56,13 @@ def fit(
 
     ``nominal`` holds the trained weights of every edge in su, float64; ``outputs`` the sources' spikes (T, B, *shape)
     and the payload; ``wanted`` the ANN's current into the layer without its bias, su per step, (B, *shape). What the
-    integers lack of it on average is added to the layer's bias, which becomes constant again. An edge of more than
-    ``LARGEST`` synapses a neuron stays as it is, and so does one that mostly selects, as a shortcut into more channels:
-    fitting would add synapses where there are none. With ``keep`` the trained weights are only rounded, together.
+    integers lack of it on average is added to the layer's bias, which becomes constant again. An edge that mostly
+    selects, as a shortcut into more channels, stays as it is: fitting would add synapses where there are none. With
+    ``keep`` the trained weights are only rounded, together.
     """
     timesteps, edges = network.timesteps, list(layer.edges)
     largest_first = sorted(range(len(edges)), key=lambda i: -edges[i].synapse.weight.size)
-    chosen = [i for i in largest_first if edges[i].synapse.weight[0].size <= LARGEST and not selects(nominal[i])]
+    chosen = [i for i in largest_first if not selects(nominal[i])]
     if not chosen:
         return layer
     counts = {
@@ -72,56 +74,86 @@ def fit(
     trained = torch.from_numpy(layer.bias.sum(0, dtype=np.int64)).double()
     bias = torch.from_numpy(layer.per_neuron(trained.numpy()).copy())  # over the window, su
     missing = timesteps * wanted
-    for edge in edges:
-        missing -= _map(edge.synapse, counts[edge.source]).reshape(missing.shape)
+    for i, edge in enumerate(edges):
+        if i != chosen[0]:
+            missing -= _map(edge.synapse, counts[edge.source]).reshape(missing.shape)
 
     apart = trained.ndim > 1  # a bias of its own for every neuron
-    for i in chosen:
+    for turn, i in enumerate(chosen):
         synapse, arrived = edges[i].synapse, counts[edges[i].source]
         how = SYNAPSES[type(synapse)]
         groups = how.groups(synapse)
         trained_weights = nominal[i] / 2.0 ** edges[i].exponent
         rows = trained_weights.reshape(groups, len(trained_weights) // groups, -1).mT  # (groups, F, outputs of a group)
-        missing += _map(synapse, arrived).reshape(missing.shape)
-        step = grid(arrived, edges[i].exponent, missing)
+        if turn:
+            missing += _map(synapse, arrived).reshape(missing.shape)
+        # What one part of the synapses is fitted to lacks what the others cause.
+        others = float(rows.abs().sum(1).max() * arrived.abs().max()) if rows.shape[1] > LARGEST else 0.0
+        step = grid(arrived, edges[i].exponent, missing, others)
         missing.div_(step).round_().mul_(step)
-        pairs = how.pairs(synapse, arrived, missing, max(SAMPLES, 32 * rows.shape[1]))
+        pairs = partial(how.pairs, synapse, arrived, missing, max(SAMPLES, PLACES * rows.shape[1]))
         integers, beta = _solve(rows, pairs, chip.weight_limit, keep)
         synapse = replace(synapse, weight=integers.mT.reshape(nominal[i].shape).to(torch.int32).numpy())
         edges[i] = replace(edges[i], synapse=synapse)
         apart |= how.apart and len(layer.shape) > 1
         beta = beta.reshape(layer.shape) if how.apart else beta.reshape(-1, *(1,) * (bias.ndim - 1))
         bias += beta
-        missing -= _map(synapse, arrived).reshape(missing.shape) + beta.float()
+        if i != chosen[-1]:
+            missing -= _map(synapse, arrived).reshape(missing.shape) + beta.float()
     if not apart:
         bias = bias.reshape(len(trained), -1)[:, 0]
     return replace(layer, edges=tuple(edges), bias=bias_schedule(bias / timesteps, timesteps))
 
 
-def _solve(rows: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], limit: int, keep: bool) -> tuple[Tensor, Tensor]:
+def _solve(
+    rows: Tensor, pairs: Callable[[], Iterable[tuple[Tensor, Tensor]]], limit: int, keep: bool
+) -> tuple[Tensor, Tensor]:
     """Integer weights (groups, F, outputs) within +-limit and the bias (outputs of all groups,) that fit ``pairs``.
 
-    ``rows`` are the trained weights, which ``keep`` only rounds; the pairs are those of :class:`SynapseFit`. All but
-    the counts are float64, the bias su a window.
+    ``rows`` are the trained weights, which ``keep`` only rounds; the pairs are those of :class:`SynapseFit`, gone
+    through once for every ``LARGEST`` synapses, which are fitted to what the others leave. All but the counts are
+    float64, the bias su a window.
     """
-    groups, size, _ = rows.shape
-    square, mean = rows.new_zeros(groups, size, size), rows.new_zeros(groups, size)
-    product, target = torch.zeros_like(rows), rows.new_zeros(groups, rows.shape[2])
+    integers, beta = rows.round().clamp(-limit, limit), rows.new_zeros(rows.shape[::2])
+    for block in torch.arange(rows.shape[1]).split(LARGEST):
+        others = integers.index_fill(1, block, 0) if len(block) < rows.shape[1] else None
+        fitted, factor, means, target = _fitted(rows, block, others, pairs(), keep)
+        integers[:, block] = _round(fitted, factor, limit)
+        beta = target - (means[:, None] @ integers[:, block])[:, 0]
+    return integers, beta.flatten()
+
+
+def _fitted(
+    rows: Tensor, block: Tensor, others: Tensor | None, pairs: Iterable[tuple[Tensor, Tensor]], keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Fit some synapses beside the integers of ``others``.
+
+    Returns real weights (groups, f, outputs), the factor by which to round them (:func:`_round`), the mean count that
+    arrives at each synapse (groups, f) and the mean current that is to be caused (groups, outputs).
+    """
+    groups, outputs, f = len(rows), rows.shape[2], len(block)
+    square, mean = rows.new_zeros(groups, f, f), rows.new_zeros(groups, f)
+    product, target = rows.new_zeros(groups, f, outputs), rows.new_zeros(groups, outputs)
     n = 0
     for x, z in pairs:
         n += x.shape[2]
+        if others is not None:
+            z = z - others.mT @ x.to(z)
+            x = x[:, block]
         for total, part in ((square, x @ x.mT), (mean, x.sum(2)), (product, x.to(z) @ z.mT), (target, z.sum(2))):
             total += part
     for total in (square, mean, product, target):
         total /= n
     square -= mean[:, :, None] * mean[:, None]
     product -= mean[:, :, None] * target[:, None]
-    ridge = size / n * square.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-9)
+    ridge = rows.shape[1] / n * square.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-9)
+    trained = rows[:, block]
+    missing = product - square @ trained
     square.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(square))
-    fitted = rows if keep else rows + inverse @ (product - square @ rows + ridge[:, None, None] * rows)
-    integers = _round(fitted, inverse, limit)
-    return integers, (target - (mean[:, None] @ integers)[:, 0]).flatten()
+    # From the last synapse to the first: then the factor is that of the order in which they are rounded.
+    factor = torch.linalg.cholesky(square.flip(1, 2))
+    fitted = trained if keep else trained + torch.cholesky_solve(missing.flip(1), factor).flip(1)
+    return fitted, factor.flip(1, 2), mean, target
 
 
 def selects(weights: Tensor) -> bool:
@@ -129,13 +161,16 @@ def selects(weights: Tensor) -> bool:
     return bool((weights == 0).double().mean() > 0.5)
 
 
-def grid(counts: Tensor, exponent: int, missing: Tensor) -> float:
+def grid(counts: Tensor, exponent: int, missing: Tensor, beside: float = 0.0) -> float:
     """Power of two: sums of ``counts`` times multiples of it as large as ``missing`` (B, C, ...) are exact in float64.
+
+    So are those of what is larger by up to ``beside``.
 
     Counts are integers, or where ``exponent`` is negative multiples of ``2**exponent``. A sum has a product for every
     sample and place at most, and float64 holds every integer up to 2**53.
     """
-    largest = missing[:, 0].numel() * float(counts.abs().max()) / 2.0 ** min(exponent, 0) * float(missing.abs().max())
+    reach = float(missing.abs().max()) + beside
+    largest = missing[:, 0].numel() * float(counts.abs().max()) / 2.0 ** min(exponent, 0) * reach
     return 2.0 ** (math.ceil(math.log2(max(largest, 1.0))) - 52)
 
 
@@ -198,21 +233,21 @@ SYNAPSES = SynapseTable[SynapseFit](
 )
 
 
-def _round(weights: Tensor, inverse: Tensor, limit: int) -> Tensor:
+def _round(weights: Tensor, factor: Tensor, limit: int) -> Tensor:
     """Round ``weights`` (groups, F, outputs) within +-limit so that ``E |(W - W_rounded) n|^2`` stays small.
 
-    ``inverse`` (groups, F, F) is that of ``E[n n^T]``.
+    ``factor`` (groups, F, F) is the upper triangular R of ``E[n n^T] = R R^T``. Row j of ``R^T (W - W_rounded)``, whose
+    square is the error, depends on the synapses up to j only: each integer is the nearest to what makes its row zero.
+    So the synapses that are still free take up what rounding adds, as with the inverse that GPTQ needs (Chen et al.,
+    The Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane Algorithm, 2025).
     """
-    free, rounded = weights.clone(), torch.empty_like(weights)
-    # Row j of the factor says how the synapses after j take up an error of synapse j.
-    factor = torch.linalg.cholesky(inverse, upper=True)
+    rounded = torch.empty_like(weights)
+    scale = factor.diagonal(dim1=1, dim2=2)[:, :, None]
     for start in range(0, weights.shape[1], BLOCK):
         stop = min(start + BLOCK, weights.shape[1])
-        errors = torch.empty_like(free[:, start:stop])
+        lacking = factor[:, :start, start:stop].mT @ (weights[:, :start] - rounded[:, :start])
         for j in range(start, stop):
-            rounded[:, j] = free[:, j].round().clamp(-limit, limit)
-            error = (free[:, j] - rounded[:, j]) / factor[:, j, j, None]
-            free[:, j:stop] -= factor[:, j, j:stop, None] * error[:, None]
-            errors[:, j - start] = error
-        free[:, stop:] -= factor[:, start:stop, stop:].mT @ errors
+            wanted = weights[:, j] + lacking[:, j - start] / scale[:, j]
+            rounded[:, j] = wanted.round().clamp(-limit, limit)
+            lacking += factor[:, j, start:stop, None] * (weights[:, j] - rounded[:, j])[:, None]
     return rounded

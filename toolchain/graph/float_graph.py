@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sim.network import INPUT, Geometry, Shape
+from toolchain.graph import precise
 from toolchain.graph.activations import clipped, slipped
 
 
@@ -39,6 +40,8 @@ class FloatConv2d:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, H', W')."""
+        if self.weight.dtype == torch.float64:
+            return precise.conv2d(x, self.weight, self.geometry)
         return functional.conv2d(x.to(self.weight.dtype), self.weight, None, *self.geometry).to(x.dtype)
 
 
