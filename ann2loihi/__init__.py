@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, whi
     from exporters.netx import save as write  # noqa: F401
     from exporters.placement import cost as cost
     from exporters.placement import fit as fit
+    from exporters.reduction import reduce as reduce
     from exporters.report import Report as Report
     from exporters.report import figures as figures
     from sim.findings import Finding as Finding
@@ -68,6 +69,7 @@ _HOMES: dict[str, tuple[str, str]] = {
         "exporters.engines": ("available_engines", "run", "verify"),
         "exporters.netx": ("load", "read"),
         "exporters.placement": ("cost", "fit"),
+        "exporters.reduction": ("reduce",),
         "exporters.report": ("Report",),
         "sim.findings": ("Finding", "Refused"),
         "sim.network": ("Network",),

@@ -6,6 +6,7 @@
 ``provenance.json``   what :func:`provenance` collects
 ``report.json``       an :class:`exporters.report.Report`, optional
 ``report.md``         the same for people, never read; the pictures that it shows lie beside it
+``inputs.npz``        payloads ``x`` on which engines differ, of a bundle that shows that (:mod:`exporters.reduction`)
 ====================  =============================================================================================
 """
 
@@ -36,11 +37,13 @@ from sim.stock import peak_outside
 
 NET = "network.net"
 CONFIG, PROVENANCE, REPORT, TEXT = "config.json", "provenance.json", "report.json", "report.md"
+INPUTS = "inputs.npz"
 #: How every file begins that :func:`save` can write.
 BEGINNINGS = {
     NET: b"\x89HDF\r\n\x1a\n",
     **dict.fromkeys((CONFIG, PROVENANCE, REPORT), b"{"),
     TEXT: b"# ",
+    INPUTS: b"PK\x03\x04",
     **dict.fromkeys(PICTURES, b"\x89PNG\r\n\x1a\n"),
 }
 MEASURED_AT_ONCE = 8  #: inputs; all potentials of so many are held
@@ -105,13 +108,15 @@ def save(
     provenance: dict[str, Any],
     report: Report | None = None,
     rates: Rates | None = None,
+    inputs: np.ndarray | None = None,
 ) -> None:
     """Write a bundle; ``directory`` takes its new content at once when all is written, or stays as it was.
 
     An existing directory is replaced if it is empty or a bundle itself, with nothing else in it. A ``report`` is
-    written as JSON and as Markdown with the pictures that there is data for; ``rates`` are for one of them. Raises
-    :class:`Refused` with all findings: a place that :func:`check_place` refuses, a full disk, values that JSON cannot
-    hold, absolute paths in ``provenance``, a network that is not deployable.
+    written as JSON and as Markdown with the pictures that there is data for; ``rates`` are for one of them.
+    ``inputs`` (B, *input's model_shape) are kept for whoever runs the network again. Raises :class:`Refused` with all
+    findings: a place that :func:`check_place` refuses, a full disk, values that JSON cannot hold, absolute paths in
+    ``provenance``, a network that is not deployable.
     """
     directory, texts = Path(directory), {}
     findings: list[Finding] = []
@@ -133,6 +138,10 @@ def save(
     contents = {NET: netx.dump(network)} | texts
     if report is not None:
         contents |= _illustrated(report, rates or {}, network)
+    if inputs is not None:
+        archive = io.BytesIO()
+        np.savez_compressed(archive, x=inputs.astype(np.float32))  # bytes would be taken for images
+        contents |= {INPUTS: archive.getvalue()}
     files.replace_directory(directory, contents, BEGINNINGS, _foreign)
 
 

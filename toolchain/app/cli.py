@@ -259,7 +259,9 @@ def evaluate(
 @guarded
 def verify(
     bundle: AnyNetwork,
-    data: Data,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE.npz", help="Arrays x.  [those that --reduce has kept]")
+    ] = None,
     samples: Samples = None,
     inputs: Annotated[
         str | None,
@@ -268,26 +270,46 @@ def verify(
             help="How engines on Lava get the input.  [as the network was converted for]",
         ),
     ] = None,
+    reduce: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where engines differ, write the smallest case that still shows it."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run every engine on the same samples and compare spike for spike; exit code 1 and the first difference if any.
 
+    With --reduce, layers, channels, steps and samples are left off as long as the engines differ.
+
     Example: `ann2loihi verify build/out --data test.npz --samples 16`
     """
     from exporters import bundle as bundles
+    from exporters import reduction
     from exporters.engines import verify as run
     from exporters.report import Verification
     from toolchain.inputs import load_for
 
     loaded = bundles.read(bundle)
-    x, _ = load_for(loaded.network, data, samples)
+    kept = bundle / bundles.INPUTS
+    if data is None and not os.path.isfile(kept):
+        raise refuse("--data", "no inputs are given", "give --data FILE.npz")
+    if reduce is not None:
+        bundles.check_place(reduce)
+    x, _ = load_for(loaded.network, data or kept, samples)
+    payload = loaded.network.input.encode(x)
     form: Any = inputs  # which there are is the network's to say
+    repro = None
     with bars():
-        result = run(loaded.network, loaded.network.input.encode(x), net_path=loaded.net_path, inputs=form)
+        result = run(loaded.network, payload, net_path=loaded.net_path, inputs=form)
+        if reduce is not None and result.difference is not None:
+            repro = reduction.reduce(loaded.network, payload, result.difference.engines, inputs=form)
+            repro.save(reduce)
     if as_json:
-        print_json(result.as_dict())
+        shown = {} if repro is None else {"repro": {"directory": str(reduce), "summary": repro.summary}}
+        print_json(result.as_dict() | shown)
     else:
         show_verification(Verification.from_dict(result.as_dict(), "verification"), str(bundle))
+        if repro is not None:
+            say(f"{repro.summary}\nwritten to {reduce}; run it again: ann2loihi verify {reduce}")
     if result.difference is not None:
         raise typer.Exit(1)
 
