@@ -190,6 +190,10 @@ def read(path: str | Path) -> Bundle:
 
     Raises :class:`Refused` for anything else.
     """
+    if not os.path.exists(path):
+        raise refuse(
+            str(path), "there is no such directory, and no such file", "give what `ann2loihi convert` has written"
+        )
     if os.path.isdir(path):
         return load(path)
     if nir.is_nir(Path(path)):

@@ -825,6 +825,8 @@ COMMANDS: dict[str, list[str]] = {
     "an option without its value": ["convert", "--model"],
     "required options left out": ["convert", "-o", "out"],
     "no samples": ["verify", "bundle", "--data", "cal.npz", "--samples", "0"],
+    "no inputs to verify on": ["verify", "bundle"],
+    "a case in the place of a file": ["verify", "bundle", "--data", "cal.npz", "--reduce", "cal.npz"],
     "samples below none": ["verify", "bundle", "--data", "cal.npz", "--samples", "-1"],
     "more samples than there are": ["evaluate", "bundle", "--data", "cal.npz", "--samples", "41"],
     "samples that are no number": ["evaluate", "bundle", "--data", "cal.npz", "--samples", "all"],

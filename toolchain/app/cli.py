@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -309,7 +310,7 @@ def verify(
     else:
         show_verification(Verification.from_dict(result.as_dict(), "verification"), str(bundle))
         if repro is not None:
-            say(f"{repro.summary}\nwritten to {reduce}; run it again: ann2loihi verify {reduce}")
+            say(f"{repro.summary}\nwritten to {reduce}; run it again: ann2loihi verify {shlex.quote(str(reduce))}")
     if result.difference is not None:
         raise typer.Exit(1)
 
