@@ -213,6 +213,9 @@ def legality(path: str | Path, x: Any = None) -> list[netx.Issue]:
     bundle's report. Raises :class:`Refused` for what cannot be read.
     """
     path, measured = Path(path), None
+    if nir.is_nir(path):
+        remedy = f"write one: `ann2loihi export {path} -o network.net`"
+        raise refuse(str(path), "it is in NIR, and what is checked is a .net", remedy)
     if os.path.isdir(path):
         bundle = load(path)
         network, path = bundle.network, path / NET

@@ -17,7 +17,7 @@ from exporters.nir.graph import OURS, Form, Node, answer, described, obstacles, 
 from exporters.nir.hdf5 import is_nir
 from exporters.nir.restored import form_of, restored, sealed
 from sim.arguments import checked
-from sim.findings import Finding, Refused, refuse
+from sim.findings import Refused, refuse
 from sim.network import Network
 
 __all__ = [
@@ -71,7 +71,8 @@ def read(path: str | Path) -> Network:
     try:
         return restored(graph)
     except Refused as error:
-        raise Refused(Finding(f"{path}: {f.where}", f.problem, f.remedy) for f in error.findings) from None
+        first = error.findings[0]
+        raise refuse(f"{path}: {first.where}", first.problem, first.remedy) from None
 
 
 @checked
@@ -89,7 +90,9 @@ def is_ours(graph: Node) -> bool:
 
 def node_table(graph: Node) -> list[dict[str, Any]]:
     """Describe the nodes of any graph, in JSON types."""
-    rows = []
+    rows, sources = [], dict[str, list[str]]()
+    for source, target in graph["edges"]:
+        sources.setdefault(target, []).append(source)
     for name, node in graph["nodes"].items():
         arrays = {key: value for key, value in node.items() if isinstance(value, np.ndarray) and value.size}
         main = next(
@@ -101,7 +104,7 @@ def node_table(graph: Node) -> list[dict[str, Any]]:
                 "type": node["type"],
                 "shape": None if main is None else main.shape,
                 "range": None if main is None else f"{main.min():g}..{main.max():g}",
-                "after": ", ".join(source for source, target in graph["edges"] if target == name) or None,
+                "after": ", ".join(sources.get(name, ())) or None,
             }
         )
     return rows

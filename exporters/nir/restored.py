@@ -52,14 +52,14 @@ def restored(graph: Node) -> Network:
         raise Refused(findings)
     if numbers(network, form) > 4 * sum(value.size for _, value in _flat(graph)) + SLACK:
         raise refuse("metadata", "they speak of more than the graph holds", AGAIN)
-    if findings := list(_differences(graph, sealed(described(network, form)))):
-        raise Refused(findings[:1])
+    if difference := next(_differences(graph, sealed(described(network, form))), None):
+        raise Refused(difference)
     return network
 
 
 def _foreign(graph: Node) -> Finding:
     """Say why a graph of another tool is no network of ours."""
-    types = {str(node.get("type")) for node in graph["nodes"].values()}
+    types = _types(graph)
     if hard := sorted(types & RESETTING):
         problem = f"its neurons ({', '.join(hard)}) reset to a fixed potential, a network's here by subtraction"
         return Finding("nodes", problem, AS_MODEL)
@@ -67,6 +67,11 @@ def _foreign(graph: Node) -> Finding:
         problem = "it resets as a network of ours, but says no firing windows: another tool has written it"
         return Finding("nodes", problem, "give a file that `ann2loihi export nir` has written")
     return Finding("nodes", "it holds no spiking neurons", AS_MODEL)
+
+
+def _types(graph: Node) -> set[str]:
+    inner = (_types(node) if node["type"] == "NIRGraph" else {node["type"]} for node in graph["nodes"].values())
+    return set().union(*inner)
 
 
 class _Said:

@@ -329,10 +329,12 @@ FOREIGN: dict[str, tuple[list[Any], str]] = {
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_graph_of_another_tool_is_refused_in_a_line(name: str, tmp_path: Path) -> None:
     nodes, text = FOREIGN[name]
-    nir.write(tmp_path / "theirs.nir", nir.NIRGraph.from_list(*nodes))
-    with pytest.raises(Refused, match=text) as caught:
-        ours.read(tmp_path / "theirs.nir")
-    assert len(caught.value.findings) == 1
+    chain = nir.NIRGraph.from_list(*nodes)
+    for graph in (chain, nir.NIRGraph.from_list(nir.Input(N), chain, nir.Output(N), type_check=False)):
+        nir.write(tmp_path / "theirs.nir", graph)
+        with pytest.raises(Refused, match=text) as caught:
+            ours.read(tmp_path / "theirs.nir")
+        assert len(caught.value.findings) == 1
 
 
 def test_a_changed_weight_is_noticed(tmp_path: Path, demo: Any) -> None:
@@ -397,6 +399,16 @@ def test_verify_runs_the_network_of_a_graph(place: Path, monkeypatch: pytest.Mon
     command("export", "nir", "network.net", "network.nir")
     found = json.loads(command("verify", "network.nir", "--data", "test.npz", "--json"))
     assert (found["difference"], found["samples"], found["spikes"] > 1000) == (None, 4, True)
+
+
+def test_the_chip_is_checked_on_a_net(place: Path) -> None:
+    command("export", "nir", "network.net", "network.nir")
+    done = CliRunner().invoke(cli.app, ["check", "network.nir", "--chip", "loihi2"])
+    assert (done.exit_code, done.output) == (
+        2,
+        "error: network.nir: it is in NIR, and what is checked is a .net; write one: `ann2loihi export network.nir -o "
+        "network.net`\n",
+    )
 
 
 def test_how_to_execute_a_graph_is_said(place: Path) -> None:

@@ -348,7 +348,7 @@ def inspect(
     network = bundle.network
     rows, output, source = layer_table(network), network.output, network.input
     scale = np.asarray(source.scale)
-    loader = netx.loader_of(bundle.net_path) if bundle.net_path else f"NIR, form {nir.form_of(graph or {})}"
+    loader = netx.loader_of(bundle.net_path or path) if graph is None else f"NIR, form {nir.form_of(graph)}"
     shortest, silicon = network.period + 1, legal_period(network, "stock", "power of two")
     planned = legal_period(network, "stock")
     if as_json:
