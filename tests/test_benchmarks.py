@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from benchmarks import accuracy, calibration_time, simulation
+from benchmarks import accuracy, calibration_time, imagenet, simulation
 from benchmarks import compared as comparison
+from benchmarks import draws as drawing
+from exporters import placement
 from exporters.bundle import load
 from sim import fast
 from sim.findings import refuse
@@ -221,6 +223,60 @@ def test_conversions_are_compared_on_test_images_and_kept(tmp_path: Path) -> Non
     assert run("--forms", "spikes", "--resume", *where).exit_code == 0
     assert json.loads((tmp_path / "rows.json").read_text())["rows"] == found[2:]
     assert "nothing to measure" in run("--forms", ",", "-o", tmp_path / "none").stderr
+
+
+def test_conversions_are_measured_on_several_draws_and_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*options: object) -> Result:
+        arguments = [
+            "--samples",
+            N,
+            "--calibration",
+            64,
+            "--timesteps",
+            "1",
+            "--draws",
+            2,
+            "-o",
+            tmp_path / "rows.json",
+        ]
+        return CliRunner().invoke(drawing.app, [str(a) for a in [*arguments, *options]], catch_exceptions=False)
+
+    assert run("--recipes", "ann2loihi,opi").exit_code == 0
+    rows = list(json.loads((tmp_path / "rows.json").read_text()).values())
+    assert [(row["name"], row["draw"]) for row in rows] == [(n, d) for n in ("ann2loihi", "opi") for d in (0, 1)]
+    digits, model = data.load(), load_model()
+    for row in rows:
+        drawn = digits.calibration_x[64 * row["draw"] :][:64]
+        conversion = convert(model, drawn, recipe=Recipe(**row["recipe"]))
+        decided = conversion.predict(digits.test_x[:N])
+        assert row["accuracy"] == 100 * np.mean(decided == digits.test_y[:N].numpy())
+        trace = conversion.run(digits.test_x[:N])
+        assert row["spikes"] == sum(int(fired.sum()) for fired in trace.spikes.values()) / N
+        assert (row["steps"], row["cores"]) == (conversion.network.steps, placement.fit(conversion.network).cores)
+    assert "exists; go on with --resume" in run().stderr
+    monkeypatch.setattr(drawing, "convert", None)  # nothing is converted again
+    done = run("--recipes", "opi", "--resume")
+    assert done.exit_code == 0
+    mean = np.mean([row["accuracy"] for row in rows if row["name"] == "opi"])
+    assert f"{mean:.2f} +- " in done.stdout
+    assert "nothing to measure" in run("--recipes", ",", "--resume").stderr
+    (tmp_path / "rows.json").write_text("[]")
+    assert "does not hold results" in run("--resume").stderr
+
+
+@pytest.mark.slow
+def test_networks_of_imagenet_are_converted_and_simulated(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    sizes = ("--calibration", "4", "--samples", "4", "--size", "64", "--timesteps", "2")
+    done = CliRunner().invoke(imagenet.app, ["--networks", "resnet18", *sizes, "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(file.read_text())
+    assert row["convert"]["neurons"] > 50_000
+    assert row["simulate"]["correlation"] > 0.5
+    assert row["simulate"]["ratio"] == row["simulate"]["seconds"] / row["simulate"]["ann_seconds"]
+    assert "unknown network 'lenet'" in CliRunner().invoke(imagenet.app, ["--networks", "lenet"]).stderr
 
 
 def test_simulation_is_timed_against_the_trained_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
