@@ -105,7 +105,7 @@ def reduce(
     # What the host does with a model's inputs is no engine's part: from here on they are payloads.
     source = Input(network.input.shape, network.input.bits, network.input.signed, form=network.input.form)
     search = _Search(found.engines, chip, tries)
-    case = search.smallest(_Case(replace(network, input=source, output=None, reset_interval=None), payload, found))
+    case = search.smallest(_Case(replace(network, input=source, output=None), payload, found))
     return Reduction(case.network, case.payload, case.difference, search.tried)
 
 
@@ -203,8 +203,10 @@ def _edges(case: _Case, search: _Search) -> Iterator[Callable[[], Proposal]]:
 
 
 def _steps(case: _Case, search: _Search) -> Iterator[Callable[[], Proposal]]:
-    """Take fewer steps, and no hold-off."""
+    """Take fewer steps, no hold-off, and the shortest interval."""
     network = case.network
+    if network.reset_interval is not None:
+        yield partial(_with, case, reset_interval=None)
     for steps in _less(network.timesteps):
         layers = tuple(replace(layer, bias=layer.bias[:steps]) for layer in network.layers)
         yield partial(_with, case, layers=layers, timesteps=steps)

@@ -10,7 +10,6 @@ from typing import Any
 
 import networks
 import nir
-import norse.torch as norse
 import numpy as np
 import pytest
 import torch
@@ -187,6 +186,8 @@ def stepped(
 
 def test_norse_executes_the_portable_form_and_every_difference_has_a_reason(demo: Any, tmp_path: Path) -> None:
     """T = 4, so that the means are exact in binary, and so is every sum."""
+    import norse.torch as norse
+
     network, payload, labels = demo
     with pytest.warns(DeprecationWarning, match="nirtorch.load"):
         module = norse.from_nir(nir.read(saved(network, tmp_path / "network.nir", "portable")))

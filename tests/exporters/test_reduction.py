@@ -155,6 +155,23 @@ def test_whatever_the_network_a_case_is_found_and_is_no_larger(plant: Any, drawn
     assert verify(found.network, found.payload, PAIR).difference is not None
 
 
+def test_an_interval_stays_only_where_it_matters(monkeypatch: pytest.MonkeyPatch, residual: Any) -> None:
+    network, payload = replace(residual[0], reset_interval=64), residual[1]
+    for needed, left in ((64, 64), (None, None)):
+
+        def run(given: Network, payload: np.ndarray, *, needed: int | None = needed, **more: Any) -> Trace:
+            trace = replace(reference.run(given, payload, chip=more["chip"], overflow="strict"), engine="false")
+            if needed in (None, given.reset_interval):
+                trace.potentials[given.readout.name][0, -1] += 1
+            return trace
+
+        false = Engine("false", None, lambda network, payload, chip: [], run)
+        monkeypatch.setattr(engines, "ENGINES", {**engines.ENGINES, "false": false})
+        found = reduce(network, payload, PAIR)
+        assert found.network.reset_interval == left
+        assert size(found) == (1, 1, 1, 1)
+
+
 def test_tries_are_bounded(plant: Any, residual: Any) -> None:
     plant(off_by_one(Conv2d))
     assert reduce(*residual, PAIR, tries=3).tries == 3
