@@ -76,7 +76,7 @@ def nir(
         ),
     ] = None,
 ) -> None:
-    """Write a graph in NIR, which other tools execute and every command here reads.
+    """Write a graph in NIR, which other tools execute, and which is read back as the same network.
 
     Example: `ann2loihi export nir build/out network.nir`
     """
