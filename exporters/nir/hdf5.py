@@ -20,6 +20,7 @@ from sim.findings import Finding, Refused, refuse
 UNPACKED_LIMIT = 1 << 30  #: bytes that compressed values of a file may take
 DEPTH_LIMIT = 32  #: of groups in groups
 TEXT_LIMIT = 4096  #: characters of a text
+TEXTS_LIMIT = 1 << 16  #: texts of a dataset, two for every edge
 MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
@@ -108,8 +109,8 @@ class _Reader:
         if text is None:
             values = np.asarray(dataset[()])
             return values if values.ndim else values.item()
-        if dataset.ndim > 2 or dataset.size > self._texts:
-            raise cannot(f"texts of shape {dataset.shape}")
+        if dataset.ndim > 2 or dataset.size > TEXTS_LIMIT:
+            raise cannot(f"texts of shape {dataset.shape}, above {TEXTS_LIMIT}")
         # One after the other: a file may keep one long text and refer to it as often as it likes.
         found = np.empty(dataset.shape, object)
         for index in np.ndindex(dataset.shape):
@@ -133,7 +134,7 @@ def _graph(node: Any, path: str) -> Node:
     pairs = [] if isinstance(edges, np.ndarray) and not edges.size else edges
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise refuse(path, "it holds no edges", "give a NIR graph")
-    for name in {end for pair in pairs for end in pair} - nodes.keys():
+    for name in sorted({end for pair in pairs for end in pair} - nodes.keys()):
         raise refuse(f"{path}/edges", f"{name!a:.80} is no node", "write the file again")
     if len({tuple(pair) for pair in pairs}) < len(pairs):
         raise refuse(f"{path}/edges", "one stands there twice", "write the file again")

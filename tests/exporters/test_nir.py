@@ -20,6 +20,7 @@ from refusing import refusal
 from torch.nn import functional
 from typer.testing import CliRunner
 
+from benchmarks.portable import by_norse
 from exporters import engines, netx
 from exporters import nir as ours
 from exporters.nir.graph import Form, depths, obstacles
@@ -184,30 +185,11 @@ def stepped(
     return counts, v.numpy()
 
 
-def test_norse_executes_the_portable_form_and_every_difference_has_a_reason(demo: Any, tmp_path: Path) -> None:
+def test_norse_executes_the_portable_form_and_every_difference_has_a_reason(demo: Any) -> None:
     """T = 4, so that the means are exact in binary, and so is every sum."""
-    import norse.torch as norse
-
     network, payload, labels = demo
-    with pytest.warns(DeprecationWarning, match="nirtorch.load"):
-        module = norse.from_nir(nir.read(saved(network, tmp_path / "network.nir", "portable")))
-    theirs = {layer.name: 0 for layer in network.layers}
-    names = {name: layer.name for layer in network.layers for name, _ in module.named_modules() if layer.name in name}
-    for name, part in module.named_modules():
-        if name.endswith("_spikes"):
-
-            def count(_: Any, given: Any, result: Any, name: str = names[name]) -> None:
-                theirs[name] += int(result[0].detach().sum())
-
-            part.register_forward_hook(count)
-    outputs = []
-    for image in payload:
-        state, total = None, torch.zeros(10)
-        with torch.no_grad():
-            for _ in range(network.timesteps):
-                output, state = module(torch.from_numpy(image.astype(np.float32)), state)
-                total = total + output
-        outputs.append(total.numpy())
+    outputs, spikes = by_norse(network, payload)
+    theirs = {layer.name: count for layer, count in zip(network.layers, [*spikes.values(), 0], strict=True)}
     trace = fast.run(network, payload)
     own = {name: int(spikes.sum()) for name, spikes in trace.spikes.items()}
     # What norse does is the hard reset, with the mean in the place of the schedule, and no windows: nothing else.
