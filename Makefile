@@ -15,7 +15,7 @@ help:  ## show this list
 setup: $(filter .uv/%,$(UV))  ## create .venv with Python 3.10 and everything in uv.lock
 	@$(UV) sync --frozen --quiet
 
-demo: setup  ## convert, simulate, verify and export a network of handwritten digits into build/demo
+demo: setup  ## convert, simulate, verify and export a network of handwritten digits; report in build/demo/report.html
 	$(RUN) ann2loihi demo --output build/demo
 
 test: setup lint  ## lint, type-check and test everything but the slow tests

@@ -19,9 +19,12 @@ if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, whi
     from exporters import device as device
     from exporters import nir as nir
     from exporters.bundle import Bundle as Bundle
+    from exporters.bundle import keep_report as keep_report
     from exporters.bundle import legality as legality
     from exporters.bundle import load as load_bundle  # noqa: F401
+    from exporters.bundle import write_page as write_page
     from exporters.comparison import compare as compare
+    from exporters.comparison import differences as differences
     from exporters.engines import available_engines as available_engines
     from exporters.engines import run as run
     from exporters.engines import verify as verify
@@ -43,6 +46,7 @@ if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, whi
     from toolchain.auto import choose as choose
     from toolchain.convert import Conversion as Conversion
     from toolchain.convert import convert as convert
+    from toolchain.data import open_data as open_data
     from toolchain.frontends import import_model as import_model
     from toolchain.frontends import inspect_model as check  # noqa: F401
     from toolchain.frontends import operation as operation
@@ -64,8 +68,8 @@ if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, whi
 _HOMES: dict[str, tuple[str, str]] = {
     name: (module, name)
     for module, names in {
-        "exporters.bundle": ("Bundle", "legality"),
-        "exporters.comparison": ("compare",),
+        "exporters.bundle": ("Bundle", "keep_report", "legality", "write_page"),
+        "exporters.comparison": ("compare", "differences"),
         "exporters.engines": ("available_engines", "run", "verify"),
         "exporters.netx": ("load", "read"),
         "exporters.placement": ("cost", "fit"),
@@ -76,6 +80,7 @@ _HOMES: dict[str, tuple[str, str]] = {
         "sim.progress": ("reporting",),
         "toolchain.auto": ("choose",),
         "toolchain.convert": ("Conversion", "convert"),
+        "toolchain.data": ("open_data",),
         "toolchain.graph.activations": ("NQ", "QCFS", "RNL", "SlipReLU", "TCL", "TReLU"),
         "toolchain.frontends": ("import_model", "operation"),
         "toolchain.loading": ("load_model",),

@@ -5,7 +5,8 @@
 ``config.json``       the conversion's recipe
 ``provenance.json``   what :func:`provenance` collects
 ``report.json``       an :class:`exporters.report.Report`, optional
-``report.md``         the same for people, never read; the pictures that it shows lie beside it
+``report.html``       the same as a page that needs nothing else, never read; :func:`write_page` makes it again
+``report.md``         the same as text, never read; the pictures that it shows lie beside it
 ``inputs.npz``        payloads ``x`` on which engines differ, of a bundle that shows that (:mod:`exporters.reduction`)
 ====================  =============================================================================================
 """
@@ -38,12 +39,15 @@ from sim.stock import peak_outside
 NET = "network.net"
 CONFIG, PROVENANCE, REPORT, TEXT = "config.json", "provenance.json", "report.json", "report.md"
 INPUTS = "inputs.npz"
+PAGE = "report.html"
+PAGE_BEGINNING = b"<!doctype html>\n<!-- ann2loihi report -->\n"
 #: How every file begins that :func:`save` can write.
 BEGINNINGS = {
     NET: b"\x89HDF\r\n\x1a\n",
     **dict.fromkeys((CONFIG, PROVENANCE, REPORT), b"{"),
     TEXT: b"# ",
     INPUTS: b"PK\x03\x04",
+    PAGE: PAGE_BEGINNING,
     **dict.fromkeys(PICTURES, b"\x89PNG\r\n\x1a\n"),
 }
 MEASURED_AT_ONCE = 8  #: inputs; all potentials of so many are held
@@ -94,9 +98,14 @@ def digest(arrays: Mapping[str, Any]) -> str:
     total = hashlib.sha256()
     for name in sorted(arrays):
         value = np.asarray(arrays[name])
-        total.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
+        total.update(digest_header(name, value.dtype, value.shape))
         total.update(value.tobytes())
     return total.hexdigest()
+
+
+def digest_header(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """Return what :func:`digest` puts before the bytes of an array, for who adds these in parts."""
+    return f"{name} {dtype.str} {shape}\n".encode()
 
 
 @checked
@@ -138,6 +147,7 @@ def save(
     contents = {NET: netx.dump(network)} | texts
     if report is not None:
         contents |= _illustrated(report, rates or {}, network)
+        contents[PAGE] = _page(network, config, provenance, report)
     if inputs is not None:
         archive = io.BytesIO()
         np.savez_compressed(archive, x=inputs.astype(np.float32))  # bytes would be taken for images
@@ -168,6 +178,54 @@ def _illustrated(report: Report, rates: Rates, network: Network) -> dict[str, by
 
 
 @checked
+def write_page(directory: str | Path) -> Path:
+    """Write ``report.html`` again, from what else is in a bundle; returns its path.
+
+    Raises :class:`Refused` for what :func:`load` refuses, a bundle without a report, and a file of that name that is
+    no such page.
+    """
+    bundle, path = load(directory), Path(directory) / PAGE
+    if bundle.report is None:
+        raise refuse(str(directory), f"it holds no {REPORT}: nothing was measured", "convert again, with `convert`")
+    if os.path.lexists(path) and not _is_ours(path):
+        raise refuse(str(path), "it is no page of ours", "move it away")
+    try:
+        page = _page(bundle.network, bundle.config, bundle.provenance, bundle.report)
+    except (ArithmeticError, ValueError) as error:  # the file's own numbers may be too large for any axis
+        problem = f"it cannot be drawn ({' '.join(str(error).split())})"
+        raise refuse(str(Path(directory) / REPORT), problem, "convert again") from error
+    files.replace_file(path, page)
+    return path
+
+
+@checked
+def keep_report(directory: str | Path, report: Report) -> None:
+    """Replace the report of a bundle in all its forms but pictures, which stay those of the report before.
+
+    Raises :class:`Refused` for what :func:`load` refuses, what is no file of ours, and what cannot be written.
+    """
+    bundle, directory = load(directory), Path(directory)
+    from exporters.report import markdown
+
+    pictures = tuple(name for name in PICTURES if (directory / name).is_file())
+    contents = {
+        REPORT: _dump(REPORT, report.as_dict()),
+        TEXT: markdown.render(report, pictures).encode(),
+        PAGE: _page(bundle.network, bundle.config, bundle.provenance, report),
+    }
+    if foreign := [name for name in contents if os.path.lexists(directory / name) and not _is_ours(directory / name)]:
+        raise refuse(str(directory / foreign[0]), "it is no file of ours", "move it away")
+    for name, data in contents.items():
+        files.replace_file(directory / name, data)
+
+
+def _page(network: Network, config: Mapping[str, Any], provenance: Mapping[str, Any], report: Report) -> bytes:
+    from exporters.report import page
+
+    return (PAGE_BEGINNING.decode() + page.render(report, network, config, provenance)).encode()
+
+
+@checked
 def load(directory: str | Path) -> Bundle:
     """Read a bundle back; raises :class:`Refused` for anything missing or invalid. Its files are not trusted."""
     directory = Path(directory)
@@ -180,7 +238,7 @@ def load(directory: str | Path) -> Bundle:
         netx.read(directory / NET),
         _read(directory / CONFIG),
         _read(directory / PROVENANCE),
-        Report.from_dict(_read(report), str(report)) if os.path.lexists(report := directory / REPORT) else None,
+        read_report(report) if os.path.lexists(report := directory / REPORT) else None,
         directory / NET,
     )
 
@@ -199,6 +257,11 @@ def read(path: str | Path) -> Bundle:
     if nir.is_nir(Path(path)):
         return Bundle(nir.read(path), {}, {}, None, None)
     return Bundle(netx.read(path), {}, {}, None, Path(path))
+
+
+def read_report(path: str | Path) -> Report:
+    """Read a ``report.json``, which is not trusted; raises :class:`Refused` for anything else."""
+    return Report.from_dict(_read(Path(path)), str(path))
 
 
 def read_network(path: str | Path) -> Network:

@@ -37,6 +37,8 @@ class Engine:
     #: :class:`Refused` for an overflow policy that it cannot honour too.
     run: Callable[..., Trace]
     counts: bool = True  #: whether it goes on, in wider integers, where a potential has left the registers
+    #: Whether ``run`` also takes ``count``, for spikes without a trace, and ``device``, where torch computes
+    batched: bool = False
 
     @property
     def installed(self) -> bool:
@@ -61,10 +63,10 @@ def _reference(network: Network, payload: np.ndarray, *, chip: Chip, overflow: P
     return reference.run(network, payload, chip=chip, overflow=overflow)
 
 
-def _fast(network: Network, payload: np.ndarray, *, chip: Chip, overflow: Policy, record: bool) -> Trace:
+def _fast(network: Network, payload: np.ndarray, **options: Any) -> Trace:
     from sim import fast
 
-    return fast.run(network, payload, chip=chip, overflow=overflow, record=record)
+    return fast.run(network, payload, **options)
 
 
 def _on_lava(name: str, form: Form) -> Engine:
@@ -106,7 +108,7 @@ ENGINES: Mapping[str, Engine] = MappingProxyType(
         engine.name: engine
         for engine in (
             Engine("reference", None, _nothing, _reference),
-            Engine("fast", None, _nothing, _fast),
+            Engine("fast", None, _nothing, _fast, batched=True),
             _on_lava("lava", "native"),
             _on_lava("lava-stock", "stock"),
             _netx(),
@@ -174,20 +176,36 @@ def run(
     chip: Chip = LOIHI2,
     overflow: Policy | None = "strict",
     record: bool = True,
+    count: bool = False,
+    device: str = "cpu",
 ) -> Trace:
     """Run integer payloads ``(B, *input.shape)`` on the engine of that name; :class:`Refused` lists the known ones.
 
     ``record=False`` gives the readout alone; only ``fast`` then saves the memory that all other layers would take.
+    ``count`` also counts spikes, into ``Trace.fired``. ``device`` is where torch computes, which only ``fast`` does.
     Engines on Lava get the input in the form that the network's has. Raises
     :class:`sim.fixedpoint.RegisterOverflow` for a potential outside ``chip``'s registers unless ``overflow`` is
     "count", and :class:`Refused` where the engine cannot run the network or honour an argument. ``overflow`` None is
     "count" on engines that can, and "strict" on those whose registers wrap as Lava's do.
     """
-    _require_known([engine])
-    if overflow is None:
-        overflow = "count" if ENGINES[engine].counts else "strict"
-    trace = ENGINES[engine].run(network, payload, chip=chip, overflow=overflow, record=record)
+    overflow = policy(engine, overflow)
+    asked: dict[str, Any] = {"chip": chip, "overflow": overflow, "record": record}
+    if ENGINES[engine].batched:
+        return ENGINES[engine].run(network, payload, **asked, count=count, device=device)
+    _require_cpu(engine, device)
+    trace = ENGINES[engine].run(network, payload, **asked)
+    if count:
+        fired = {name: spikes.sum((0, 1), dtype=np.int64) for name, spikes in trace.spikes.items()}
+        trace = replace(trace, fired=fired)
     return trace if record else trace.of_readout()
+
+
+@checked
+def policy(engine: str, overflow: Policy | None = None) -> Policy:
+    """Return what the engine of that name does about overflows where nothing is asked for, as for :func:`run`."""
+    _require_known([engine])
+    default: Policy = "count" if ENGINES[engine].counts else "strict"
+    return default if overflow is None else overflow
 
 
 @checked
@@ -199,15 +217,16 @@ def verify(
     chip: Chip = LOIHI2,
     net_path: str | Path | None = None,
     inputs: InputForm | None = None,
+    device: str = "cpu",
 ) -> Verification:
     """Run integer payloads ``(B, *input.shape)`` on several engines and compare each with the first one, bit for bit.
 
     ``engines`` are all, unless named; then those that cannot run this network here are ``skipped``, also where that
     shows only while they run. ``net_path`` makes the netx engine load that file, which must hold ``network``, instead
     of a temporary one. ``inputs`` is the form in which engines on Lava get them, that of the network's input by
-    default (:mod:`sim.inputs`); the others compute from the payload. A disagreement is the result's
-    ``difference``. Raises :class:`Refused` for an unknown name, a named engine that cannot run, fewer than two engines
-    that can, and no samples.
+    default (:mod:`sim.inputs`); the others compute from the payload, ``fast`` on ``device``. A disagreement is the
+    result's ``difference``. Raises :class:`Refused` for an unknown name, a named engine that cannot run, fewer than two
+    engines that can, no samples, and a device that is not there.
     """
     names = list(ENGINES) if engines is None else engines
     _require_known(names)
@@ -221,6 +240,12 @@ def verify(
     if inputs is not None and inputs != network.input.form:
         network, net_path = replace(network, input=replace(network.input, form=inputs)), None
     known = ENGINES if net_path is None else {**ENGINES, "netx": _netx(net_path)}
+    if device != "cpu":
+        from sim import fast
+
+        fast.place(device)
+        if not any(known[name].batched for name in names):
+            _require_cpu(names[0], device)
     stopped = {name: known[name].prevented(network, payload, chip) for name in names}
     if engines is not None:
         _require_all(stopped)
@@ -231,7 +256,8 @@ def verify(
             continue
         start = time.perf_counter()
         try:
-            trace = known[name].run(network, payload, chip=chip, overflow="strict", record=True)
+            where = {"device": device} if known[name].batched else {}
+            trace = known[name].run(network, payload, chip=chip, overflow="strict", record=True, **where)
         except (Refused, RegisterOverflow) as error:
             stopped[name] = list(error.findings)
             if engines is not None:
@@ -265,6 +291,12 @@ def _require_known(engines: Sequence[str]) -> None:
     unknown = [name for name in engines if name not in ENGINES]
     if unknown:
         raise refuse("engines", f"{', '.join(map(repr, unknown))} not known", f"use {', '.join(ENGINES)}")
+
+
+def _require_cpu(engine: str, device: str) -> None:
+    if device != "cpu":
+        batched = ", ".join(name for name, known in ENGINES.items() if known.batched)
+        raise refuse("device", f"{engine} computes on the CPU, not on {device!r}", f"leave it out, or use {batched}")
 
 
 def _require_all(stopped: Mapping[str, list[Finding]]) -> None:

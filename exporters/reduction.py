@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from exporters import bundle
-from exporters.engines import run, verify
+from exporters.engines import ENGINES, run, verify
 from sim.arguments import checked
 from sim.chip import LOIHI2, Chip
 from sim.findings import Refused, refuse
@@ -87,6 +87,7 @@ def reduce(
     *,
     chip: Chip = LOIHI2,
     inputs: InputForm | None = None,
+    device: str = "cpu",
     tries: int = TRIES,
 ) -> Reduction:
     """Find the smallest network and payloads that still show what engines of these names disagree in.
@@ -99,12 +100,13 @@ def reduce(
     if inputs is not None:
         network = replace(network, input=replace(network.input, form=inputs))
     payload = network.payload(payload)
-    found = verify(network, payload, engines, chip=chip).difference
+    found = verify(network, payload, engines, chip=chip, device=device).difference
     if found is None:
         raise refuse("engines", "they agree on these inputs", "there is nothing to reduce")
     # What the host does with a model's inputs is no engine's part: from here on they are payloads.
     source = Input(network.input.shape, network.input.bits, network.input.signed, form=network.input.form)
-    search = _Search(found.engines, chip, tries)
+    device = device if any(ENGINES[name].batched for name in found.engines) else "cpu"
+    search = _Search(found.engines, chip, device, tries)
     case = search.smallest(_Case(replace(network, input=source, output=None), payload, found))
     return Reduction(case.network, case.payload, case.difference, search.tried)
 
@@ -113,6 +115,7 @@ def reduce(
 class _Search:
     engines: tuple[str, str]
     chip: Chip
+    device: str
     limit: int
     tried: int = 0
 
@@ -133,7 +136,7 @@ class _Search:
                 network, payload = proposal()
                 self.tried += 1
                 advance(1)
-                difference = verify(network, payload, list(self.engines), chip=self.chip).difference
+                difference = verify(network, payload, list(self.engines), chip=self.chip, device=self.device).difference
             except (Refused, RegisterOverflow):  # no network, or none that both engines run
                 continue
             if difference is not None:

@@ -27,6 +27,9 @@ class Refused(ValueError):  # noqa: N818 - it states an outcome, not a defect
         self.findings: tuple[Finding, ...] = (findings,) if isinstance(findings, Finding) else tuple(findings)
         super().__init__("\n".join(map(str, self.findings)))
 
+    def __reduce__(self) -> tuple[type[Refused], tuple[tuple[Finding, ...]]]:
+        return type(self), (self.findings,)  # from process to process
+
 
 def refuse(where: str, problem: str, remedy: str) -> Refused:
     """Build the exception for a single finding, to be raised by the caller."""

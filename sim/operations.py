@@ -27,20 +27,47 @@ class Operations:
     acs: float
 
 
+@dataclass(frozen=True)
+class Caused:
+    """Effective operations of a layer, over all samples."""
+
+    macs: int
+    acs: int
+
+
 @checked
 def operations(network: Network, fired: Mapping[str, np.ndarray], payload: np.ndarray) -> dict[str, Operations]:
     """Count by layer what payloads (B, *input.shape), at least one, caused; ``fired`` is that of their trace."""
+    every, samples = dense(network), len(network.payload(payload))
+    return {
+        name: Operations(every[name], found.macs / samples, found.acs / samples)
+        for name, found in caused(network, fired, payload).items()
+    }
+
+
+@checked
+def caused(network: Network, fired: Mapping[str, np.ndarray], payload: np.ndarray) -> dict[str, Caused]:
+    """Count effective operations by layer: integers, which add up over parts of the samples; as :func:`operations`."""
     payload = network.payload(payload)
     sent = {INPUT: network.timesteps * (payload != 0).sum(axis=0, dtype=np.int64), **fired}
     found = {}
     for layer in network.layers:
-        dense, effective = 0, {True: 0, False: 0}
+        effective = {True: 0, False: 0}
         for edge in layer.edges:
-            every, weighted = (fan_out(network, layer, edge, nonzero) for nonzero in (False, True))
-            dense += network.timesteps * int(every.sum())
-            effective[edge.source == INPUT] += int((weighted * sent[edge.source]).sum())
-        found[layer.name] = Operations(dense, effective[True] / len(payload), effective[False] / len(payload))
+            reached = fan_out(network, layer, edge, nonzero=True) * sent[edge.source]
+            effective[edge.source == INPUT] += int(reached.sum())
+        found[layer.name] = Caused(effective[True], effective[False])
     return found
+
+
+@checked
+def dense(network: Network) -> dict[str, int]:
+    """Count dense operations of a sample by layer."""
+    return {
+        layer.name: network.timesteps
+        * sum(int(fan_out(network, layer, edge, nonzero=False).sum()) for edge in layer.edges)
+        for layer in network.layers
+    }
 
 
 def fan_out(network: Network, layer: Layer, edge: Edge, nonzero: bool) -> np.ndarray:

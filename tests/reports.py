@@ -56,6 +56,10 @@ REPORT = Report(
             spikes_per_neuron=0.9567,
             rate_error=0.0112,
             correlation=0.9941,
+            histogram=(
+                *((0,) * 6 * level + (9 - level,) + (0,) * (23 - 6 * level) for level in range(4)),
+                (1,) * 24,
+            ),
             peak=1000,
             outside=900,
             worst_case=200_000,
@@ -120,6 +124,8 @@ REPORT = Report(
             ),
         ),
         verdict="It goes wrong first in conv|1: because.",
+        fault="conv|1",
+        cause="clipping",
     ),
     verification=Verification(
         samples=16,

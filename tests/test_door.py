@@ -107,7 +107,10 @@ def test_the_wheel_holds_the_packages_their_data_and_nothing_else(wheel: Path) -
     }
     assert "toolchain/demo/digits_cnn.pt" in names
     assert {f"{name}/py.typed" for name in ("ann2loihi", "exporters", "sim", "toolchain")} <= set(names)
-    assert all(Path(name).suffix in (".py", ".pt", ".json", ".typed") for name in names if "dist-info" not in name)
+    page = {f"exporters/report/page/{name}" for name in ("page.html.j2", "page.js", "style.css")}
+    assert page <= set(names)
+    others = [name for name in names if "dist-info" not in name and name not in page]
+    assert all(Path(name).suffix in (".py", ".pt", ".json", ".typed") for name in others)
 
 
 def test_the_wheel_converts_the_digits_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) -> None:

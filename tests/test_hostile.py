@@ -321,6 +321,22 @@ HEADERS = {
 }
 
 
+DATASETS = {
+    "ends the program": "import sys\ndef make():\n    sys.exit(0)\n",
+    "ends the program in an item": "class make(list):\n    __len__ = lambda s: 3\n    def __getitem__(s, i): exit()\n",
+    "is a list": "def make():\n    return [1, 2]\n",
+    "never ends": "import itertools\ndef make():\n    return itertools.count()\n",
+    "has items of objects": "import numpy as np\ndef make():\n    return [np.array([None])]\n",
+    "has a length below none": "class make:\n    __len__ = lambda s: -1\n    def __getitem__(s, i): return 0\n",
+}
+IMAGES = {
+    "is empty": b"",
+    "is text": b"%!PS-Adobe-3.0 EPSF-3.0",
+    "is cut": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\4\0\0\0\1\x08\0\0\0\0",
+    "says that it is huge": b"P5 60000 60000 255\n" + bytes(16),
+}
+
+
 def arrays() -> Iterator[tuple[str, Case]]:
     for name, x in WRONG_X.items():
         yield f"x of {name} to convert with", lambda p, x=x: p.convert(calibration=p.arrays(x=x))
@@ -334,10 +350,24 @@ def arrays() -> Iterator[tuple[str, Case]]:
             f"an array whose header holds {name}",
             lambda p, t=text: p.convert(calibration=p.write("given.npz", archive(x=header(t))).name),
         )
+        yield (
+            f"an array alone whose header holds {name}",
+            lambda p, t=text: p.convert(calibration=p.write("given.npy", header(t)).name),
+        )
+    for name, source in DATASETS.items():
+        yield (
+            f"a data set that {name}",
+            lambda p, s=source: (p.write("theirs.py", HEADER + s), p.convert(calibration="theirs.py:make"))[1],
+        )
+    for name, data in IMAGES.items():
+        yield (
+            f"an image that {name}",
+            lambda p, d=data: (p.write("images/1.png", d), p.convert(calibration="images"))[1],
+        )
     yield "no y", lambda p: ["evaluate", "bundle", "--data", p.arrays(x=X)]
     yield "no x", lambda p: p.convert(calibration=p.arrays(y=Y))
     yield "a member that is no array", lambda p: p.convert(calibration=p.write("g.npz", archive(x=b"text")).name)
-    yield "an array alone", lambda p: p.convert(calibration=(np.save(p.folder / "x.npy", X), "x.npy")[1])
+    yield "an array alone", lambda p: (np.save(p.folder / "x.npy", X), ["evaluate", "bundle", "--data", "x.npy"])[1]
     yield "objects with code", lambda p: p.convert(calibration=p.arrays(x=np.array([Trap("trap")], object)))
     yield "a pickle", lambda p: p.convert(calibration=p.write("p.npz", pickle.dumps(Trap("trap"))).name)
     yield "sizes that are forged", lambda p: p.convert(calibration=p.write("f.npz", forged(1 << 36)).name)

@@ -19,6 +19,7 @@ ROOMS = (
     {"scales"},
     {"surgery"},
     {"loading", "calibration"},
+    {"data"},
     {"convert"},
     {"assessment"},
     {"auto", "demo", "training"},

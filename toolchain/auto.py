@@ -21,6 +21,7 @@ from sim.findings import Refused, refuse
 from sim.progress import counting, reporting
 from toolchain.assessment.score import certainty
 from toolchain.convert import Conversion, convert, imported, resolved
+from toolchain.data import gather
 from toolchain.graph import FloatGraph
 from toolchain.recipe import Method, Recipe
 
@@ -71,7 +72,8 @@ def choose(
     asked = base or Recipe()
     tunes = asked.weights == "tuned"
     base = replace(asked, weights="fitted") if tunes else asked
-    graph, x = imported(model, calibration, **importing)
+    gathered = gather(calibration)
+    graph, x = imported(model, gathered, **importing)
     if len(x) < FEWEST:
         raise refuse("calibration", f"{len(x)} inputs", f"give at least {FEWEST} to choose on, or choose T yourself")
     # Every fourth, not the last quarter: data may be sorted.
@@ -128,7 +130,7 @@ def choose(
         recipe = replace(recipe, weights=asked.weights, method=asked.method)
         reason += f" Its weights were then tuned, with {asked.method}."
     recipe = replace(recipe, task=asked.task)  # told again, with what had to be assumed
-    conversion = convert(model, calibration, recipe=recipe, labels=labels, **importing)
+    conversion = convert(model, gathered, recipe=recipe, labels=labels, **importing)
     return Choice(conversion, tuple(replace(t, chosen=t is chosen) for t, _ in trials), reason)
 
 

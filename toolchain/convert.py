@@ -27,11 +27,12 @@ from sim.stock import legal_period
 from sim.trace import Trace
 from toolchain.calibration.run import calibrate
 from toolchain.calibration.tune import tune
+from toolchain.data import gather
 from toolchain.frontends import DENSE_LIMIT, import_model
 from toolchain.frontends.plain import unwrapped
 from toolchain.graph import FloatGraph
 from toolchain.graph.channels import spread
-from toolchain.inputs import as_inputs
+from toolchain.inputs import as_inputs, sample_shape
 from toolchain.recipe import Recipe, named
 from toolchain.scales.copies import with_copies
 from toolchain.scales.input_neurons import with_input_neurons
@@ -77,10 +78,10 @@ class Conversion:
         return self.scales.plans
 
     @checked
-    def run(self, x: Any, *, record: bool = True, overflow: Policy = "strict") -> Trace:
+    def run(self, x: Any, *, record: bool = True, count: bool = False, overflow: Policy = "strict") -> Trace:
         """Simulate model inputs ``(B, *model_shape)`` (see :func:`toolchain.inputs.as_inputs`) on the fast engine."""
         payload = self.network.input.encode(as_inputs(x, self.network.input.model_shape))
-        return fast.run(self.network, payload, chip=self.recipe.limits, overflow=overflow, record=record)
+        return fast.run(self.network, payload, chip=self.recipe.limits, overflow=overflow, record=record, count=count)
 
     def decode(self, potentials: Trace | Any) -> np.ndarray:
         """Return the model's outputs in its own unit, float64 (B, *shape), for a trace, or the readout's potentials.
@@ -140,28 +141,31 @@ def convert(
     """Convert a trained model, which is left as it is, with a few hundred calibration inputs.
 
     ``calibration`` is ``(N, C, H, W)``, ``(N, C, L)``, ``(N, features)`` or what else the model takes, as numbers (see
-    :func:`toolchain.inputs.as_inputs`). ``recipe`` is one of ``toolchain.recipe.RECIPES`` by name, or a
-    :class:`Recipe`; ``timesteps`` and ``options``, its fields, override it. ``labels``, one for every calibration
-    input, are never needed and never learnt from: they tell what the outputs mean where ``task`` is "auto" (see
-    :mod:`toolchain.task`). ``dense_limit`` and ``leave_off_last`` are those of
-    :func:`toolchain.frontends.import_model`. Deterministic: the same arguments give an equal network on the same
+    :func:`toolchain.inputs.as_inputs`), or a data set (:func:`toolchain.data.open_data`). That is read once, in parts,
+    and as many of its inputs are used as :func:`toolchain.data.gather` keeps. ``recipe`` is one of
+    ``toolchain.recipe.RECIPES`` by name, or a :class:`Recipe`; ``timesteps`` and ``options``, its fields, override it.
+    ``labels``, one for every calibration input that is used, are never needed and never learnt from: they tell what the
+    outputs mean where ``task`` is "auto" (see :mod:`toolchain.task`). ``dense_limit`` and ``leave_off_last`` are those
+    of :func:`toolchain.frontends.import_model`. Deterministic: the same arguments give an equal network on the same
     machine, and elsewhere one as good (docs/semantics.md, "Same result where?"). Raises :class:`Refused` with every
     finding at once when something cannot be converted or does not fit the chip, and for labels that no output stands
     for.
     """
     recipe = named(recipe, **options if timesteps is None else options | {"timesteps": timesteps})
-    graph, x = imported(model, calibration, dense_limit=dense_limit, leave_off_last=leave_off_last)
+    gathered = gather(calibration)
+    graph, x = imported(model, gathered, dense_limit=dense_limit, leave_off_last=leave_off_last)
+    extremes = torch.stack([gathered.lowest, gathered.highest]).reshape(2, *graph.model_shape)
     task, assumed = resolved(graph, x, recipe, labels)
     recipe = replace(recipe, task=task)
     graph = with_copies(graph, x, recipe)
-    source = carried(graph, x, recipe)
+    source = carried(graph, x, recipe, extremes)
     if recipe.input_form == "spikes":
-        signed = bool((graph.arrange(x) < 0).any())
+        signed = bool((graph.arrange(extremes) < 0).any())
         graph, source = (with_input_neurons(one, signed, recipe.copies) for one in (graph, source))
     if recipe.weights == "tuned":
-        source = tune(source, x, choose_scales(source, x, recipe).thetas, recipe)
+        source = tune(source, x, choose_scales(source, x, recipe, extremes).thetas, recipe)
     graph, source = graph.widened(), source.widened()
-    scales = choose_scales(source, x, recipe)
+    scales = choose_scales(source, x, recipe, extremes)
     network, registers = calibrate(build(source, scales, recipe), source, scales, x, recipe)
     if recipe.reset_interval == "power-of-two":
         network = replace(network, reset_interval=legal_period(network, "stock", "power of two"))
@@ -169,7 +173,7 @@ def convert(
         raise Refused(findings)
     origin = {
         "weights": bundle.digest(_arrays(model if isinstance(model, FloatGraph) else unwrapped(model))),
-        "calibration": bundle.digest({"calibration": as_inputs(calibration)}),
+        "calibration": gathered.sha256,
     }
     return Conversion(
         network, graph, source, recipe, scales, registers.peak, origin, assumed, outside=registers.outside
@@ -184,11 +188,11 @@ def in_every_form(
 
     ``model``, ``calibration`` and ``importing`` are those that it was made from. Raises as :func:`convert` does.
     """
-    own = conversion.recipe.input_form
+    own, gathered = conversion.recipe.input_form, gather(calibration)
     return tuple(
         conversion
         if form == own
-        else convert(model, calibration, recipe=replace(conversion.recipe, input_form=form), **importing)
+        else convert(model, gathered, recipe=replace(conversion.recipe, input_form=form), **importing)
         for form in get_args(InputForm)
     )
 
@@ -202,17 +206,17 @@ def resolved(graph: FloatGraph, x: Tensor, recipe: Recipe, labels: Any = None) -
     return task.name, assumed
 
 
-def imported(model: nn.Module | FloatGraph, x: Any, **importing: Any) -> tuple[FloatGraph, Tensor]:
-    """Return the model's float graph and its inputs as the graph takes them, float32 (B, *model_shape).
+def imported(model: nn.Module | FloatGraph, calibration: Any, **importing: Any) -> tuple[FloatGraph, Tensor]:
+    """Return the model's float graph and the inputs that are used as it takes them, float32 (B, *model_shape).
 
     The graph is proven on a few of them. ``importing`` are the other options of
     :func:`toolchain.frontends.import_model`.
     """
-    inputs = as_inputs(x)
-    if isinstance(model, FloatGraph):
-        return model, as_inputs(inputs, model.model_shape)
-    graph = import_model(model, tuple(inputs.shape[1:]), samples=inputs, **importing)
-    return graph, as_inputs(inputs, graph.model_shape)
+    x = gather(calibration).x
+    graph = model
+    if not isinstance(graph, FloatGraph):
+        graph = import_model(graph, tuple(x.shape[1:]), samples=x, **importing)
+    return graph, x.reshape(-1, *sample_shape(tuple(x.shape), graph.model_shape, "calibration"))
 
 
 def _arrays(model: nn.Module | FloatGraph) -> dict[str, Tensor]:

@@ -13,36 +13,47 @@ from torch import Tensor
 
 from sim.arguments import ANYTHING, array, checked
 from sim.findings import Refused, refuse
-from sim.network import Network, Shape
+from sim.network import Shape
 
 REAL = "give floating-point numbers or integers"
+UNLABELLED = "add the labels: numpy.savez(path, x=..., y=...)"
 ARRAY_LIMIT = 16 << 30  #: bytes that the arrays of one .npz may take uncompressed
 
 
-def as_inputs(x: Any, shape: Shape | None = None, where: str = "calibration") -> Tensor:
+def as_inputs(x: Any, shape: Shape | None = None, where: str = "calibration", first: int = 0) -> Tensor:
     """Turn user data into the model's inputs, float32 (B, *shape), in memory of their own.
 
     ``x`` is a tensor, an array or a list of them, of real numbers of any type, byte order, memory layout or device.
     uint8 is scaled by 1/255, as torchvision's ToTensor does; other numbers are taken as they are, bool as 0 and 1.
-    Sequences (B, C, L) fit a ``shape`` of (C, L, 1), as the float graph has it. Raises :class:`Refused` for an empty
-    array, a wrong shape, another type, a mask, NaN, infinity and what leaves float32.
+    Sequences (B, C, L) fit a ``shape`` of (C, L, 1), as the float graph has it. ``first`` is the number of the first
+    sample in messages. Raises :class:`Refused` for an empty array, a wrong shape, another type, a mask, NaN, infinity
+    and what leaves float32.
     """
     tensor = _numbers(x, where)
-    if tensor.ndim == 3 and shape == (*tensor.shape[1:], 1):
-        tensor = tensor[..., None]
-    if tensor.ndim not in (2, 3, 4) or (shape is not None and tuple(tensor.shape[1:]) != shape):
-        wanted = "(N, C, H, W), (N, C, L) or (N, features)" if shape is None else f"(N, {', '.join(map(str, shape))})"
-        raise refuse(where, f"shape {tuple(tensor.shape)}", f"it needs {wanted}")
-    if not tensor.numel():
-        raise refuse(where, f"empty: shape {tuple(tensor.shape)}", "give at least one sample")
+    tensor = tensor.reshape(-1, *sample_shape(tuple(tensor.shape), shape, where))
     single = tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
     if not single.isfinite().all():
         bad = int(single.flatten(1).isfinite().logical_not().any(1).nonzero()[0])
         values = tensor[bad].double()
         if values.isfinite().all():
-            raise refuse(where, f"sample {bad} holds {float(values.abs().max()):.3g}, beyond float32", "scale the data")
-        raise refuse(where, f"sample {bad} holds NaN or infinity", "clean the data")
+            largest = float(values.abs().max())
+            raise refuse(where, f"sample {first + bad} holds {largest:.3g}, beyond float32", "scale the data")
+        raise refuse(where, f"sample {first + bad} holds NaN or infinity", "clean the data")
     return single
+
+
+def sample_shape(given: Shape, wanted: Shape | None, where: str) -> Shape:
+    """Return the shape that one sample of an array of shape ``given`` has as input; :class:`Refused` if not ``wanted``.
+
+    See :func:`as_inputs`; None wants any that a model takes.
+    """
+    shape = (*given[1:], 1) if len(given) == 3 and wanted == (*given[1:], 1) else given[1:]
+    if len(given) not in (2, 3, 4) or (wanted is not None and shape != wanted):
+        needs = "(N, C, H, W), (N, C, L) or (N, features)" if wanted is None else f"(N, {', '.join(map(str, wanted))})"
+        raise refuse(where, f"shape {given}", f"it needs {needs}")
+    if 0 in given:
+        raise refuse(where, f"empty: shape {given}", "give at least one sample")
+    return shape
 
 
 def _numbers(x: Any, where: str) -> Tensor:
@@ -116,11 +127,21 @@ def load_arrays(path: str | Path, shape: Shape | None = None, labels: bool = Tru
     y = found.get("y")
     if y is None:
         if labels:
-            raise refuse(str(path), "has no array 'y'", "add the labels: numpy.savez(path, x=..., y=...)")
+            raise refuse(str(path), "has no array 'y'", UNLABELLED)
         return x, None
-    if y.shape[:1] != (len(x),) or y.dtype.kind not in "iubf":
-        raise refuse(f"{path}: y", f"{y.dtype} of shape {y.shape}", f"it needs numbers for {len(x)} samples")
-    return x, torch.from_numpy(y.astype(np.float64 if y.dtype.kind == "f" else np.int64))
+    fits_labels(y, len(x), f"{path}: y")
+    return x, torch.from_numpy(as_labels(y))
+
+
+def fits_labels(y: Any, samples: int, where: str) -> None:
+    """Refuse what has no number for each of so many samples, by the shape and the dtype of ``y`` alone."""
+    if tuple(y.shape[:1]) != (samples,) or y.dtype.kind not in "iubf":
+        raise refuse(where, f"{y.dtype} of shape {tuple(y.shape)}", f"it needs numbers for {samples} samples")
+
+
+def as_labels(y: np.ndarray) -> np.ndarray:
+    """Make int64 or float64 of labels, which keep their shape."""
+    return y.astype(np.float64 if y.dtype.kind == "f" else np.int64)
 
 
 def _read(path: Path, arrays: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
@@ -138,13 +159,3 @@ def selected(x: Tensor, y: Tensor | None, samples: int | None) -> tuple[Tensor, 
     if not 1 <= samples <= len(x):
         raise refuse("samples", f"{samples} asked for", f"the data holds 1 to {len(x)}")
     return x[:samples], None if y is None else y[:samples]
-
-
-def load_for(
-    network: Network, path: str | Path, samples: int | None = None, *, labels: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Read the first ``samples`` inputs of the model that ``network`` stands for, before the host puts them in order.
-
-    As :func:`load_arrays` and :func:`selected` do; ``network.input.encode`` makes payloads of them.
-    """
-    return selected(*load_arrays(path, network.input.model_shape, labels), samples)

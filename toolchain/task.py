@@ -47,7 +47,7 @@ class Task:
 
         Integers of any type, whole floats, a column (samples, 1), and one-hot (samples, C, ...) for classes.
         """
-        values = _numbers(y)
+        values = numbers(y)
         if len(values) != samples:
             raise refuse("labels", f"{len(values)} for {samples} samples", "give one for every sample")
         return _LABELS[self.name](values, self.shape)
@@ -96,7 +96,7 @@ def _told(shape: Shape, y: Any, outputs: Callable[[], Tensor] | None) -> tuple[T
     """Tell the task by shape and labels, or what is likely without labels."""
     single, spatial = math.prod(shape) == 1, math.prod(shape[1:]) > 1
     if y is not None:
-        return _by_labels(_numbers(y), shape), None
+        return _by_labels(numbers(y), shape), None
     number = 'where it is a number, give task="regression"'
     if spatial:
         assumed = f"One output a pixel was taken for a decision at 0, without labels; {number}."
@@ -142,7 +142,7 @@ def _plain(shape: Shape) -> Shape:
     return tuple(size for size in shape if size != 1)
 
 
-def _numbers(y: Any) -> np.ndarray:
+def numbers(y: Any) -> np.ndarray:
     """Labels as an array of int64 or float64; :class:`Refused` for anything else and for what is not finite."""
     values = array("labels", y, "iubf", NUMBERS)
     if not values.ndim or not values.size:

@@ -25,10 +25,10 @@ EventKind = Literal["conv", "dense"]  #: of a synaptic event, for which figures 
 Reach = Sequence[np.ndarray]
 
 
-def cost(network: Network, payload: Any, chip: str = "loihi2") -> Cost:
+def cost(network: Network, payload: Any, chip: str = "loihi2", *, device: str = "cpu") -> Cost:
     """Run payloads (B, *input.shape), at least one, on the fast engine and count; see :func:`counted`.
 
-    Raises :class:`Refused` as the engine does, and for no samples or an unknown chip.
+    ``device`` is where it computes. Raises :class:`Refused` as the engine does, and for no samples or an unknown chip.
     """
     from sim import fast  # it needs torch, which nothing else here does
 
@@ -36,7 +36,7 @@ def cost(network: Network, payload: Any, chip: str = "loihi2") -> Cost:
     payload = network.payload(payload)
     if not len(payload):
         raise refuse("payload", "no samples", "give at least one")
-    fired = fast.run(network, payload, overflow="count", record=False, count=True).fired
+    fired = fast.run(network, payload, overflow="count", record=False, count=True, device=device).fired
     return counted(network, {name: spikes[None] for name, spikes in fired.items()}, payload, chip)
 
 

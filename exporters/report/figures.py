@@ -15,7 +15,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from exporters.report.schema import MEASURES, PARTS, Rates, Report, Share, Trial
+from exporters.report.schema import MEASURES, PARTS, Rates, Report, Sensitivity, Share, Trial
 from sim.network import Layer, Network
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def drawn(report: Report, rates: Rates, network: Network) -> dict[str, Figure]:
         figures["front.png"] = front_figure(report.model, report.choice.trials)
     if report.attribution is not None:
         figures["attribution.png"] = attribution_figure(report.model, report.attribution.layers)
+    if report.sensitivity:
+        figures["sensitivity.png"] = sensitivity_figure(report.model, report.sensitivity)
     if rates:
         figures["rates.png"] = rates_figure(rates)
     if len(network.layers) > 1:
@@ -87,7 +89,9 @@ def accuracy_figure(report: Report) -> Figure:
             label="converted for T",
         )
     measure = MEASURES[report.task]
-    axes.set_title(f"{report.model}: {measure} with 95 % intervals, n = {report.samples}", loc="left", fontsize=11)
+    axes.set_title(
+        f"{_plain(report.model)}: {measure} with 95 % intervals, n = {report.samples}", loc="left", fontsize=11
+    )
     axes.set_xlabel("time steps")
     axes.set_ylabel(f"{measure} (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -138,7 +142,7 @@ def front_figure(model: str, trials: Sequence[Trial]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set_ylim(top=100.5)
     panels[0].set_ylabel("agreement with the trained network (%)")
-    panels[0].set_title(f"{model}: what was tried on held-out inputs", loc="left", fontsize=11)
+    panels[0].set_title(f"{_plain(model)}: what was tried on held-out inputs", loc="left", fontsize=11)
     panels[-1].legend(frameon=False, loc="lower right", fontsize=8)
     return figure
 
@@ -201,7 +205,7 @@ def attribution_figure(model: str, rows: Sequence[Share]) -> Figure:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    figure.suptitle(f"{model}: what each layer's error consists of", fontsize=11)
+    figure.suptitle(f"{_plain(model)}: what each layer's error consists of", fontsize=11)
     figure.legend(
         *axes.get_legend_handles_labels(),
         loc="outside lower center",
@@ -211,6 +215,31 @@ def attribution_figure(model: str, rows: Sequence[Share]) -> Figure:
         handlelength=1,
         columnspacing=1.2,
     )
+    return figure
+
+
+def sensitivity_figure(model: str, rows: Sequence[Sensitivity]) -> Figure:
+    """Draw agreement with the trained network, one layer in T steps and all but it, a line per layer."""
+    figure = Figure(figsize=(7.6, 1.5 + 0.26 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    places = np.arange(len(rows))
+    series = (("only", "this layer alone in T steps", BLUE, "o"), ("others", "all but this layer", VERMILION, "D"))
+    for (kind, label, colour, marker), offset in zip(series, (-0.14, 0.14), strict=True):
+        scores = [getattr(row, kind) for row in rows]
+        values = np.array([score.value for score in scores])
+        ends = np.abs([[score.low for score in scores], [score.high for score in scores]] - values)
+        axes.errorbar(
+            values, places + offset, xerr=ends, color=colour, linestyle="none", marker=marker, markersize=5, label=label
+        )
+    axes.set_yticks(places, [_short(row.name) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(right=100.5)
+    axes.set_xlabel("agreement with the trained network (%)")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    figure.suptitle(f"{_plain(model)}: what the steps of each layer cost", fontsize=11)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
@@ -298,4 +327,9 @@ def _title(axes: Axes, name: str, value: str) -> None:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= LONGEST else "…" + name[1 - LONGEST :]
+    return _plain(name if len(name) <= LONGEST else "…" + name[1 - LONGEST :])
+
+
+def _plain(name: str) -> str:
+    """Keep a name from being read as TeX, and characters from it that no picture shows."""
+    return "".join(letter if letter.isprintable() else "�" for letter in name).replace("$", r"\$")

@@ -9,19 +9,23 @@ from exporters.report.schema import (
     MEASURES,
     PARTS,
     RUNGS,
+    Activity,
     Attribution,
     Compared,
     Cost,
     Estimate,
+    Evaluation,
     Fit,
     LayerRow,
     OutputError,
     Report,
     Score,
     Search,
+    Sensitivity,
     TaskName,
     Trial,
     Verification,
+    summed,
 )
 
 MISSING = "not measured"
@@ -38,10 +42,22 @@ WORDS = {
     "total": "total",
 }
 WORST = 12  #: outputs whose errors are listed
+#: What is said of a layer's activity, by field.
+ACTIVITY = {
+    "name": "layer",
+    "neurons": "neurons",
+    "spikes": "spikes",
+    "rate": "rate in %",
+    "dense": "dense operations",
+    "effective_macs": "effective MACs",
+    "effective_acs": "effective ACs",
+    "peak": "largest u, v",
+}
 PICTURES = {
     "accuracy.png": "Accuracy against T",
     "front.png": "What was tried: agreement against latency, period and spikes",
     "attribution.png": "What each layer's error consists of",
+    "sensitivity.png": "What the steps of each layer cost alone",
     "rates.png": "Firing rates against activations",
     "bias_schedule.png": "Bias schedule",
 }
@@ -60,8 +76,10 @@ def render(report: Report, pictures: Sequence[str] = ()) -> str:
         _accuracy(report),
         f"## Why the {MEASURES[report.task]} is what it is",
         _attribution(report.attribution),
+        *([_sensitivity(report.sensitivity)] if report.sensitivity else []),
         "## Layers",
         _layers(report.layers),
+        *(["## Activity", _activities(report.activity, report.samples)] if report.activity else []),
         "## Verification",
         _verification(report.verification),
     ]
@@ -74,6 +92,42 @@ def render(report: Report, pictures: Sequence[str] = ()) -> str:
     if pictures:
         sections += ["## Pictures", *(f"![{PICTURES[name]}]({name})" for name in pictures)]
     return "\n\n".join(sections) + "\n"
+
+
+def render_evaluation(found: Evaluation, title: str) -> str:
+    """Write an evaluation as Markdown."""
+    measure = MEASURES[found.task]
+    header = (f"{measure} in %", "95 % interval", "n")
+    sections = [
+        f"# {title}",
+        f"## {_headed(measure)}",
+        _table(("step", *header), [(row.step, *_score(row)) for row in found.accuracy_by_step]),
+        "## Activity",
+        _activities(found.layers, found.samples),
+        f"u and v have to stay below {found.state_limit} su.",
+    ]
+    if found.findings:
+        sections += ["## Findings", "\n".join(f"- {finding}" for finding in found.findings)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _activities(layers: Sequence[Activity], samples: int) -> str:
+    """Write what layers do, and what they do together."""
+    return (
+        f"Per sample, the mean of {samples}. Operations are those of NeuroBench: dense ones of all synapses at all T "
+        "steps; effective ones where neither the weight nor what arrives is 0, as multiplications (MACs) of the graded "
+        "input and accumulations (ACs) of spikes.\n\n"
+        + _table(tuple(ACTIVITY.values()), [_activity(row) for row in (*layers, summed(layers))])
+    )
+
+
+def _activity(row: Activity) -> tuple[Any, ...]:
+    """Write what a layer does as cells, in the order of ``ACTIVITY``."""
+    values = row.as_dict() | {
+        name: f"{getattr(row, name):.1f}" for name in ("spikes", "effective_macs", "effective_acs")
+    }
+    values["rate"] = None if row.rate is None else f"{100 * row.rate:.2f}"
+    return tuple("" if values[key] is None else values[key] for key in ACTIVITY)
 
 
 def _imported(error: float) -> str:
@@ -213,6 +267,15 @@ def _attribution(attribution: Attribution | None) -> str:
     )
 
 
+def _sensitivity(rows: Sequence[Sensitivity]) -> str:
+    cells = [(row.name, *_score(row.only)[:2], *_score(row.others)[:2]) for row in rows]
+    header = ("layer", "this layer alone", "95 % interval", "all but this layer", "95 % interval")
+    return (
+        "Agreement in % of float networks with the trained one, where the activations of one layer, or of all but one, "
+        f"take the steps of T spikes, on {rows[0].only.n} samples:\n\n{_table(header, cells)}"
+    )
+
+
 def _layers(layers: Sequence[LayerRow]) -> str:
     rows = []
     for row in layers:
@@ -230,7 +293,7 @@ def _layers(layers: Sequence[LayerRow]) -> str:
                 *(missing if value is None else f"{value:.3f}" for value in measured),
                 MISSING if row.peak is None else row.peak,
                 row.worst_case,
-                _register(row),
+                register(row),
             )
         )
     header = (
@@ -260,7 +323,8 @@ def _layers(layers: Sequence[LayerRow]) -> str:
     )
 
 
-def _register(row: LayerRow) -> str:
+def register(row: LayerRow) -> str:
+    """Say how far a layer's potentials stay from what the register holds."""
     if row.state_limit is None:
         return MISSING
     limit = f"limit {row.state_limit}"

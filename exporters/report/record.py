@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sim.findings import Finding, Refused
 
@@ -112,9 +113,11 @@ def _literal(known: tuple[Any, ...], value: Any, where: str, findings: list[Find
     return value if value in known else _wrong(value, f"one of {', '.join(known)}", where, findings)
 
 
-def _scalar(what: str, *kinds: type) -> Callable[..., Any]:
+def _scalar(what: str, *kinds: type, most: float | None = None) -> Callable[..., Any]:
     def read(_: tuple[Any, ...], value: Any, where: str, findings: list[Finding]) -> Any:
-        return value if type(value) in kinds else _wrong(value, what, where, findings)
+        # JSON has numbers that are read as infinity, and integers that no float is as large as.
+        fits = type(value) in kinds and (most is None or -most <= value <= most)
+        return value if fits else _wrong(value, what, where, findings)
 
     return read
 
@@ -128,9 +131,10 @@ _READERS: dict[Any, Callable[[tuple[Any, ...], Any, str, list[Finding]], Any]] =
     tuple: _tuple,
     get_origin(Mapping[str, str]): _mapping,
     UnionType: _optional,
+    Union: _optional,  # what a literal and None make
     Literal: _literal,
     bool: _scalar("true or false", bool),
     str: _scalar("a string", str),
-    int: _scalar("an integer", int),
-    float: _scalar("a number", float, int),
+    int: _scalar("an integer", int, most=2**63 - 1),
+    float: _scalar("a number", float, int, most=sys.float_info.max),
 }

@@ -5,9 +5,9 @@ What was not measured is None or empty, absent in JSON, and never 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -37,7 +37,9 @@ RUNGS: dict[Rung, str] = {
     "lava": "spiking, 8-bit weights, on Lava",
 }
 
-CAUSES = ("weights", "clipping", "staircase", "timing", "dead")  #: of which a layer's own error consists
+Cause = Literal["weights", "clipping", "staircase", "timing", "dead"]
+CAUSES: tuple[Cause, ...] = get_args(Cause)  #: of which a layer's own error consists
+LEVELS, WANTED = 32, 24  #: rates, beside 0, and wanted rates that a histogram tells apart at most
 PARTS = ("inherited", *CAUSES)  #: of which its whole error does (see :mod:`toolchain.assessment.attribution`)
 
 
@@ -142,6 +144,9 @@ class LayerRow(Record):
     spikes_per_neuron: float | None = None  #: per sample
     rate_error: float | None = None  #: mean of ``|spikes / T - clip(activation / theta, 0, 1)|``
     correlation: float | None = None  #: between the two; None for a layer that is silent or always the same
+    #: Neurons times samples by their rate (rows: 0/n .. n/n spikes per step, n = T up to ``LEVELS``) and by the rate
+    #: that is wanted (columns: ``WANTED`` equal parts of 0..1).
+    histogram: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +179,17 @@ class Attribution(Record):
     samples: int
     layers: tuple[Share, ...]
     verdict: str
+    fault: str | None = None  #: the layer that the verdict names; None where nothing measurable is lost
+    cause: Cause | None = None  #: what it names of that layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity(Record):
+    """What the steps of one layer cost: agreement of float networks with the trained one."""
+
+    name: str
+    only: Agreement  #: where the activations of this layer alone take the steps of T spikes
+    others: Agreement  #: where those of all other layers do, and this one's stay as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,15 +311,52 @@ class Compared(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Activity(Record):
+    """What a layer does, per sample. Operations are named and counted as by NeuroBench (:mod:`sim.operations`)."""
+
+    name: str
+    neurons: int
+    spikes: float
+    rate: float | None  #: spikes of a neuron and step of the window, 0..1; None for a readout
+    dense: int  #: synaptic operations of all synapses at all steps
+    effective_macs: float  #: those where neither the weight nor the graded input is 0
+    effective_acs: float  #: those where neither the weight nor the spike is 0
+    peak: int | None  #: largest magnitude of u and v over all samples, su; None where the engine does not say
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation(Record):
-    """How good a network is on labelled data."""
+    """How good a network is on labelled data, and what it does for that."""
 
     engine: str
     task: TaskName
     samples: int
     overflowed: int  #: samples in which a potential left the registers; they count with what wider ones would say
     accuracy_by_step: tuple[StepAccuracy, ...]
+    spikes: float  #: per sample
+    rate: float | None  #: spikes of a neuron and step of its window, 0..1; None without neurons that spike
+    dense: int  #: as of an :class:`Activity`, of all layers
+    effective_macs: float
+    effective_acs: float
+    state_limit: int  #: what u and v have to stay below, su
+    layers: tuple[Activity, ...]
     findings: tuple[str, ...]  #: what casts doubt on it, in sentences
+
+
+def summed(layers: Sequence[Activity]) -> Activity:
+    """Return what layers do together, at least one."""
+    spiking = [(row.rate, row.neurons) for row in layers if row.rate is not None]
+    neurons = sum(number for _, number in spiking)
+    return Activity(
+        name="sum",
+        neurons=sum(row.neurons for row in layers),
+        spikes=sum(row.spikes for row in layers),
+        rate=sum(rate * number for rate, number in spiking) / neurons if neurons else None,
+        dense=sum(row.dense for row in layers),
+        effective_macs=sum(row.effective_macs for row in layers),
+        effective_acs=sum(row.effective_acs for row in layers),
+        peak=max((row.peak for row in layers if row.peak is not None), default=None),
+    )
 
 
 def outside(overflowed: int, samples: int) -> str:
@@ -330,12 +383,14 @@ class Report(Record):
     layers: tuple[LayerRow, ...]
     agreement: Mapping[Rung, Agreement] = field(default_factory=dict)
     attribution: Attribution | None = None
+    sensitivity: tuple[Sensitivity, ...] = ()  #: of the spiking layers
     findings: tuple[str, ...]
     accuracy: Mapping[Rung, Accuracy] = field(default_factory=dict)
     accuracy_by_step: tuple[StepAccuracy, ...] = ()
     accuracy_by_timesteps: Mapping[int, Accuracy] = field(default_factory=dict)  #: of networks converted for each T
     forms: tuple[Compared, ...] = ()  #: of networks converted for each form of the input
     errors: tuple[OutputError, ...] = ()  #: of a regression, by output (or channel)
+    activity: tuple[Activity, ...] = ()  #: of each layer, on all samples
     verification: Verification | None = None
     fit: Fit | None = None
     cost: Cost | None = None

@@ -4,7 +4,7 @@ A layer needs only its sources' outputs inside their firing windows, never the n
 through in chunks that stay in the cache, one chunk a thread.
 """
 
-from sim.fast.engine import paths, run
+from sim.fast.engine import paths, place, run
 from sim.fast.stepwise import Bias, Currents, fire
 
-__all__ = ["Bias", "Currents", "fire", "paths", "run"]
+__all__ = ["Bias", "Currents", "fire", "paths", "place", "run"]

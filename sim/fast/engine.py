@@ -46,7 +46,7 @@ def run(
     """
     payload = network.payload(payload)
     registers = Registers(network, chip, overflow)
-    where = _device(device)
+    where = place(device)
     populations = [Population(network, layer, where) for layer in network.layers]
     kept = network.layers if record else (network.readout,)
     spikes = {layer.name: np.zeros(_extent(network, layer, len(payload)), np.uint8) for layer in kept}
@@ -99,7 +99,9 @@ def paths(network: Network) -> list[dict[str, str]]:
     return [path for layer in network.layers for path in Population(network, layer, torch.device("cpu")).paths]
 
 
-def _device(name: str) -> torch.device:
+@checked
+def place(name: str) -> torch.device:
+    """Return the device of that name, "cpu" or a GPU as "cuda" or "cuda:1"; :class:`Refused` if it is not there."""
     kind = name.partition(":")[0]
     if kind == "cpu" or (kind == "cuda" and torch.cuda.is_available()):
         try:

@@ -71,7 +71,7 @@ def test_convert_writes_a_bundle_and_reports_it(place: Workplace) -> None:
     assert report["accuracy"]["int8"]["n"] == 256
     assert report == json.loads((place.bundle / "report.json").read_text())
     assert {p.name for p in place.bundle.iterdir()} == {
-        "network.net", "config.json", "provenance.json", "report.json", "report.md",
+        "network.net", "config.json", "provenance.json", "report.html", "report.json", "report.md",
         "accuracy.png", "attribution.png", "rates.png", "bias_schedule.png",
     }  # fmt: skip
     config = json.loads((place.bundle / "config.json").read_text())
@@ -97,8 +97,11 @@ def test_convert_says_why_the_accuracy_is_what_it_is_with_and_without_labels(pla
     np.savez(unlabelled, x=np.load(place.calibration)["x"])
     for calibration, headings in ((unlabelled, ["agrees %"]), (place.calibration, ["accuracy %", "agrees %"])):
         out = place.folder / "why"
-        printed = run("convert", *place.arguments(calibration=calibration), "--timesteps", 4, "-o", out).stdout
+        model = place.arguments(calibration=calibration)
+        printed = run("convert", *model, "--timesteps", 4, "--sensitivity", "-o", out).stdout
+        assert printed.splitlines()[-1].endswith(f"the report as a page: {out / 'report.html'}")
         report = json.loads((out / "report.json").read_text())
+        assert [row["name"] for row in report["sensitivity"]] == ["conv1", "conv2", "conv3"]
         assert report["attribution"]["verdict"] in printed
         assert report["attribution"]["verdict"] in (out / "report.md").read_text()
         assert list(report["agreement"]) == ["folded", "thresholds", "int8"]
@@ -187,6 +190,27 @@ def test_verify_agrees_on_every_engine_that_can_run_here(place: Workplace) -> No
     assert document["difference"] is None
     assert [engine["engine"] for engine in document["engines"]] == list(available_engines())
     assert document["summary"].splitlines()[0].endswith("0 differences")
+
+
+def test_verify_keeps_its_outcome_where_it_is_asked_to(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporters import engines
+
+    monkeypatch.setattr(engines.metadata, "distributions", lambda name: iter(()))  # two engines are enough
+    out = Path(shutil.copytree(place.bundle, tmp_path / "out"))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    arguments = ("verify", out, "--data", place.test, "--samples", 1)
+    assert run(*arguments).exit_code == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    found = json.loads(run(*arguments, "--keep", "--json").stdout)
+    kept = json.loads((out / "report.json").read_text())
+    assert {engine["engine"] for engine in kept["verification"]["engines"]} >= {"reference", "fast"}
+    assert kept["verification"]["summary"] == found["summary"]
+    assert kept | {"verification": None} == json.loads(before["report.json"]) | {"verification": None}
+    assert f"{len(found['engines'])} engines agree" in (out / "report.html").read_text()
+    (out / "report.json").unlink()
+    assert "--keep: " in refused(run(*arguments, "--keep"))
 
 
 def test_verify_ends_with_1_and_names_the_first_difference(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -565,7 +589,7 @@ def test_the_demo_meets_its_promises(tmp_path: Path) -> None:
     assert report["agreement"]["lava"]["n"] == 16
     assert report["attribution"]["verdict"] in result.stdout
     pictures = {"accuracy.png", "attribution.png", "rates.png", "bias_schedule.png"}
-    assert {"network.net", "report.json", "report.md", *pictures} <= {p.name for p in out.iterdir()}
+    assert {"network.net", "report.html", "report.json", "report.md", *pictures} <= {p.name for p in out.iterdir()}
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_a_conversion_saves_itself_with_and_without_a_report(
     assert bundle.load(tmp_path / "bare").report == report
     assert sorted(path.name for path in (tmp_path / "bare").iterdir()) == [
         "attribution.png", "bias_schedule.png", "config.json", "network.net", "provenance.json", "rates.png",
-        "report.json", "report.md",
+        "report.html", "report.json", "report.md",
     ]  # fmt: skip
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")

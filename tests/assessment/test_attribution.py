@@ -28,7 +28,7 @@ def shares(row: Share) -> dict[str, float]:
 
 def decided(row: Share, recipe: Recipe | None = None) -> str:
     """The verdict on a single layer if half of 100 decisions are lost."""
-    return verdict([row], recipe or Recipe(), torch.zeros(100), torch.arange(100) % 2)
+    return verdict([row], recipe or Recipe(), torch.zeros(100), torch.arange(100) % 2).text
 
 
 def test_what_lies_above_the_threshold_is_lost_to_clipping() -> None:
@@ -125,7 +125,7 @@ def test_errors_of_the_layers_below_are_inherited_and_not_its_own() -> None:
     for name in ("b", "out"):
         assert rows[name].inherited == pytest.approx(1.6 / 5.6)
         assert rows[name].own == pytest.approx(0)
-    assert "wrong first in a" in verdict([*rows.values()], Recipe(), torch.zeros(9), torch.ones(9))
+    assert "wrong first in a" in verdict([*rows.values()], Recipe(), torch.zeros(9), torch.ones(9)).text
 
 
 def test_rounding_of_the_payload_is_inherited_by_the_first_layer() -> None:

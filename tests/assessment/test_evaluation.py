@@ -51,7 +51,12 @@ def test_samples_that_leave_the_registers_are_counted(saved: Path, engine: str, 
     document = json.loads(result.stdout)
     (step,), (finding,) = document.pop("accuracy_by_step"), document.pop("findings")
     assert finding.startswith("2 of 5 samples leave the registers")
-    assert document == {"engine": engine, "task": "classes", "samples": 5, "overflowed": 2}
+    assert document.pop("layers")[0]["peak"] == 200_000
+    # A synapse from the input and two from the neuron, one of which weighs 0; four of the five samples make it fire.
+    assert document == {
+        "engine": engine, "task": "classes", "samples": 5, "overflowed": 2, "spikes": 0.8, "rate": 0.8,
+        "dense": 3, "effective_macs": 1.0, "effective_acs": 0.8, "state_limit": 131_072,
+    }  # fmt: skip
     assert (step["accuracy"], step["n"]) == (80.0, 5)  # all but the fourth
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,10 @@ from torch import Tensor
 from exporters.report import CAUSES, Share
 from toolchain.assessment.verdict import ADVICE, verdict
 from toolchain.recipe import Recipe
+
+
+def said(*arguments: Any) -> str:
+    return verdict(*arguments).text
 
 
 def test_there_is_advice_for_every_cause() -> None:
@@ -41,18 +47,25 @@ def test_the_first_layer_that_costs_more_than_its_staircase_is_named_with_its_do
         row("first", 0.2, staircase=0.1, timing=0.04, clipping=0.08),
         row("larger", 0.4, staircase=0.02, timing=0.21),
     ]
-    text = verdict(rows, Recipe(), classes(0), classes(50))
+    text = said(rows, Recipe(), classes(0), classes(50))
     assert "It goes wrong first in first: activations above the threshold are cut off (clipping is 0.08" in text
     assert "of its relative error of 0.42)" in text
 
 
 def test_the_layer_that_adds_most_is_named_where_none_costs_more_than_its_staircase() -> None:
     rows = [row("a", staircase=0.2), row("b", 0.5, staircase=0.2, timing=0.1), row("c", 0.9, staircase=0.1)]
-    text = verdict(rows, Recipe(timesteps=4), classes(0), classes(50))
+    text = said(rows, Recipe(timesteps=4), classes(0), classes(50))
     assert "No layer stands out, b adds most: T = 4 draws" in text
     assert text.endswith('Try timesteps=8 or recipe="tuned", which takes minutes.')
-    tuned = verdict(rows, Recipe(timesteps=4, weights="tuned"), classes(0), classes(50))
+    tuned = said(rows, Recipe(timesteps=4, weights="tuned"), classes(0), classes(50))
     assert tuned.endswith("Try timesteps=8.")
+
+
+def test_the_layer_and_the_cause_are_named_apart_where_something_is_lost() -> None:
+    rows = [row("fine", staircase=0.2), row("wrong", staircase=0.02, timing=0.3, clipping=0.1)]
+    assert verdict(rows, Recipe(), classes(0), classes(50))[1:] == ("wrong", "timing")
+    assert verdict(rows[:1], Recipe(), classes(0), classes(50))[1:] == ("fine", "staircase")
+    assert verdict(rows, Recipe(), classes(0), classes(0))[1:] == (None, None)
 
 
 def test_a_loss_within_the_noise_of_its_samples_is_no_loss() -> None:
@@ -61,40 +74,40 @@ def test_a_loss_within_the_noise_of_its_samples_is_no_loss() -> None:
     spiking = {wrong: classes(0) for wrong in (5, 6)}
     for wrong, predicted in spiking.items():
         predicted[-wrong:] = 1
-    assert verdict(rows, Recipe(), classes(0), spiking[5], y) == (
+    assert said(rows, Recipe(), classes(0), spiking[5], y) == (
         "Nothing measurable is lost: the spiking network decides like the trained one on 95 of 100 samples and gets 5 "
         "fewer right; another 100 samples might change more than that."
     )
-    assert "It goes wrong first in a" in verdict(rows, Recipe(), classes(0), spiking[6], y)
+    assert "It goes wrong first in a" in said(rows, Recipe(), classes(0), spiking[6], y)
 
 
 def test_a_network_that_is_right_as_often_or_more_often_has_lost_nothing() -> None:
     rows = [row("a", timing=1)]
-    assert verdict(rows, Recipe(), classes(0), classes(30), classes(30)) == (
+    assert said(rows, Recipe(), classes(0), classes(30), classes(30)) == (
         "Nothing is lost: the spiking network decides like the trained one on 70 of 100 samples and gets 30 more right."
     )
-    assert verdict(rows, Recipe(), classes(0), classes(0), classes(30)).endswith("gets as many right.")
-    assert verdict(rows, Recipe(), classes(0), classes(0)).endswith("on 100 of 100 samples.")
+    assert said(rows, Recipe(), classes(0), classes(0), classes(30)).endswith("gets as many right.")
+    assert said(rows, Recipe(), classes(0), classes(0)).endswith("on 100 of 100 samples.")
 
 
 def test_without_labels_every_other_decision_counts_as_lost() -> None:
     rows = [row("a", timing=1)]
     # Agreement on 96 of 100 has an interval of 90.2 to 98.4: 4 samples are chance, 5 (88.8 to 97.8) are not.
-    assert verdict(rows, Recipe(), classes(0), classes(4)).startswith("Nothing measurable is lost: the")
-    assert "It goes wrong first in a" in verdict(rows, Recipe(), classes(0), classes(5))
+    assert said(rows, Recipe(), classes(0), classes(4)).startswith("Nothing measurable is lost: the")
+    assert "It goes wrong first in a" in said(rows, Recipe(), classes(0), classes(5))
 
 
 def test_decisions_of_one_sample_are_counted_one_by_one() -> None:
     rows = [row("a", timing=1)]
     trained, spiking = torch.zeros(50, 4).long(), torch.zeros(50, 4).long()
     spiking[:30] = torch.tensor([1, 1, 0, 0])
-    text = verdict(rows, Recipe(task="labels"), trained, spiking)
+    text = said(rows, Recipe(task="labels"), trained, spiking)
     assert text.startswith(
         "The spiking network decides like the trained one on 140 of 200 labels of 50 samples. It goes"
     )
     spiking[:] = 0
     spiking[0, 0] = 1
-    assert "another 50 samples might change more" in verdict(rows, Recipe(task="pixels"), trained, spiking)
+    assert "another 50 samples might change more" in said(rows, Recipe(task="pixels"), trained, spiking)
 
 
 def numbers(error: float) -> tuple[Tensor, Tensor]:
@@ -106,11 +119,11 @@ def numbers(error: float) -> tuple[Tensor, Tensor]:
 
 def test_a_regression_loses_little_where_every_output_is_close() -> None:
     rows, recipe = [row("a", timing=1)], Recipe(task="regression")
-    assert verdict(rows, recipe, *numbers(0.05)) == (
+    assert said(rows, recipe, *numbers(0.05)) == (
         "Little is lost: the spiking network's outputs differ from the trained one's by 5 % of their standard "
         "deviation (root mean square; the largest of 2, of output 1)."
     )
-    text = verdict(rows, recipe, *numbers(0.2))
+    text = said(rows, recipe, *numbers(0.2))
     assert text.startswith("The spiking network's outputs differ from the trained one's by 20 % of their standard")
     assert "It goes wrong first in a" in text
 
@@ -119,14 +132,14 @@ def test_a_regression_with_labels_loses_what_its_r2_does() -> None:
     rows, recipe = [row("a", timing=1)], Recipe(task="regression")
     trained, spiking = numbers(0.2)
     # The trained network is exact: R2 falls from 1 by the mean of 0.01^2 and 0.2^2, and nothing is uncertain about it.
-    text = verdict(rows, recipe, trained, spiking, trained)
+    text = said(rows, recipe, trained, spiking, trained)
     assert "; R² against the labels is 0.980 instead of 1.000. It goes wrong first in a" in text
     # Labels in which the networks explain next to nothing.
     noise = torch.tensor(np.random.default_rng(0).normal(size=(100, 2))) * torch.tensor([10, 1000])
-    assert verdict(rows, recipe, trained, spiking, trained + noise).startswith("Little is lost")
+    assert said(rows, recipe, trained, spiking, trained + noise).startswith("Little is lost")
 
 
 def test_outputs_that_never_change_have_no_spread_to_be_measured_by() -> None:
     rows, recipe, same = [row("a", timing=1)], Recipe(task="regression"), torch.ones(9, 1)
-    assert "are always the same" in verdict(rows, recipe, same, same)
-    assert "It goes wrong first in a" in verdict(rows, recipe, same, same + 1)
+    assert "are always the same" in said(rows, recipe, same, same)
+    assert "It goes wrong first in a" in said(rows, recipe, same, same + 1)

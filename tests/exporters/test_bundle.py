@@ -31,7 +31,7 @@ def test_a_bundle_comes_back_as_it_was_saved(saved: Path) -> None:
     assert bundle.load(saved) == bundle.Bundle(network(), CONFIG, PROVENANCE, REPORT, saved / "network.net")
     assert sorted(contents(saved)) == [
         "accuracy.png", "attribution.png", "bias_schedule.png", "config.json", "network.net", "provenance.json",
-        "report.json", "report.md",
+        "report.html", "report.json", "report.md",
     ]  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def test_a_report_is_written_as_json_and_as_text_with_the_pictures_that_it_refer
     save(tmp_path / "out", report=REPORT, rates=RATES)
     pictures = ["accuracy.png", "attribution.png", "rates.png", "bias_schedule.png"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "network.net", "config.json", "provenance.json", "report.json", "report.md", *pictures
+        "network.net", "config.json", "provenance.json", "report.html", "report.json", "report.md", *pictures
     }  # fmt: skip
     assert (tmp_path / "out" / "report.md").read_text(encoding="utf-8") == render(REPORT, pictures)
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == REPORT.as_dict()
@@ -72,7 +72,7 @@ def test_pictures_without_data_are_not_written(tmp_path: Path) -> None:
     alone = replace(readout, edges=(Edge(INPUT, Dense(np.full((2, 2), 7))),))
     save(tmp_path / "out", network=Network(Input((2,)), (alone,), 2), report=bare)
     assert sorted(contents(tmp_path / "out")) == [
-        "config.json", "network.net", "provenance.json", "report.json", "report.md",
+        "config.json", "network.net", "provenance.json", "report.html", "report.json", "report.md",
     ]  # fmt: skip
     assert "Pictures" not in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 

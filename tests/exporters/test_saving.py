@@ -74,6 +74,10 @@ FOREIGN: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a link to nowhere": ("'rates.png'", replaced("rates.png", lambda path: path.symlink_to("nowhere"))),
     "a pipe": ("'rates.png'", replaced("rates.png", os.mkfifo)),
     "no picture": ("'accuracy.png'", replaced("accuracy.png", lambda path: path.write_bytes(b"GIF89a"))),
+    "no page of ours": (
+        "'report.html'",
+        replaced("report.html", lambda path: path.write_text("<!doctype html><p>mine")),
+    ),
     "no JSON": ("'config.json'", replaced("config.json", lambda path: path.write_text("[1]"))),
     "no HDF5": ("'network.net'", replaced("network.net", lambda path: path.write_text("netlist"))),
     "another tool's network": ("'network.net'", replaced("network.net", other_tool)),
@@ -245,9 +249,10 @@ def test_a_full_disk_is_one_line_wherever_it_fills_up_and_leaves_what_was_there(
     netx.write(network(), file)
     before, enough = everything(tmp_path), file.stat().st_size
     largest = max(place.iterdir(), key=lambda path: path.stat().st_size)
-    assert largest.suffix == ".png"
-    # A limit on a file's size stands for a disk that is full: at once, in the network, in a picture.
-    limits = [0, enough - 1, largest.stat().st_size - 1]
+    assert largest.name == "report.html"
+    # A limit on a file's size stands for a disk that is full: at once, in the network, in the page.
+    limits = [0, enough - 1, largest.stat().st_size * 9 // 10]  # another recipe makes a page a little shorter
+    assert limits[-1] > enough
     done = python("-c", FULL, tmp_path, *limits)
     said = iter(done.splitlines())
     full = "it cannot be written (File too large); make room, or choose another place"

@@ -9,7 +9,7 @@ import typer
 
 from sim.findings import refuse
 from toolchain.app.console import bars, guarded, print_json
-from toolchain.app.options import AnyNetwork, Data, Json, Samples
+from toolchain.app.options import AnyNetwork, Data, Device, Json, Samples
 from toolchain.app.show import show_compared, show_cost, show_fit
 
 Chip = Annotated[str, typer.Option("--chip", metavar="NAME", help="Whose cores: loihi2.")]
@@ -46,6 +46,7 @@ def cost(
     data: Data,
     chip: Chip = "loihi2",
     samples: Samples = None,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Count spikes, synaptic events, messages and hops on data, and say what published figures make of them.
@@ -54,12 +55,12 @@ def cost(
     """
     from exporters import bundle as bundles
     from exporters.placement import cost as run
-    from toolchain.inputs import load_for
+    from toolchain.data import load_for
 
     network = bundles.read_network(bundle)
     x, _ = load_for(network, data, samples)
     with bars():
-        found = run(network, network.input.encode(x), chip)
+        found = run(network, network.input.encode(x), chip, device=device)
     if as_json:
         print_json(found.as_dict())
     else:

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,13 +14,15 @@ import typer
 from rich.markup import escape
 
 from sim.findings import Refused, refuse
-from toolchain.app import chip, device, export, training
-from toolchain.app.console import bars, err, guarded, numbers, out, print_json, say, table
+from toolchain.app import chip, device, export, report, training
+from toolchain.app.console import bars, err, guarded, json_text, numbers, out, print_json, say, table
 from toolchain.app.options import (
+    DATA,
     AnyModel,
     AnyNetwork,
     Data,
     DenseLimit,
+    Device,
     Json,
     LeaveOffLast,
     Model,
@@ -31,7 +33,7 @@ from toolchain.app.options import (
     importing,
     with_recipe,
 )
-from toolchain.app.show import blocks, layers, nodes, score_columns, show_issues, show_report, show_verification
+from toolchain.app.show import blocks, layers, nodes, show_evaluation, show_issues, show_report, show_verification
 
 if TYPE_CHECKING:  # torch takes seconds, which no command's help should
     from exporters.report import Search
@@ -47,6 +49,7 @@ app = typer.Typer(
     help="Turn a trained PyTorch network into a verified spiking network for Intel Loihi 2.",
 )
 app.add_typer(device.app, name="device")
+app.add_typer(report.app, name="report")
 
 
 @app.command()
@@ -63,7 +66,7 @@ def check(
     weights: Weights = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.npz", help="Inputs x (N,C,H,W) to compare on, beside drawn ones, or to measure on."),
+        typer.Option(metavar=DATA, help="Inputs x (N,C,H,W) to compare on, beside drawn ones, or to measure on."),
     ] = None,
     dense_limit: DenseLimit = None,
     leave_off_last: LeaveOffLast = False,
@@ -96,8 +99,8 @@ def _check_model(
     limits: dict[str, Any],
     as_json: bool,
 ) -> None:
+    from toolchain.data import gather, open_data
     from toolchain.frontends import inspect_model
-    from toolchain.inputs import load_arrays
     from toolchain.loading import load_model
 
     try:
@@ -106,7 +109,7 @@ def _check_model(
         shape = ()
     if len(shape) not in (1, 2, 3) or min(shape) < 1:
         raise refuse("--input-shape", repr(input_shape), "give C,H,W, or C,L, or one number of features")
-    samples = None if calibration is None else load_arrays(calibration, shape, labels=False)[0]
+    samples = None if calibration is None else gather(open_data(calibration, shape, labels=False)).x
     with redirect_stdout(sys.stderr):  # what the model prints while it is traced
         found = inspect_model(load_model(model, weights), shape, samples=samples, **limits)
         rows = [asdict(row) for row in found]
@@ -120,9 +123,11 @@ def _check_model(
 
 def _check_network(path: Path, calibration: Path | None, as_json: bool) -> None:
     from exporters import bundle
-    from toolchain.inputs import load_for
+    from toolchain.data import gather, open_data
 
-    x = None if calibration is None else load_for(bundle.read_network(path), calibration)[0]
+    x = None
+    if calibration is not None:
+        x = gather(open_data(calibration, bundle.read_network(path).input.model_shape, labels=False)).x
     found = bundle.legality(path, x)
     if as_json:
         print_json([issue.as_dict() for issue in found])
@@ -138,10 +143,15 @@ def _check_network(path: Path, calibration: Path | None, as_json: bool) -> None:
 def convert(
     model: Model,
     calibration: Annotated[
-        Path, typer.Option(metavar="FILE.npz", help="A few hundred inputs x (N,C,H,W); y is never learnt from.")
+        Path,
+        typer.Option(metavar=DATA, help="A few hundred inputs x (N,C,H,W), or more; labels are never learnt from."),
     ],
     output: Output,
     weights: Weights = None,
+    calibration_samples: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Read only N inputs, from all over the data.  [all, 1 GiB of which are used]"),
+    ] = None,
     recipe: Start = "ann2loihi",
     auto: Annotated[bool, typer.Option("--auto", help="Choose T, K and the bias rule on held-out inputs.")] = False,
     latency_budget: Annotated[
@@ -153,24 +163,28 @@ def convert(
     compare_forms: Annotated[
         bool, typer.Option("--compare-forms", help="Convert for every form of the input, and compare them.")
     ] = False,
+    sensitivity: Annotated[
+        bool,
+        typer.Option("--sensitivity", help="Measure what the steps of each layer cost alone: two runs for each."),
+    ] = False,
     dense_limit: DenseLimit = None,
     leave_off_last: LeaveOffLast = False,
     as_json: Json = False,
     *,
     options: dict[str, Any],
 ) -> None:
-    """Convert a trained model and write network, `.net`, report and pictures to a directory.
+    """Convert a trained model and write `.net`, report, page and pictures to a directory.
 
     What is not given is the recipe's; in brackets that of ann2loihi.
 
     Example: `ann2loihi convert --model model.py:build --weights model.pt --calibration calibration.npz -o build/out`
     """
-    from exporters.bundle import check_place
+    from exporters.bundle import PAGE, check_place
     from toolchain import assessment
     from toolchain.auto import choose
     from toolchain.convert import convert as run
     from toolchain.convert import in_every_form
-    from toolchain.inputs import load_arrays
+    from toolchain.data import gather, open_data
     from toolchain.loading import load_model
     from toolchain.recipe import named
 
@@ -183,17 +197,19 @@ def convert(
         raise refuse("--auto", f"{', '.join(given)} given too", "leave the choice to --auto, or leave --auto out")
     chosen = named(recipe, **options)
     check_place(output)
-    x, y = load_arrays(calibration, labels=False)
+    whole = open_data(calibration, labels=False)
     net, limits = load_model(model, weights), importing(dense_limit, leave_off_last)
 
     def converted(labels: Any) -> tuple[Conversion, Search | None]:
         if not auto:
-            return run(net, x, recipe=chosen, labels=labels, **limits), None
-        choice = choose(net, x, chosen, **budgets, labels=labels, **limits)
+            return run(net, gathered, recipe=chosen, labels=labels, **limits), None
+        choice = choose(net, gathered, chosen, **budgets, labels=labels, **limits)
         return choice.conversion, choice.search
 
     unusable: Refused | None = None
     with bars():
+        gathered = gather(whole.drawn(calibration_samples))
+        x, y = gathered.x, gathered.y
         try:
             conversion, search = converted(y)
         except Refused as refused:
@@ -204,14 +220,17 @@ def convert(
             conversion, search = converted(None)
         rates = assessment.rates(conversion, x)
         name, data = model.rpartition("/")[2], f"calibration data, {calibration.name}"
-        forms = in_every_form(conversion, net, x, **limits) if compare_forms else ()
-        report = assessment.report(conversion, net, x, y, rates, name=name, data=data, choice=search, forms=forms)
-        conversion.save(output, report, rates)
+        data += f", {len(x)} of {len(whole)}" if len(x) < len(whole) else ""
+        forms = in_every_form(conversion, net, gathered, **limits) if compare_forms else ()
+        measured = assessment.report(
+            conversion, net, x, y, rates, name=name, data=data, choice=search, forms=forms, sensitive=sensitivity
+        )
+        conversion.save(output, measured, rates)
     if as_json:
-        print_json(report.as_dict())
+        print_json(measured.as_dict())
     else:
-        show_report(report)
-        say(f"written to {output}")
+        show_report(measured)
+        say(f"written to {output}; the report as a page: {output / PAGE}")
     if unusable is not None:
         raise unusable
 
@@ -230,30 +249,59 @@ def evaluate(
         ),
     ] = None,
     samples: Samples = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar="N|tcp://HOST:PORT", help="Processes here, or the Dask scheduler of a cluster.  [none]"),
+    ] = None,
+    shard: Annotated[
+        int | None, typer.Option("--shard-size", metavar="N", help="Samples that a worker takes at a time.  [256]")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep what is done here, and go on with it after a kill.")
+    ] = None,
+    device: Device = "cpu",
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.md|FILE.json", help="Write what was measured to a file, too.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the accuracy, or R² of a regression, at every step 1..T on labelled data.
+    """Print the accuracy, or R² of a regression, at every step 1..T on labelled data, and what each layer does for it.
 
-    Example: `ann2loihi evaluate build/out --data test.npz`
+    Example: `ann2loihi evaluate build/out --data test.npz --workers 8 --resume build/test.jsonl`
     """
     from exporters import bundle as bundles
+    from exporters.files import replace_file
+    from exporters.report.markdown import render_evaluation
     from toolchain import assessment
-    from toolchain.inputs import load_for
+    from toolchain.data import open_data
 
+    if report is not None and report.suffix not in (".md", ".json"):
+        raise refuse("--report", f"{report} is of neither kind", "give a FILE.md or a FILE.json")
     loaded = bundles.read(bundle)
-    x, y = load_for(loaded.network, data, samples, labels=True)
+    source = open_data(data, loaded.network.input.model_shape).first(samples)
     # Single files do not name theirs, nor do bundles of before tasks were known.
     task = loaded.config.get("task", "auto")
     policy: Any = overflow  # which there are is the registers' to say
     with bars():
-        found = assessment.evaluate(loaded.network, x, y, engine=engine, task=task, overflow=policy)
+        found = assessment.evaluate(
+            loaded.network,
+            source,
+            engine=engine,
+            task=task,
+            overflow=policy,
+            device=device,
+            workers=int(workers) if workers is not None and workers.isdecimal() else workers,
+            shard=shard,
+            resume=resume,
+        )
+    title = f"{bundle} on {data}, engine {engine}"
+    if report is not None:
+        text = json_text(found.as_dict()) if report.suffix == ".json" else render_evaluation(found, title)
+        replace_file(report, text.encode())
     if as_json:
         print_json(found.as_dict())
         return
-    rows = [row.as_dict() for row in found.accuracy_by_step]
-    out.print(table(f"{bundle} on {data}, engine {engine}", rows, {"step": "step"} | score_columns(found.task)))
-    for finding in found.findings:
-        say(finding, "yellow")
+    show_evaluation(found, title)
 
 
 @app.command()
@@ -261,7 +309,7 @@ def evaluate(
 def verify(
     bundle: AnyNetwork,
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="FILE.npz", help="Arrays x.  [those that --reduce has kept]")
+        Path | None, typer.Option("--data", metavar=DATA, help="Inputs x.  [those that --reduce has kept]")
     ] = None,
     samples: Samples = None,
     inputs: Annotated[
@@ -271,6 +319,8 @@ def verify(
             help="How engines on Lava get the input.  [as the network was converted for]",
         ),
     ] = None,
+    device: Device = "cpu",
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the outcome in the directory's report.")] = False,
     reduce: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Where engines differ, write the smallest case that still shows it."),
@@ -287,28 +337,32 @@ def verify(
     from exporters import reduction
     from exporters.engines import verify as run
     from exporters.report import Verification
-    from toolchain.inputs import load_for
+    from toolchain.data import load_for
 
-    loaded = bundles.read(bundle)
-    kept = bundle / bundles.INPUTS
-    if data is None and not os.path.isfile(kept):
+    loaded, beside = bundles.read(bundle), bundle / bundles.INPUTS
+    if keep and loaded.report is None:
+        raise refuse("--keep", f"{bundle} holds no {bundles.REPORT}", "convert again, or leave --keep out")
+    if data is None and not os.path.isfile(beside):
         raise refuse("--data", "no inputs are given", "give --data FILE.npz")
     if reduce is not None:
         bundles.check_place(reduce)
-    x, _ = load_for(loaded.network, data or kept, samples)
+    x, _ = load_for(loaded.network, data or beside, samples)
     payload = loaded.network.input.encode(x)
     form: Any = inputs  # which there are is the network's to say
     repro = None
     with bars():
-        result = run(loaded.network, payload, net_path=loaded.net_path, inputs=form)
+        result = run(loaded.network, payload, net_path=loaded.net_path, inputs=form, device=device)
         if reduce is not None and result.difference is not None:
-            repro = reduction.reduce(loaded.network, payload, result.difference.engines, inputs=form)
+            repro = reduction.reduce(loaded.network, payload, result.difference.engines, inputs=form, device=device)
             repro.save(reduce)
+    found = Verification.from_dict(result.as_dict(), "verification")
+    if keep and loaded.report is not None:
+        bundles.keep_report(bundle, replace(loaded.report, verification=found))
     if as_json:
         shown = {} if repro is None else {"repro": {"directory": str(reduce), "summary": repro.summary}}
         print_json(result.as_dict() | shown)
     else:
-        show_verification(Verification.from_dict(result.as_dict(), "verification"), str(bundle))
+        show_verification(found, str(bundle))
         if repro is not None:
             say(f"{repro.summary}\nwritten to {reduce}; run it again: ann2loihi verify {shlex.quote(str(reduce))}")
     if result.difference is not None:
@@ -410,18 +464,19 @@ def demo(
 
     Example: `ann2loihi demo`
     """
+    from exporters.bundle import PAGE
     from toolchain.demo import run as demo_run
 
     with bars():
-        report = demo_run.run(output, samples)
-    assert report.verification is not None  # it is what the demo is for
+        measured = demo_run.run(output, samples)
+    assert measured.verification is not None  # it is what the demo is for
     if as_json:
-        print_json(report.as_dict())
+        print_json(measured.as_dict())
     else:
-        show_report(report)
-        show_verification(report.verification, report.model)
-        say(f"written to {output}")
-    if report.verification.difference is not None:
+        show_report(measured)
+        show_verification(measured.verification, measured.model)
+        say(f"written to {output}; the report as a page: {output / PAGE}")
+    if measured.verification.difference is not None:
         raise typer.Exit(1)
 
 

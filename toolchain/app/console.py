@@ -81,7 +81,12 @@ def say(text: str, style: str | None = None) -> None:
 
 def print_json(document: Any) -> None:
     """Print one JSON document."""
-    typer.echo(json.dumps(document, indent=2))
+    typer.echo(json_text(document), nl=False)
+
+
+def json_text(document: Any) -> str:
+    """Write one JSON document, with the end of its last line."""
+    return json.dumps(document, indent=2) + "\n"
 
 
 def table(title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Table:

@@ -58,7 +58,7 @@ def run(
     from exporters import bundle as bundles
     from exporters import device
     from sim.findings import refuse
-    from toolchain.inputs import load_for
+    from toolchain.data import load_for
 
     if resume and record is None:
         raise refuse("--resume", "there is no record to go on with", "add --record RUN.h5")

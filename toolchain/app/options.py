@@ -27,11 +27,20 @@ Weights = Annotated[
         "--weights", metavar="FILE", help="Its state_dict or a checkpoint with it, by torch.save or .safetensors."
     ),
 ]
+#: What a data set may be.
+DATA = "FILE.npz|FILE.npy|FOLDER|FILE.py:FACTORY"
 Data = Annotated[
     Path,
-    typer.Option("--data", metavar="FILE.npz", help="Arrays x (N,C,H,W; bytes or numbers) and labels y."),
+    typer.Option(
+        "--data",
+        metavar=DATA,
+        help="Arrays x (N,C,H,W; bytes or numbers) and labels y; a folder of images for each class; a torch Dataset.",
+    ),
 ]
 Samples = Annotated[int | None, typer.Option("--samples", metavar="N", help="Use the first N samples; all by default.")]
+Device = Annotated[
+    str, typer.Option("--device", metavar="cpu|cuda", help="Where the fast engine computes; the result is the same.")
+]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write.")]
 Bundle = Annotated[Path, typer.Argument(metavar="DIR", help="What `convert` has written.")]
 AnyNetwork = Annotated[

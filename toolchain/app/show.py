@@ -9,8 +9,22 @@ from typing import Any
 
 from rich.table import Table
 
+from exporters.comparison import Differences, Pair
 from exporters.netx import RULES, Issue
-from exporters.report import MEASURES, RUNGS, Compared, Cost, Fit, LayerRow, Report, TaskName, Verification
+from exporters.report import (
+    MEASURES,
+    PARTS,
+    RUNGS,
+    Compared,
+    Cost,
+    Evaluation,
+    Fit,
+    LayerRow,
+    Report,
+    TaskName,
+    Verification,
+    summed,
+)
 from exporters.report.markdown import estimated
 from toolchain.app.console import out, say, table, text
 
@@ -59,6 +73,16 @@ COUNTS = {
     "hops": "hops",
 }
 ESTIMATES = {"quantity": "of one inference", "range": "range", "chip": "figures of", "source": "source"}
+ACTIVITY = {
+    "name": "layer",
+    "neurons": "neurons",
+    "spikes": "spikes",
+    "rate": "rate %",
+    "dense": "dense ops",
+    "effective_macs": "MACs",
+    "effective_acs": "ACs",
+    "peak": "largest u, v",
+}
 COMPARED = {
     "name": "directory",
     "input": "input",
@@ -76,6 +100,9 @@ COMPARED = {
 
 
 FORMS = {key: heading for key, heading in COMPARED.items() if key not in ("name", "timesteps", "holdoff", "period")}
+SENSITIVITY = {"name": "layer", "only": "this layer alone", "others": "all but this layer"}
+LAYERS_BESIDE = ("neurons", "theta", "cores", "spikes per neuron", "error")
+SHARES = ("error", *PARTS)
 COLOURS = {"error": "red", "warning": "yellow", "note": None}
 BLOCKS = {
     "block": "block",
@@ -145,6 +172,9 @@ def show_report(report: Report) -> None:
     both = f"{MEASURES[report.task]} and " if report.accuracy else ""
     what = f"{both}{'R² against' if report.task == 'regression' else 'agreement with'} the trained network"
     out.print(table(f"{what} on {report.data}" if report.data else what, ladder, columns))
+    if report.sensitivity:
+        alone = [{"name": r.name, "only": r.only.value, "others": r.others.value} for r in report.sensitivity]
+        out.print(table("agreement in % with the steps of", alone, SENSITIVITY))
     if report.accuracy_by_timesteps:
         rows = [{"T": t, **score.as_dict()} for t, score in report.accuracy_by_timesteps.items()]
         out.print(table("converted for other T", rows, {"T": "T", **score}))
@@ -159,6 +189,19 @@ def show_report(report: Report) -> None:
     for sentence in report.input:
         say(sentence)
     for finding in report.findings:
+        say(finding, "yellow")
+
+
+def show_evaluation(found: Evaluation, title: str) -> None:
+    """Print the accuracy at every step, and what the layers did for it."""
+    steps = [row.as_dict() for row in found.accuracy_by_step]
+    out.print(table(title, steps, {"step": "step"} | score_columns(found.task)))
+    rows = []
+    for row in (*found.layers, summed(found.layers)):
+        rounded = {name: round(getattr(row, name)) for name in ("effective_macs", "effective_acs")}
+        rows.append(row.as_dict() | rounded | {"rate": None if row.rate is None else 100 * row.rate})
+    out.print(table(f"per sample, the mean of {found.samples}", rows, ACTIVITY))
+    for finding in found.findings:
         say(finding, "yellow")
 
 
@@ -216,3 +259,51 @@ def show_compared(found: Sequence[Compared]) -> None:
     """Print conversions beside each other."""
     out.print(table("conversions beside each other", _rounded(found), COMPARED))
     say("spikes, synaptic events and what the host sends are per sample; accuracy (or R²) and agreement in per cent")
+
+
+def show_differences(found: Differences) -> None:
+    """Print two conversions beside each other: all figures, the layers, and what else differs."""
+    out.print(_beside("measured", found.figures))
+    values = {name: {pair.what: pair for pair in pairs} for name, pairs in found.layers.items()}
+    rows = [
+        {"name": name} | {what: _arrow(pairs[what]) for what in LAYERS_BESIDE if what in pairs}
+        for name, pairs in values.items()
+    ]
+    out.print(
+        table("layers, A → B where they differ", rows, {"name": "layer"} | {what: what for what in LAYERS_BESIDE})
+    )
+    moved = [
+        {"name": name, **{part: f"{change:+.3f}" for part in SHARES if (change := pairs[part].change) is not None}}
+        for name, pairs in values.items()
+        if set(SHARES) <= set(pairs)
+    ]
+    if moved:
+        out.print(table("errors and their shares, B - A", moved, {"name": "layer"} | {part: part for part in SHARES}))
+    for title in ("config", "provenance"):
+        if pairs := getattr(found, title):
+            out.print(_beside(title, pairs))
+    say(f"A: {found.a}")
+    say(f"B: {found.b}")
+
+
+def _beside(title: str, pairs: Sequence[Pair]) -> Table:
+    rows = [
+        {
+            "what": pair.what,
+            "A": _side(pair.a),
+            "B": _side(pair.b),
+            "B - A": f"{pair.change:+.6g}" if pair.change else None,
+        }
+        for pair in pairs
+        if pair.a is not None or pair.b is not None
+    ]
+    return table("", rows, {"what": title, "A": "A", "B": "B", "B - A": "B - A"})
+
+
+def _arrow(pair: Pair) -> str:
+    a, b = _side(pair.a), _side(pair.b)
+    return a if a == b else f"{a} → {b}"
+
+
+def _side(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else text(value)

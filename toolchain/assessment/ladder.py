@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from exporters.report import Rung, outside
+from exporters.report import Activity, Rung, outside
 from sim.arguments import Count, checked
 from sim.findings import refuse
 from sim.inputs import beyond
 from sim.progress import track
+from sim.trace import Trace
 from toolchain.assessment.payload import clipped
+from toolchain.assessment.tally import activity, layers_of
 from toolchain.convert import Conversion
 from toolchain.frontends.plain import as_float32, unwrapped
 from toolchain.inputs import as_inputs
@@ -27,6 +29,7 @@ class Ladder:
 
     outputs: dict[Rung, Any]  #: after the whole window, tensors or arrays (B, ...)
     steps: np.ndarray  #: of the deployed network after every window step, float64 (B, T, ...)
+    activity: tuple[Activity, ...]  #: what its layers did for that
     findings: tuple[str, ...]
 
 
@@ -35,10 +38,10 @@ def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion 
     inputs = as_inputs(x, conversion.network.input.model_shape)
     findings: list[str] = []
 
-    def spiking(which: Conversion) -> np.ndarray:
-        outputs, found = spiking_outputs(which, x)
-        findings.extend(found)
-        return outputs
+    def spiking(which: Conversion) -> Spiking:
+        found = run_spiking(which, x)
+        findings.extend(found.findings)
+        return found
 
     rungs: dict[Rung, Callable[[], Any]] = {
         "ann": lambda: model_logits(model, x),
@@ -46,14 +49,15 @@ def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion 
         "thresholds": lambda: staircase_logits(conversion, inputs),
     }
     if wide is not None:
-        rungs["wide"] = lambda: spiking(wide)[:, -1]
+        rungs["wide"] = lambda: spiking(wide).outputs[:, -1]
     outputs = {}
     for rung, run in track("measuring accuracy", rungs.items()):
         outputs[rung] = run()
-    steps = spiking(conversion)
+    deployed = spiking(conversion)
     findings.extend(clipped(conversion.network.input, inputs))
-    outputs["int8"] = steps[:, -1]
-    return Ladder(outputs, steps, tuple(findings))
+    outputs["int8"] = deployed.outputs[:, -1]
+    counted = layers_of(deployed.trace, conversion.network.input.encode(inputs))
+    return Ladder(outputs, deployed.outputs, activity(conversion.network, [counted], len(x)), tuple(findings))
 
 
 @checked
@@ -88,9 +92,19 @@ def staircase_logits(conversion: Conversion, x: Tensor, batch: Count = 256) -> T
     return conversion.source.stairs(conversion.scales.thetas, conversion.recipe.timesteps).logits(x, batch)
 
 
-def spiking_outputs(conversion: Conversion, x: Tensor) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return outputs after every window step, float64 (B, T, ...), and findings: samples that left the registers."""
-    trace, network = conversion.run(x, record=False, overflow="count"), conversion.network
+@dataclass(frozen=True, eq=False)
+class Spiking:
+    """What a spiking network makes of the inputs."""
+
+    outputs: np.ndarray  #: after every window step, float64 (B, T, ...)
+    trace: Trace  #: of the readout, with the spikes of all layers counted
+    findings: tuple[str, ...]  #: samples that left the registers
+
+
+def run_spiking(conversion: Conversion, x: Tensor) -> Spiking:
+    """Run a conversion on model inputs (B, *model_shape)."""
+    trace = conversion.run(x, record=False, count=True, overflow="count")
+    network = conversion.network
     overflowed = trace.overflowed | beyond(network, network.input.encode(x), conversion.recipe.limits)
     found = f"T = {conversion.recipe.timesteps}: {outside(len(overflowed), len(x))}"
-    return conversion.decode(trace.logits), (found,) if overflowed else ()
+    return Spiking(conversion.decode(trace.logits), trace, (found,) if overflowed else ())

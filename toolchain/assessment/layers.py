@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from exporters.report import EdgeRow, LayerRow, Rates
+from exporters.report import LEVELS, WANTED, EdgeRow, LayerRow, Rates
 from sim.arguments import checked
 from sim.fixedpoint import worst_case
 from sim.network import Network
@@ -82,8 +82,17 @@ def measured_layers(conversion: Conversion, measured: Rates) -> tuple[LayerRow, 
                 row,
                 spikes_per_neuron=float(rate.mean()) * conversion.network.timesteps,
                 rate_error=float(np.abs(rate - wanted).mean()),
+                histogram=_histogram(wanted, rate, min(conversion.network.timesteps, LEVELS)),
             )
             if wanted.std() > 0 and rate.std() > 0:  # a silent layer has no correlation
                 row = replace(row, correlation=float(np.corrcoef(wanted, rate)[0, 1]))
         table.append(row)
     return tuple(table)
+
+
+def _histogram(wanted: np.ndarray, rate: np.ndarray, levels: int) -> tuple[tuple[int, ...], ...]:
+    """Count by rate, 0/levels .. levels/levels, and by wanted rate; both (n,) of 0..1."""
+    column = np.minimum((wanted * WANTED).astype(int), WANTED - 1)
+    row = np.rint(rate * levels).astype(int)
+    counts = np.bincount(row * WANTED + column, minlength=(levels + 1) * WANTED).reshape(levels + 1, WANTED)
+    return tuple(map(tuple, counts.tolist()))

@@ -15,7 +15,8 @@ from exporters.report import Attribution, Compared, Cost, Rates, Report, Search
 from sim.arguments import checked
 from toolchain.assessment import layers
 from toolchain.assessment.attribution import attribute
-from toolchain.assessment.ladder import climb, spiking_outputs
+from toolchain.assessment.ladder import climb, run_spiking
+from toolchain.assessment.leave_one_out import sensitivity
 from toolchain.assessment.payload import prepared
 from toolchain.assessment.score import accuracy, agreement, by_step, errors
 from toolchain.assessment.verdict import verdict
@@ -39,6 +40,7 @@ def report(
     wide: Conversion | None = None,
     others: Mapping[int, Conversion] | None = None,
     forms: Sequence[Conversion] = (),
+    sensitive: bool = False,
 ) -> Report:
     """Measure a conversion on model inputs ``x`` and labels ``y``, where there are any, of its task.
 
@@ -46,8 +48,8 @@ def report(
     The report calls the model ``name``, or by its type, and the samples ``data``; ``choice`` is how the recipe was
     found. ``wide`` is the same conversion for wide registers, ``others`` the conversions for other T, ``forms`` those
     to compare by the form of their input. Errors are attributed, and spikes counted, on as many samples as
-    :func:`toolchain.graph.channels.spread` takes. Raises :class:`Refused` for labels
-    that are not of the task.
+    :func:`toolchain.graph.channels.spread` takes; so is, where ``sensitive``, each layer's :func:`sensitivity`. Raises
+    :class:`Refused` for labels that are not of the task.
     """
     recipe, task, x = conversion.recipe, conversion.task, as_inputs(x)
     labels = None if y is None else task.labels(y, len(x))
@@ -56,14 +58,15 @@ def report(
     trained, spiking = (task.decide(ladder.outputs[rung]) for rung in ("ann", "int8"))
     explained = x[spread(len(x))]
     shares = attribute(conversion, explained)
+    said = verdict(shares, recipe, trained, spiking, labels)
     findings = ladder.findings if conversion.assumed is None else (conversion.assumed, *ladder.findings)
     scores = {} if y is None else {rung: accuracy(outputs, y, task) for rung, outputs in ladder.outputs.items()}
     by_timesteps = {}
     if y is not None and others:
         for timesteps, other in others.items():
-            steps, found = spiking_outputs(other, x)
-            by_timesteps[timesteps] = accuracy(steps[:, -1], y, task)
-            findings += found
+            ran = run_spiking(other, x)
+            by_timesteps[timesteps] = accuracy(ran.outputs[:, -1], y, task)
+            findings += ran.findings
         by_timesteps[recipe.timesteps] = scores["int8"]
     return Report(
         model=name or type(unwrapped(model)).__name__,
@@ -81,11 +84,13 @@ def report(
         agreement={rung: agreement(outputs, ann, task) for rung, outputs in ladder.outputs.items() if rung != "ann"},
         errors=errors(spiking, trained) if task.name == "regression" else (),
         attribution=Attribution(
-            samples=len(explained), layers=shares, verdict=verdict(shares, recipe, trained, spiking, labels)
+            samples=len(explained), layers=shares, verdict=said.text, fault=said.layer, cause=said.cause
         ),
+        sensitivity=sensitivity(conversion, explained) if sensitive else (),
         findings=findings,
         accuracy=scores,
         accuracy_by_step=() if y is None else by_step(ladder.steps, y, task),
+        activity=ladder.activity,
         forms=tuple(_compared(form, x, y, ann, explained) for form in forms),
         accuracy_by_timesteps={t: by_timesteps[t] for t in sorted(by_timesteps)},
         fit=placement.fit(conversion.network, recipe.chip) if recipe.chip in CORES else None,
@@ -96,7 +101,7 @@ def report(
 def _compared(conversion: Conversion, x: Tensor, y: Any, ann: Any, explained: Tensor) -> Compared:
     """Measure what :func:`report` does of a conversion that it only compares; ``ann`` are the trained outputs."""
     task, network = conversion.task, conversion.network
-    outputs = spiking_outputs(conversion, x)[0][:, -1]
+    outputs = run_spiking(conversion, x).outputs[:, -1]
     return row(
         network.input.form,
         network,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -48,17 +49,25 @@ def prepared(conversion: Conversion) -> tuple[str, ...]:
 
 def clipped(source: Input, x: Tensor) -> tuple[str, ...]:
     """Say which share of model inputs (B, *model_shape) leaves the payload, and where most of it does; () for none."""
+    return told_clipped(source, count_clipped(source, x), len(x))
+
+
+def count_clipped(source: Input, x: Tensor) -> np.ndarray:
+    """Count the values of model inputs (B, *model_shape) that leave the payload, by channel: int64 (C,)."""
     wide = replace(source, bits=31)  # beyond which float32 has no use for a payload
     beyond = source.encode(x) != wide.encode(x)
-    if not beyond.any():
+    return np.moveaxis(beyond, 1, 0).reshape(source.shape[0], -1).sum(1, dtype=np.int64)
+
+
+def told_clipped(source: Input, counts: np.ndarray, samples: int) -> tuple[str, ...]:
+    """Say what :func:`count_clipped` has found in so many samples."""
+    if not counts.any():
         return ()
-    by_channel = np.moveaxis(beyond, 1, 0).reshape(source.shape[0], -1).mean(1)
-    bounds = np.broadcast_to(source.limits[1] / np.asarray(source.scale), by_channel.shape)
-    most = int(by_channel.argmax())
-    place = f", most of them in channel {most}" if len(by_channel) > 1 else ""
-    return (
-        f"{100 * beyond.mean():.2g} % of the input values are clipped{place}, at a magnitude of {bounds[most]:.3g}",
-    )
+    bounds = np.broadcast_to(source.limits[1] / np.asarray(source.scale), counts.shape)
+    most = int(counts.argmax())
+    place = f", most of them in channel {most}" if len(counts) > 1 else ""
+    share = 100 * int(counts.sum()) / (samples * math.prod(source.shape))
+    return (f"{share:.2g} % of the input values are clipped{place}, at a magnitude of {bounds[most]:.3g}",)
 
 
 def _read(graph: FloatGraph) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -75,8 +76,8 @@ def certainty(found: np.ndarray, wanted: np.ndarray, task: Task) -> tuple[float,
     if task.name == "regression":
         value, error = determination(found, wanted)
         return 100 * value, 100 * error
-    hits = _hits(found, wanted)
-    return 100 * float(hits.mean()), standard_error(float(hits.mean()), independent(hits))
+    counted = Hits.of(hits(found, wanted))
+    return 100 * counted.share, standard_error(counted.share, counted.independent)
 
 
 def determination(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
@@ -86,11 +87,30 @@ def determination(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
     explain and does not count; where all are, R² is 1 for exact outputs, else 0. The error is that of a ratio of means
     over samples, linearised.
     """
-    n = len(wanted)
-    found, wanted = (values.reshape(n, wanted.shape[1], -1).astype(np.float64) for values in (found, wanted))
-    missed = ((found - wanted) ** 2).sum(2)
-    total = ((wanted - wanted.mean((0, 2), keepdims=True)) ** 2).sum(2)
-    counts = total.sum(0) > 0
+    return explained(missed(found, wanted), *moments(wanted))
+
+
+def missed(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Squared errors of outputs (B, C, ...), by sample and channel, float64 (B, C)."""
+    found, wanted = _by_channel(found), _by_channel(wanted)
+    return ((found - wanted) ** 2).sum(2)
+
+
+def moments(wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Mean of each sample and channel of outputs (B, C, ...), squares around it, (B, C) both; places of a channel."""
+    wanted = _by_channel(wanted)
+    mean = wanted.mean(2)
+    return mean, ((wanted - mean[:, :, None]) ** 2).sum(2), wanted.shape[2]
+
+
+def explained(missed: np.ndarray, mean: np.ndarray, around: np.ndarray, places: int) -> tuple[float, float]:
+    """R² and its standard error, as :func:`determination`, from what :func:`missed` and :func:`moments` say of samples.
+
+    These are of single samples, so that it does not matter in which parts they have been taken.
+    """
+    n = len(mean)
+    total = around + places * (mean - mean.mean(0)) ** 2
+    counts = (mean != mean[0]).any(0) | around.any(0)
     if not counts.any():
         return float(not missed.any()), 0.0
     missed, total = missed[:, counts], total[:, counts]
@@ -99,17 +119,66 @@ def determination(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
     return 1 - float(ratio.mean()), float(deviation.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
 
 
-def independent(hits: np.ndarray) -> int:
-    """How many independent decisions tell as much as hits (B, k), of which those of a sample hang together.
+def _by_channel(values: np.ndarray) -> np.ndarray:
+    return values.reshape(*values.shape[:2], -1).astype(np.float64)
 
-    ``p (1 - p) / var(p)``, from how the samples' shares differ (Korn and Graubard, Survey Methodology, 1998): between
-    one and all k of each sample.
-    """
-    samples, each = hits.shape
-    share, variance = float(hits.mean()), float(hits.mean(1).var(ddof=1)) if samples > 1 else 0.0
-    spread = share * (1 - share) * samples
-    counted = spread / variance if variance else math.inf if spread else samples
-    return int(min(max(counted, samples), samples * each))
+
+@dataclass(frozen=True)
+class Hits:
+    """How many decisions were right: integers, which add up over samples."""
+
+    samples: int
+    each: int  #: decisions of a sample
+    right: int
+    squares: int  #: sum over samples of the square of how many of theirs were right
+
+    @classmethod
+    def of(cls, hits: np.ndarray) -> Hits:
+        """Count hits, bool (B, k)."""
+        by_sample = hits.sum(1, dtype=np.int64)
+        return cls(len(hits), hits.shape[1], int(by_sample.sum()), int((by_sample**2).sum()))
+
+    def __add__(self, other: Hits) -> Hits:
+        return Hits(self.samples + other.samples, self.each, self.right + other.right, self.squares + other.squares)
+
+    @property
+    def share(self) -> float:
+        """How much was right, 0..1."""
+        return self.right / (self.samples * self.each)
+
+    @property
+    def independent(self) -> int:
+        """How many independent decisions tell as much: those of a sample hang together.
+
+        ``p (1 - p) / var(p)``, from how the samples' shares differ (Korn and Graubard, Survey Methodology, 1998):
+        between one and all k of each sample.
+        """
+        n, decisions = self.samples, self.samples * self.each
+        spread = self.right * (decisions - self.right) * (n - 1)
+        variance = n * self.squares - self.right**2
+        counted = spread // variance if variance else decisions if spread else n
+        return min(max(counted, n), decisions)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the share, in per cent."""
+        n = self.independent
+        return wilson(round(self.right * n / (self.samples * self.each)), n)
+
+    def score(self, kind: type[S]) -> S:
+        """Make a score of it."""
+        low, high = self.interval
+        return kind(value=100 * self.right / (self.samples * self.each), n=self.samples, low=low, high=high)
+
+
+def independent(hits: np.ndarray) -> int:
+    """How many independent decisions tell as much as hits (B, k); see :attr:`Hits.independent`."""
+    return Hits.of(hits).independent
+
+
+def interval(hits: np.ndarray) -> tuple[float, float]:
+    """95 % Wilson interval of the share of hits (B, k), in per cent."""
+    return Hits.of(hits).interval
 
 
 def errors(found: np.ndarray, wanted: np.ndarray) -> tuple[OutputError, ...]:
@@ -122,21 +191,19 @@ def errors(found: np.ndarray, wanted: np.ndarray) -> tuple[OutputError, ...]:
     return tuple(rows)
 
 
-def _hits(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def hits(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Compare decisions (B, ...): bool (B, k)."""
     return (found == wanted).reshape(len(found), -1)
+
+
+def regression_score(kind: type[S], explained: tuple[float, float], samples: int) -> S:
+    """Make a score of R² and its standard error."""
+    value, error = explained
+    low, high = value - Z * error, min(1.0, value + Z * error)
+    return kind(value=100 * value, n=samples, low=100 * low, high=100 * high)
 
 
 def _score(kind: type[S], found: np.ndarray, wanted: np.ndarray, task: Task) -> S:
     if task.name == "regression":
-        value, error = determination(found, wanted)
-        low, high = value - Z * error, min(1.0, value + Z * error)
-        return kind(value=100 * value, n=len(found), low=100 * low, high=100 * high)
-    hits = _hits(found, wanted)
-    low, high = interval(hits)
-    return kind(value=100 * int(hits.sum()) / hits.size, n=len(found), low=low, high=high)
-
-
-def interval(hits: np.ndarray) -> tuple[float, float]:
-    """95 % Wilson interval of the share of hits (B, k), in per cent."""
-    n = independent(hits)
-    return wilson(round(float(hits.mean()) * n), n)
+        return regression_score(kind, determination(found, wanted), len(found))
+    return Hits.of(hits(found, wanted)).score(kind)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from exporters.report import CAUSES, Share
+from exporters.report import CAUSES, Cause, Share
 from toolchain.assessment.score import Z, determination, errors, interval
 from toolchain.recipe import Recipe, TaskChoice
 
-AVOIDABLE = tuple(cause for cause in CAUSES if cause != "staircase")  #: which T spikes alone do not explain
+AVOIDABLE: tuple[Cause, ...] = tuple(
+    cause for cause in CAUSES if cause != "staircase"
+)  #: which T spikes alone do not explain
 
 #: A layer that adds less than this share of the worst layer's own error is not where things go wrong.
 WORTH_NAMING = 0.5
@@ -30,7 +32,7 @@ def _clips_by_rule(recipe: Recipe) -> bool:
 
 
 #: By cause: what happens, and what may help.
-ADVICE: dict[str, tuple[str, tuple[Advice, ...]]] = {
+ADVICE: dict[Cause, tuple[str, tuple[Advice, ...]]] = {
     "weights": (
         "its weights are too coarse as integers",
         (
@@ -73,7 +75,15 @@ ADVICE: dict[str, tuple[str, tuple[Advice, ...]]] = {
 }
 
 
-def verdict(shares: Sequence[Share], recipe: Recipe, trained: Any, spiking: Any, y: Any = None) -> str:
+class Verdict(NamedTuple):
+    """What is concluded: one or two sentences, and the layer and the cause that they name, where anything is lost."""
+
+    text: str
+    layer: str | None = None
+    cause: Cause | None = None
+
+
+def verdict(shares: Sequence[Share], recipe: Recipe, trained: Any, spiking: Any, y: Any = None) -> Verdict:
     """Say in one or two sentences where a conversion goes wrong first, why, and what to try; or that it does not.
 
     ``shares`` are every layer's; ``trained`` and ``spiking`` are the two networks' decisions, integers (B, ...), or the
@@ -90,20 +100,22 @@ def verdict(shares: Sequence[Share], recipe: Recipe, trained: Any, spiking: Any,
     measured = _numbers if recipe.task == "regression" else _decisions
     lost, said = measured(np.asarray(trained), np.asarray(spiking), None if y is None else np.asarray(y), recipe.task)
     if not lost:
-        return said
+        return Verdict(said)
     largest = max(share.own for share in shares)
     candidates = [share for share in shares if share.own >= min(WORTH_NAMING * largest, largest)]
     wrong = next((share for share in candidates if share.own > 2 * share.staircase), None)
     named = wrong or max(candidates, key=lambda share: share.own)
-    cause = max(AVOIDABLE, key=named.of) if wrong else "staircase"
+    cause: Cause = max(AVOIDABLE, key=named.of) if wrong else "staircase"
     place = f"It goes wrong first in {named.name}" if wrong else f"No layer stands out, {named.name} adds most"
     values = {"timesteps": recipe.timesteps, "more": 2 * recipe.timesteps, "later": recipe.holdoff + 1}
     what, advice = ADVICE[cause]
     *first, last = (text.format(**values) for text, helps in advice if helps(recipe))
-    return (
+    return Verdict(
         f"{said} {place}: {what.format(**values)} "
         f"({cause} is {named.of(cause):.2f} of its relative error of {named.error:.2f}). "
-        f"Try {', '.join(first)}{' or ' if first else ''}{last}."
+        f"Try {', '.join(first)}{' or ' if first else ''}{last}.",
+        named.name,
+        cause,
     )
 
 

@@ -43,6 +43,7 @@ def run(directory: Path, samples: int) -> Report:
         wide=wide,
         others=dict(zip(OTHERS, others, strict=True)),
         forms=in_every_form(conversion, model, digits.calibration_x),
+        sensitive=True,
     )
     verification = conversion.verify(few_x)
     for engine in verification.runs:

@@ -32,29 +32,54 @@ _neighbours: set[str] = set()
 def build(spec: str) -> nn.Module:
     """Build the model that ``FILE.py:NAME`` names: a function, a class, a model, or one of these inside a class.
 
-    The file is imported under a name of its own that stays, inside its package if it lies in one, and may import what
-    lies beside it. It sees its own path alone in ``sys.argv``; what it prints goes to stderr. Raises
-    :class:`sim.findings.Refused` for a missing file or name, a factory that needs arguments, whatever the user's code
-    raises, ``SystemExit`` too, with file and line, and for a result that is no ``nn.Module``.
+    Raises as :func:`made` does, and for a result that is no ``nn.Module``.
     """
-    file, separator, name = spec.rpartition(":")
-    if not separator or not file:
+    if not all(spec.rpartition(":")[::2]):
         raise refuse(
             spec, "no factory named", "give FILE.py:FACTORY, for example model.py:build, or a .pt2, .onnx or .nir file"
         )
-    path = existing(Path(file)).resolve()
-    package, root = _package(path)
-    try:
-        with _as_a_script(path, root):
-            value = _named(_imported(path, package, root), file, name)
-            model = value if isinstance(value, nn.Module) else value()
-    except (Refused, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # the user's code may raise anything: its place and text are what helps
-        raise refuse(spec, *_failure(error, root)) from error
+    model = made(spec, nn.Module, "model")
     if not isinstance(model, nn.Module):
         raise refuse(spec, f"returns {described(model)}, not an nn.Module", "return the model alone")
     return model
+
+
+def made(spec: str, kind: type[Any], what: str) -> Any:
+    """Return what ``FILE.py:NAME`` names if it is of a ``kind``, else what that returns when it is called.
+
+    The file is imported under a name of its own that stays, inside its package if it lies in one, and may import what
+    lies beside it. It sees its own path alone in ``sys.argv``; what it prints goes to stderr. In the place of FILE.py
+    may stand the dotted name of a module that Python finds. ``what`` is to be made, in messages. Raises
+    :class:`sim.findings.Refused` for a missing file or name, a factory that needs arguments, and whatever the user's
+    code raises, ``SystemExit`` too, with file and line.
+    """
+    file, _, name = spec.rpartition(":")
+    path = located(file)
+    package, root = _package(path)
+    try:
+        with _as_a_script(path, root):
+            value = _named(_imported(path, package, root), file, name, kind, what)
+            return value if isinstance(value, kind) else value()
+    except (Refused, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # the user's code may raise anything: its place and text are what helps
+        raise refuse(spec, *failure(error, root)) from error
+
+
+def located(file: str) -> Path:
+    """Return the path of the file, or of the module of that dotted name, which may lie in the current folder."""
+    if not os.path.exists(file) and all(part.isidentifier() for part in file.split(".")):
+        search = sys.path
+        sys.path = [os.getcwd(), *search]
+        try:
+            found = importlib.util.find_spec(file)  # which runs the packages that it lies in
+        except Exception:  # there is none, or whatever those raise
+            found = None
+        finally:
+            sys.path = search
+        if found is not None and found.origin is not None:
+            return existing(Path(found.origin)).resolve()
+    return existing(Path(file)).resolve()
 
 
 def _package(path: Path) -> tuple[list[str], Path]:
@@ -120,29 +145,29 @@ def _imported(path: Path, package: list[str], root: Path) -> ModuleType:
     return module
 
 
-def _named(module: ModuleType, file: str, name: str) -> Any:
-    """Return the model or what builds it without arguments."""
+def _named(module: ModuleType, file: str, name: str, kind: type[Any], what: str) -> Any:
+    """Return what is of a ``kind``, or what builds it without arguments."""
     value: Any = module
     for part in name.split("."):
         if (value := getattr(value, part, _MISSING)) is _MISSING:
-            has = ", ".join(_builders(module)) or "nothing that builds a model"
-            raise refuse(file, f"has no {name!r}", f"name a function or class that builds the model; it has {has}")
-    if isinstance(value, nn.Module):
+            has = ", ".join(_builders(module, kind)) or f"nothing that builds a {what}"
+            raise refuse(file, f"has no {name!r}", f"name a function or class that builds the {what}; it has {has}")
+    if isinstance(value, kind):
         return value
     if not callable(value):
-        raise refuse(file, f"{name!r} is {described(value)}", "name a model, or a function or class that builds one")
+        raise refuse(file, f"{name!r} is {described(value)}", f"name a {what}, or a function or class that builds one")
     if needed := _needed(value):
         remedy = f"write a function without arguments that returns {name}({', '.join(f'{n}=...' for n in needed)})"
         raise refuse(file, f"{name!r} needs arguments: {', '.join(needed)}", remedy)
     return value
 
 
-def _builders(module: ModuleType) -> list[str]:
-    """Return the names of models, functions and classes that a module defines itself."""
+def _builders(module: ModuleType, kind: type[Any]) -> list[str]:
+    """Return the names of what is of a ``kind``, and of functions and classes that a module defines itself."""
     return [
         name
         for name, value in vars(module).items()
-        if isinstance(value, nn.Module)
+        if isinstance(value, kind)
         or (callable(value) and getattr(value, "__module__", None) == module.__name__ and not name.startswith("_"))
     ]
 
@@ -156,7 +181,7 @@ def _needed(function: Any) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind not in rest]
 
 
-def _failure(error: BaseException, root: Path) -> tuple[str, str]:
+def failure(error: BaseException, root: Path) -> tuple[str, str]:
     """Say what the user's code raised, where, and what to do."""
     frames = [
         f" ({Path(frame.filename).relative_to(root)}, line {frame.lineno})"

@@ -14,7 +14,7 @@ from sim.progress import track
 from toolchain.graph import FloatEdge, FloatGraph, FloatLayer
 from toolchain.graph.channels import by_channel, reduced, spatial, spread
 from toolchain.recipe import Recipe
-from toolchain.scales.plan import choose_scales, largest_weights, scaled
+from toolchain.scales.plan import choose_scales, extremes_of, largest_weights, scaled
 from toolchain.task import Task, resolve, shares_scale
 
 OUTLIER = 5.0  #: multiple of what is typical; values up to it are not looked at twice
@@ -24,22 +24,23 @@ BY_CHANCE = 1 / 128  #: share of decisions by which two limits may differ that a
 CLEARLY = 0.8  #: share of the error without a limit that may be left where one is set
 
 
-def carried(graph: FloatGraph, x: Tensor, recipe: Recipe) -> FloatGraph:
+def carried(graph: FloatGraph, x: Tensor, recipe: Recipe, extremes: Tensor | None = None) -> FloatGraph:
     """Return what is to be quantised of ``graph``: itself where model inputs ``x`` (B, *model_shape) suit a payload.
 
     Else the same network on those inputs, but with constants in its biases and, where that helps, a ``limit``.
+    ``extremes`` as :func:`toolchain.scales.plan.choose_scales` has them.
     """
-    return _limited(_settled(graph, x), x, recipe)
+    extremes = extremes_of(x) if extremes is None else extremes
+    return _limited(_settled(graph, extremes), x, recipe, extremes)
 
 
-def _settled(graph: FloatGraph, x: Tensor) -> FloatGraph:
+def _settled(graph: FloatGraph, extremes: Tensor) -> FloatGraph:
     """Move into biases what channels of the input do that never change, if that is more than any other does.
 
     Batch normalisation divides a constant by next to nothing: its weights and the bias that undoes them would set the
     scale of the layer. Any other constant is a payload as good as any.
     """
-    values = graph.arrange(x)
-    lowest, highest = (by_channel(extreme[None]) for extreme in (values.amin(0), values.amax(0)))
+    lowest, highest = (by_channel(extreme[None]) for extreme in graph.arrange(extremes))
     lowest, highest = lowest.amin(1), highest.amax(1)
     constant, reach = (lowest == highest) & (lowest != 0), torch.maximum(-lowest, highest)
     if not constant.any() or constant.all():
@@ -75,7 +76,7 @@ def _without(graph: FloatGraph, layer: FloatLayer, constant: Tensor) -> FloatLay
     return replace(layer, edges=tuple(edges), bias=reduced(bias).float())
 
 
-def _limited(graph: FloatGraph, x: Tensor, recipe: Recipe) -> FloatGraph:
+def _limited(graph: FloatGraph, x: Tensor, recipe: Recipe, extremes: Tensor) -> FloatGraph:
     """Set the ``limit`` of the input that serves ordinary samples best, where values are out of all proportion.
 
     What sets the scale of a payload, and by the activations that it causes the thresholds of layers, may be a few
@@ -86,8 +87,8 @@ def _limited(graph: FloatGraph, x: Tensor, recipe: Recipe) -> FloatGraph:
     an outlier would not still be one.
     """
     arranged = replace(graph, order=None, given=None)  # the same on values in the order of the layers
-    few, values = graph.arrange(x[spread(len(x))]), graph.arrange(x)
-    ranges = by_channel(values).abs().amax(1)
+    few, extremes = graph.arrange(x[spread(len(x))]), graph.arrange(extremes)
+    sample, ranges = few, by_channel(extremes).abs().amax(1)
     typical = _typical(few, ranges)
     worst = float((ranges / typical).nan_to_num(1.0).max())
     if worst <= OUTLIER:
@@ -100,7 +101,7 @@ def _limited(graph: FloatGraph, x: Tensor, recipe: Recipe) -> FloatGraph:
     unit = torch.ones(()) if shares_scale(task.name) else wanted.std(0).clamp_min(torch.finfo(wanted.dtype).tiny)
     misses, errors = [], []
     for limit in track("looking at outliers", candidates):
-        logits = _drawn(replace(arranged, limit=limit), values, few, recipe)
+        logits = _drawn(replace(arranged, limit=limit), sample, extremes, few, recipe)
         misses.append(_missed(task, logits, wanted))
         # Infinite where no scale fits.
         errors.append(float(((logits - wanted) / unit).square().flatten(1).mean(1).nan_to_num(torch.inf).median()))
@@ -127,10 +128,10 @@ def _missed(task: Task, logits: Tensor, wanted: Tensor) -> float:
     return 0.0 if task.name == "regression" else float((task.decide(logits) != task.decide(wanted)).mean())
 
 
-def _drawn(graph: FloatGraph, values: Tensor, few: Tensor, recipe: Recipe) -> Tensor:
-    """Logits on ``few`` of the staircase of ``graph`` on its payload; NaN where no scale fits."""
+def _drawn(graph: FloatGraph, sample: Tensor, extremes: Tensor, few: Tensor, recipe: Recipe) -> Tensor:
+    """Logits on ``few`` of the staircase of ``graph`` on its payload, scaled on a ``sample``; NaN if no scale fits."""
     try:
-        scales = choose_scales(graph, values, recipe)
+        scales = choose_scales(graph, sample, recipe, extremes)
     except Refused:
         return graph.logits(few) * torch.nan
     unit, largest = spatial(scales.unit, graph.input_shape), (1 << (recipe.input_bits - 1)) - 1

@@ -225,16 +225,23 @@ def _exponent(largest: float, chip: Chip) -> int:
     return max(lowest, min(0, math.ceil(math.log2(max(largest, 2.0**lowest) / chip.weight_limit))))
 
 
-def choose_scales(graph: FloatGraph, x: Tensor, recipe: Recipe) -> Scales:
+def extremes_of(x: Tensor) -> Tensor:
+    """Return the smallest and the largest value at each place of model inputs ``x`` (B, *shape): (2, *shape)."""
+    return torch.stack([x.amin(0), x.amax(0)])
+
+
+def choose_scales(graph: FloatGraph, x: Tensor, recipe: Recipe, extremes: Tensor | None = None) -> Scales:
     """Choose the scales of ``graph`` on some of the model inputs ``x`` (B, *model_shape).
 
+    ``extremes`` (2, *model_shape) are the smallest and the largest value that any input has at each place, those of
+    ``x`` by default.
     The steps of a quantised activation say themselves where a rate of one is. For others the recipe's threshold rule
     does, inside what a bounded one as ReLU6 allows; "given" takes the bound. Raises :class:`Refused` where no scale
     keeps a layer inside the registers, or a ReLU has no threshold of its own and the rule is "given".
     """
     units: dict[str, Tensor] = {}
     plans: dict[str, Plan] = {}
-    ranges = by_channel(graph.arrange(x)).abs().amax(1)
+    ranges = by_channel(graph.arrange(extremes_of(x) if extremes is None else extremes)).abs().amax(1)
     walked = graph.precise().currents(x[spread(len(x))])
     for layer, values, current, activation in track("choosing scales", walked, len(graph.layers)):
         if layer.kind == "spiking":
