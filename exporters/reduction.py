@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from exporters import bundle
-from exporters.engines import ENGINES, run, verify
+from exporters import engines as known
+from exporters.engines import run, verify
 from sim.arguments import checked
 from sim.chip import LOIHI2, Chip
 from sim.findings import Refused, refuse
@@ -105,7 +106,7 @@ def reduce(
         raise refuse("engines", "they agree on these inputs", "there is nothing to reduce")
     # What the host does with a model's inputs is no engine's part: from here on they are payloads.
     source = Input(network.input.shape, network.input.bits, network.input.signed, form=network.input.form)
-    device = device if any(ENGINES[name].batched for name in found.engines) else "cpu"
+    device = device if any(known.ENGINES[name].batched for name in found.engines) else "cpu"
     search = _Search(found.engines, chip, device, tries)
     case = search.smallest(_Case(replace(network, input=source, output=None), payload, found))
     return Reduction(case.network, case.payload, case.difference, search.tried)
