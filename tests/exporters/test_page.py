@@ -124,6 +124,7 @@ def test_everything_can_be_read_without_a_script(text: str) -> None:
         "limit 131072, margin x131.1", "synapses, 106 %", "use fewer channels", "0.103 to 1.22 ms", "a notebook",
         "nothing is published", "layer fc, step 3", "conv1: something stands out; look at it", "numpy 1.26, torch 2.3",
         "exact", "88,000", "goes wrong first", "inherited -0.100, weights 0.000, clipping 0.200",
+        "effective ACs", "3.21", "4,321", f"{765 * len(REPORT.layers):,}", "9,876",
     ):  # fmt: skip
         assert shown in " ".join(page.readable.split()), shown
     assert [a for tag, a in page.elements if tag == "details"]

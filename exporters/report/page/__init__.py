@@ -16,7 +16,7 @@ from exporters.report import figures
 from exporters.report.markdown import AGREEMENT, AGREEMENTS, WORDS, WORST, estimated, register
 from exporters.report.page import drawing
 from exporters.report.record import REMEDY
-from exporters.report.schema import MEASURES, PARTS, RUNGS, WANTED, CostRow, FitRow, LayerRow, Report, Share
+from exporters.report.schema import MEASURES, PARTS, RUNGS, WANTED, CostRow, FitRow, LayerRow, Report, Share, summed
 from sim.findings import refuse
 from sim.network import Network
 
@@ -66,6 +66,7 @@ def render(report: Report, network: Network, config: Mapping[str, Any], provenan
         worst=sorted(enumerate(report.errors), key=lambda entry: -(entry[1].relative or 0))[:WORST],
         floor=_floor(report),
         rows=_rows(report, network),
+        total=summed(report.activity) if report.activity else None,
         bars=drawing.Bars.of(() if report.attribution is None else report.attribution.layers),
         graph=drawing.Graph.of(report, network),
         plots=_plots(report),
