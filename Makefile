@@ -1,6 +1,6 @@
 # `make demo` and `make test` set up whatever is missing: they need Python 3, make and a package index, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-processors test-slow mutants lint clean
+.PHONY: help setup demo docs test test-processors test-slow mutants lint clean
 
 # uv from the PATH, else installed into a private folder.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
@@ -17,6 +17,9 @@ setup: $(filter .uv/%,$(UV))  ## create .venv with Python 3.10 and everything in
 
 demo: setup  ## convert, simulate, verify and export a network of handwritten digits; report in build/demo/report.html
 	$(RUN) ann2loihi demo --output build/demo
+
+docs: setup  ## build the documentation into build/docs; broken links and missing docstrings are errors
+	$(RUN) sphinx-build -E -W --keep-going -q -c docs . build/docs
 
 test: setup lint  ## lint, type-check and test everything but the slow tests
 	$(RUN) pytest -m "not slow" -n 2 --dist worksteal

@@ -49,7 +49,7 @@ class Engine:
         """List what is known to stop the engine here: a missing package, or its obstacles."""
         if self.installed:
             return self.obstacles(network, payload, chip)
-        remedy = "it exists for Python 3.10 only: `uv sync --python 3.10`"
+        remedy = "it exists for Python 3.10 only: `pip install 'ann2loihi[lava]'` there"
         return [Finding(self.name, f"{self.needs} is not installed", remedy)]
 
 

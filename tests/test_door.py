@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
@@ -113,6 +116,71 @@ def test_the_wheel_holds_the_packages_their_data_and_nothing_else(wheel: Path) -
     assert all(Path(name).suffix in (".py", ".pt", ".json", ".typed") for name in others)
 
 
+#: What is imported under another name than its distribution's.
+MODULES = {"pillow": "PIL", "scikit-learn": "sklearn"}
+#: Imported late, by who needs it; the extra that brings it.
+OPTIONAL = {"distributed": "cluster", "lava": "lava", "numba": "speed", "onnx": "onnx"}
+
+
+def test_it_depends_on_what_it_imports_and_on_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("METADATA"))
+        required = message_from_bytes(archive.read(name)).get_all("Requires-Dist", [])
+    needed: dict[str, set[str]] = {}  # by extra; "" is what everybody gets
+    for line in required:
+        distribution = re.split(r"[^\w-]", line)[0]
+        extra = re.search(r"extra == '(\w+)'", line)
+        needed.setdefault(extra[1] if extra else "", set()).add(MODULES.get(distribution, distribution))
+    ours = ("ann2loihi", "exporters", "sim", "toolchain")
+    found = {
+        name.split(".")[0] for package in ours for path in (ROOT / package).rglob("*.py") for name in imported(path)
+    }
+    assert found - set(sys.stdlib_module_names) - set(ours) == needed[""] | OPTIONAL.keys()
+    assert set(OPTIONAL.values()) <= needed.keys()
+    assert needed["lava"] == {"lava-nc", "lava-dl", "setuptools"}  # the last is imported by lava-dl
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def test_whoever_cites_it_cites_the_papers_and_this_version() -> None:
+    text = (ROOT / "CITATION.cff").read_text()
+    assert f"version: {a2l.__version__}\n" in text
+    assert "authors:\n  - name: The ann2loihi authors\n" in text
+    assert "Forward Temporal Bias Correction" in text
+    assert "Explicit Modelling of Residual Error" in text
+
+
+def test_it_tells_its_version() -> None:
+    done = subprocess.run([sys.executable, "-m", "ann2loihi", "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout, done.stderr, done.returncode) == (f"ann2loihi {a2l.__version__}\n", "", 0)
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("con", {"convert"}), ("convert --latency", {"--latency-budget"}), ("device s", {"selftest"})],
+)
+def test_shells_can_complete_commands_and_options(typed: str, offered: set[str]) -> None:
+    words = f"ann2loihi {typed}"
+    asked = {"_ANN2LOIHI_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-m", "ann2loihi"], capture_output=True, text=True, cwd=ROOT, env=os.environ | asked
+    )
+    assert set(done.stdout.split()) == offered, done.stderr
+
+
+def test_without_a_command_there_is_help_and_no_error() -> None:
+    done = subprocess.run([sys.executable, "-m", "ann2loihi"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert "Usage: ann2loihi" in done.stdout + done.stderr
+    assert "error" not in done.stderr
+
+
 def test_the_wheel_converts_the_digits_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) -> None:
     """Its packages come from the wheel alone; what it depends on is lent by this environment."""
     executable = environment(tmp_path, sys.executable)
@@ -123,10 +191,21 @@ def test_the_wheel_converts_the_digits_in_an_environment_of_its_own(wheel: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", ["3.10", "3.12"])
-def test_the_wheel_installs_with_all_it_needs(version: str, wheel: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "extras", "engines"),
+    [
+        ("3.10", "", "reference fast"),
+        ("3.10", "[lava]", "reference fast lava lava-stock netx"),
+        ("3.12", "[lava]", "reference fast"),
+    ],
+)
+def test_the_wheel_installs_with_all_it_needs(
+    version: str, extras: str, engines: str, wheel: Path, tmp_path: Path
+) -> None:
     executable = environment(tmp_path, version)
-    subprocess.run([uv(), "pip", "install", "--quiet", "--python", executable, wheel], check=True)
+    subprocess.run([uv(), "pip", "install", "--quiet", "--python", executable, f"{wheel}{extras}"], check=True)
+    there = "import ann2loihi as a2l; print(*a2l.available_engines())"
+    assert python(there, tmp_path, executable=executable).strip() == engines
     code = (
         "import time; start = time.perf_counter(); import ann2loihi as a2l, sys; names = a2l.__all__;"
         "print(time.perf_counter() - start < 1, 'torch' in sys.modules, 'convert' in names)"

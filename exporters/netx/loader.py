@@ -157,7 +157,7 @@ def _build(path: Path, network: Network, period: int) -> Any:
         raise refuse(
             "exporters.netx",
             "lava-dl is not installed: it exists for Python 3.10 only",
-            "way out: `uv sync --python 3.10`",
+            "way out: `pip install 'ann2loihi[lava]'` there",
         ) from error
     # netx starts a layer one step after the one before it, but takes the first for one that the input does not reach
     # before it starts.

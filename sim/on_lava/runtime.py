@@ -169,7 +169,7 @@ def require_lava() -> None:
             raise refuse(
                 "sim.on_lava",
                 "Lava is not installed: it exists for Python 3.10 only",
-                "way out: `uv sync --python 3.10`",
+                "way out: `pip install 'ann2loihi[lava]'` there",
             ) from error
 
 

@@ -508,7 +508,7 @@ def test_lava_commands_say_which_environment_to_create_where_lava_is_absent(plac
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert "Lava is not installed: it exists for Python 3.10 only" in done.stderr
-    assert "uv sync --python 3.10" in done.stderr
+    assert "pip install 'ann2loihi[lava]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -146,5 +146,6 @@ except ValueError as error:
     print(error)
 """
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert f"{name} is not installed: it exists for Python 3.10 only; way out: `uv sync --python 3.10`" in answer.stdout
+    way_out = "way out: `pip install 'ann2loihi[lava]'` there"
+    assert f"{name} is not installed: it exists for Python 3.10 only; {way_out}" in answer.stdout
     assert answer.stderr == ""

@@ -146,7 +146,8 @@ def test_engines_that_cannot_run_are_left_out_and_named(monkeypatch: pytest.Monk
     found = verify(network(), PAYLOAD)
     assert [run.engine for run in found.runs] == ["reference", "fast"]
     assert found.summary.split("\n")[1:] == [
-        f"not run: {engine}: {package} is not installed; it exists for Python 3.10 only: `uv sync --python 3.10`"
+        f"not run: {engine}: {package} is not installed; it exists for Python 3.10 only: "
+        "`pip install 'ann2loihi[lava]'` there"
         for engine, package in (("lava", "lava-nc"), ("lava-stock", "lava-nc"), ("netx", "lava-dl"))
     ]
 

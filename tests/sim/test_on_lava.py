@@ -375,7 +375,8 @@ except Refused as error:
 def test_without_lava_the_module_loads_and_a_run_is_refused_with_the_way_out() -> None:
     answer = in_a_new_python("import sys; sys.modules['lava'] = None").stdout
     assert answer == (
-        "sim.on_lava: Lava is not installed: it exists for Python 3.10 only; way out: `uv sync --python 3.10`\n"
+        "sim.on_lava: Lava is not installed: it exists for Python 3.10 only; "
+        "way out: `pip install 'ann2loihi[lava]'` there\n"
     )
 
 

@@ -7,6 +7,7 @@ import shlex
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,12 +45,26 @@ UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     help="Turn a trained PyTorch network into a verified spiking network for Intel Loihi 2.",
 )
 app.add_typer(device.app, name="device")
 app.add_typer(report.app, name="report")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        say(f"ann2loihi {metadata.version('ann2loihi')}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take what stands before a command."""
 
 
 @app.command()
@@ -483,12 +498,12 @@ def demo(
 def main() -> None:
     """Entry point of the console script: a command line that cannot be read gets one line and exit code 2, too."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="ann2loihi", standalone_mode=False)
     except UsageError as error:
         message = error.format_message()
-        if "\n" in message:  # no command was given: its help
+        if "\n" in message:  # no command was given: its help, which some typers have printed themselves
             out.print(message, markup=False, highlight=False)
-        else:
+        elif message:
             err.print(f"[red]error:[/red] {escape(message)} (see --help)", soft_wrap=True, highlight=False)
         code = 2
     except (typer.Abort, KeyboardInterrupt):
