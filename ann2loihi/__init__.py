@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, which makes them public
     from exporters import device as device
+    from exporters import nir as nir
     from exporters.bundle import Bundle as Bundle
     from exporters.bundle import keep_report as keep_report
     from exporters.bundle import legality as legality
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # the same names again, for type checkers: as themselves, whi
     from exporters.netx import save as write  # noqa: F401
     from exporters.placement import cost as cost
     from exporters.placement import fit as fit
+    from exporters.reduction import reduce as reduce
     from exporters.report import Report as Report
     from exporters.report import figures as figures
     from sim.findings import Finding as Finding
@@ -71,6 +73,7 @@ _HOMES: dict[str, tuple[str, str]] = {
         "exporters.engines": ("available_engines", "run", "verify"),
         "exporters.netx": ("load", "read"),
         "exporters.placement": ("cost", "fit"),
+        "exporters.reduction": ("reduce",),
         "exporters.report": ("Report",),
         "sim.findings": ("Finding", "Refused"),
         "sim.network": ("Network",),
@@ -92,6 +95,7 @@ _HOMES: dict[str, tuple[str, str]] = {
     "device": ("exporters.device", ""),
     "figures": ("exporters.report.figures", ""),
     "load_bundle": ("exporters.bundle", "load"),
+    "nir": ("exporters.nir", ""),
     "training": ("toolchain.training", ""),
     "write": ("exporters.netx", "save"),
 }

@@ -7,6 +7,7 @@
 ``report.json``       an :class:`exporters.report.Report`, optional
 ``report.html``       the same as a page that needs nothing else, never read; :func:`write_page` makes it again
 ``report.md``         the same as text, never read; the pictures that it shows lie beside it
+``inputs.npz``        payloads ``x`` on which engines differ, of a bundle that shows that (:mod:`exporters.reduction`)
 ====================  =============================================================================================
 """
 
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from exporters import files, netx
+from exporters import files, netx, nir
 from exporters.report import Rates, Report
 from exporters.report.markdown import PICTURES
 from sim.arguments import checked
@@ -37,6 +38,7 @@ from sim.stock import peak_outside
 
 NET = "network.net"
 CONFIG, PROVENANCE, REPORT, TEXT = "config.json", "provenance.json", "report.json", "report.md"
+INPUTS = "inputs.npz"
 PAGE = "report.html"
 PAGE_BEGINNING = b"<!doctype html>\n<!-- ann2loihi report -->\n"
 #: How every file begins that :func:`save` can write.
@@ -44,6 +46,7 @@ BEGINNINGS = {
     NET: b"\x89HDF\r\n\x1a\n",
     **dict.fromkeys((CONFIG, PROVENANCE, REPORT), b"{"),
     TEXT: b"# ",
+    INPUTS: b"PK\x03\x04",
     PAGE: PAGE_BEGINNING,
     **dict.fromkeys(PICTURES, b"\x89PNG\r\n\x1a\n"),
 }
@@ -62,7 +65,7 @@ class Bundle:
     config: dict[str, Any]
     provenance: dict[str, Any]
     report: Report | None  #: None where nothing was measured
-    net_path: Path  #: the file that the network was read from
+    net_path: Path | None  #: the ``.net`` that the network was read from; None where it is in NIR
 
 
 def provenance(*, seed: int | None, sha256: Mapping[str, str], processor: Mapping[str, str | int]) -> dict[str, Any]:
@@ -114,13 +117,15 @@ def save(
     provenance: dict[str, Any],
     report: Report | None = None,
     rates: Rates | None = None,
+    inputs: np.ndarray | None = None,
 ) -> None:
     """Write a bundle; ``directory`` takes its new content at once when all is written, or stays as it was.
 
     An existing directory is replaced if it is empty or a bundle itself, with nothing else in it. A ``report`` is
-    written as JSON and as Markdown with the pictures that there is data for; ``rates`` are for one of them. Raises
-    :class:`Refused` with all findings: a place that :func:`check_place` refuses, a full disk, values that JSON cannot
-    hold, absolute paths in ``provenance``, a network that is not deployable.
+    written as JSON and as Markdown with the pictures that there is data for; ``rates`` are for one of them.
+    ``inputs`` (B, *input's model_shape) are kept for whoever runs the network again. Raises :class:`Refused` with all
+    findings: a place that :func:`check_place` refuses, a full disk, values that JSON cannot hold, absolute paths in
+    ``provenance``, a network that is not deployable.
     """
     directory, texts = Path(directory), {}
     findings: list[Finding] = []
@@ -143,6 +148,10 @@ def save(
     if report is not None:
         contents |= _illustrated(report, rates or {}, network)
         contents[PAGE] = _page(network, config, provenance, report)
+    if inputs is not None:
+        archive = io.BytesIO()
+        np.savez_compressed(archive, x=inputs.astype(np.float32))  # bytes would be taken for images
+        contents |= {INPUTS: archive.getvalue()}
     files.replace_directory(directory, contents, BEGINNINGS, _foreign)
 
 
@@ -234,14 +243,30 @@ def load(directory: str | Path) -> Bundle:
     )
 
 
+def read(path: str | Path) -> Bundle:
+    """Read a bundle, or a single ``.net`` or NIR file as one of which nothing but the network is known.
+
+    Raises :class:`Refused` for anything else.
+    """
+    if not os.path.exists(path):
+        raise refuse(
+            str(path), "there is no such directory, and no such file", "give what `ann2loihi convert` has written"
+        )
+    if os.path.isdir(path):
+        return load(path)
+    if nir.is_nir(Path(path)):
+        return Bundle(nir.read(path), {}, {}, None, None)
+    return Bundle(netx.read(path), {}, {}, None, Path(path))
+
+
 def read_report(path: str | Path) -> Report:
     """Read a ``report.json``, which is not trusted; raises :class:`Refused` for anything else."""
     return Report.from_dict(_read(Path(path)), str(path))
 
 
 def read_network(path: str | Path) -> Network:
-    """Read the network of a bundle, or of a single ``.net``; raises :class:`Refused` for anything else."""
-    return load(path).network if os.path.isdir(path) else netx.read(path)
+    """Read the network of a bundle, of a single ``.net``, or of a NIR file, as :func:`read` does."""
+    return read(path).network
 
 
 def legality(path: str | Path, x: Any = None) -> list[netx.Issue]:
@@ -251,9 +276,12 @@ def legality(path: str | Path, x: Any = None) -> list[netx.Issue]:
     bundle's report. Raises :class:`Refused` for what cannot be read.
     """
     path, measured = Path(path), None
+    if nir.is_nir(path):
+        remedy = f"write one: `ann2loihi export {path} -o network.net`"
+        raise refuse(str(path), "it is in NIR, and what is checked is a .net", remedy)
     if os.path.isdir(path):
         bundle = load(path)
-        network, path = bundle.network, bundle.net_path
+        network, path = bundle.network, path / NET
         rows = () if bundle.report is None else bundle.report.layers
         if known := {row.name: row.peak for row in rows if row.peak is not None}:
             outside = {row.name: row.outside for row in rows if row.outside is not None}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from benchmarks import accuracy, calibration_time, imagenet, simulation
+from benchmarks import accuracy, calibration_time, imagenet, portable, simulation
 from benchmarks import compared as comparison
 from benchmarks import draws as drawing
 from exporters import placement
@@ -277,6 +277,17 @@ def test_networks_of_imagenet_are_converted_and_simulated(tmp_path: Path) -> Non
     assert row["simulate"]["correlation"] > 0.5
     assert row["simulate"]["ratio"] == row["simulate"]["seconds"] / row["simulate"]["ann_seconds"]
     assert "unknown network 'lenet'" in CliRunner().invoke(imagenet.app, ["--networks", "lenet"]).stderr
+
+
+def test_the_portable_form_of_nir_is_measured_where_it_is_executed(tmp_path: Path) -> None:
+    file = tmp_path / "portable.json"
+    done = CliRunner().invoke(portable.app, ["--timesteps", "4", "--samples", "20", "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    found = json.loads(file.read_text())
+    (row,) = found["rows"]
+    assert (found["samples"], row["T"]) == (20, 4)
+    assert row["exact"] >= row["portable"] > 50
+    assert 0 < row["theirs"] < row["spikes"]  # a reset to zero loses what is above the threshold
 
 
 def test_simulation_is_timed_against_the_trained_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

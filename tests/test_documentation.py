@@ -114,9 +114,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     return folder, names | {"payload": payload}
 
 
-@pytest.mark.parametrize(
-    "name", ["accuracy", "check", "convert", pytest.param("export", marks=pytest.mark.lava)]
-)
+@pytest.mark.parametrize("name", ["accuracy", "check", "convert", pytest.param("export", marks=pytest.mark.lava)])
 def test_python_of_the_pages_by_task_runs(
     name: str, workplace: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import nir
 import numpy as np
 import onnx
 import pytest
@@ -34,6 +35,7 @@ from torch import nn
 
 from exporters.netx import content as contents
 from exporters.netx import hdf5
+from exporters.nir import save as save_nir
 from toolchain.app import cli
 from toolchain.convert import convert
 
@@ -94,6 +96,20 @@ class Place:
         return ["check", *(part for key, value in options.items() for part in (f"--{key}", value)), *more]
 
 
+def graph_of_layers(check: bool = True, **changed: Any) -> nir.NIRGraph:
+    """The good model in NIR, with nodes changed or added; ``edges`` are more of them."""
+    weights = {"a": np.ones((6, 4), np.float32), "c": np.ones((3, 6), np.float32)}
+    edges = [("input", "a"), ("a", "b"), ("b", "c"), ("c", "output"), *changed.pop("edges", ())]
+    nodes = {
+        "input": nir.Input(np.array([4])),
+        "a": nir.Affine(weights["a"], np.zeros(6, np.float32)),
+        "b": nir.IF(np.ones(6, np.float32), np.ones(6, np.float32)),
+        "c": nir.Affine(weights["c"], np.zeros(3, np.float32)),
+        "output": nir.Output(np.array([3])),
+    }
+    return nir.NIRGraph({**nodes, **changed}, edges, type_check=check)
+
+
 Case = Callable[[Place], list[Any]]  #: prepares a place and returns the command line
 
 
@@ -114,7 +130,10 @@ def good() -> dict[str, bytes]:
         torch.export.save(torch.export.export(model, (torch.zeros(1, 4),)), folder / "m.pt2")
         options = {} if torch.__version__ < "2.5" else {"dynamo": False}
         torch.onnx.export(model, torch.zeros(1, 4), folder / "m.onnx", **options)
-        convert(model, x, 2).save(folder / "bundle")
+        converted = convert(model, x, 2)
+        converted.save(folder / "bundle")
+        save_nir(converted.network, folder / "network.nir")
+        nir.write(folder / "m.nir", graph_of_layers())
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -122,6 +141,8 @@ def good() -> dict[str, bytes]:
 READS: dict[str, Callable[[Place, str], list[Any]]] = {
     "m.pt2": lambda place, path: place.convert(model=path),
     "m.onnx": lambda place, path: place.convert(model=path),
+    "m.nir": lambda place, path: place.convert(model=path),
+    "network.nir": lambda place, path: ["evaluate", path, "--data", "cal.npz"],
     "w.pt": lambda place, path: place.convert(weights=path),
     "w.safetensors": lambda place, path: place.convert(weights=path),
     "cal.npz": lambda place, path: place.convert(calibration=path),
@@ -605,6 +626,123 @@ def bundles() -> Iterator[tuple[str, Case]]:
         yield f"a report that holds {name}", reported
 
 
+SPOILT: dict[str, Callable[[h5py.Group], object]] = {
+    "a link to another file": lambda g: g["nodes"].__setitem__("x", h5py.ExternalLink("/etc/passwd", "/")),
+    "a link to itself": lambda g: g["nodes"].__setitem__("x", g),
+    "a soft link": lambda g: g["nodes"].__setitem__("x", h5py.SoftLink("/node/nodes/input")),
+    "data in another file": lambda g: g.create_dataset("w", (8,), "i8", external=[("/etc/passwd", 0, 64)]),
+    "compressed terabytes": lambda g: g.create_dataset("w", (1 << 40,), "i8", chunks=(1 << 20,), compression="gzip"),
+    "terabytes that are nowhere": lambda g: g.create_dataset("w", (1 << 40,), "i8"),
+    "terabytes of texts": lambda g: g.create_dataset("w", (1 << 40,), h5py.string_dtype()),
+    "another filter": lambda g: g.create_dataset("w", (1 << 10,), "i8", compression="lzf"),
+    "a bomb": lambda g: g.create_dataset("w", (1 << 31,), "i1", chunks=(1 << 20,), compression="gzip").write_direct(
+        np.zeros(1 << 24, "i1"), dest_sel=np.s_[: 1 << 24]
+    ),
+    "references": lambda g: g.create_dataset("w", data=[g["nodes"].ref], dtype=h5py.ref_dtype),
+    "a long text": lambda g: g.create_dataset("w", data="x" * 5000, dtype=h5py.string_dtype()),
+    "a text that is none": lambda g: g.create_dataset("w", data=b"\xff", dtype=h5py.string_dtype()),
+    "a thousand groups": lambda g: g.create_group("/".join(["x"] * 1000)),
+    "an edge more": lambda g: replaced(g, "edges", [[b"input", b"output"]]),
+    "an edge to nowhere": lambda g: replaced(g, "edges", [[b"input", b"x"]]),
+    "edges of three": lambda g: replaced(g, "edges", [[b"input", b"output", b"input"]]),
+    "edges of numbers": lambda g: replaced(g, "edges", [[1, 2]]),
+    "a node more": lambda g: g["nodes"].copy("input", "x"),
+    "a field more": lambda g: g["nodes/input"].create_dataset("more", data=1),
+    "no nodes": lambda g: g.pop("nodes"),
+    "no input": lambda g: g["nodes"].pop("input"),
+    "a type of numbers": lambda g: replaced(g["nodes/input"], "type", 1),
+    "a digest of something else": lambda g: replaced(g["metadata/ann2loihi"], "sha256", "0" * 64),
+    "metadata of a number": lambda g: replaced(g, "metadata", 1),
+}
+
+
+def replaced(group: h5py.Group, name: str, value: Any) -> None:
+    group.pop(name)
+    group[name] = value
+
+
+def graphs() -> Iterator[tuple[str, Case]]:
+    for name, spoil in SPOILT.items():
+
+        def spoilt(place: Place, spoil: Callable[[h5py.Group], object] = spoil) -> list[Any]:
+            with h5py.File(place.write("given.nir", good()["network.nir"]), "r+") as file:
+                spoil(file["node"])
+            return ["evaluate", "given.nir", "--data", "cal.npz"]
+
+        yield f"a graph with {name}", spoilt
+    said, layer = "metadata/ann2loihi", "nodes/l0_0_potential/metadata/ann2loihi"
+    fields = [f"{said}/{name}" for name in ("version", "form", "timesteps", "holdoff", "steps", "input", "input/bits")]
+    fields += [f"{said}/input/{name}" for name in ("scale", "form")] + ["nodes/input/shape", "nodes/output/shape"]
+    fields += [f"{layer}/{name}" for name in ("layer", "name", "kind", "shape", "theta", "v0", "schedule")]
+    fields += ["nodes/l0_0_synapse0/weight", *(f"nodes/l0_0_synapse0/{said}/{name}" for name in ("edge", "exponent"))]
+    values: dict[str, Any] = {"a text": "text", "the largest number": (1 << 63) - 1, "a negative number": -5}
+    values |= {"a list": np.zeros((3, 3), np.int64), "not a number": np.nan, "left out": None, "a group": {}}
+    for field, (name, value) in itertools.product(fields, values.items()):
+
+        def changed(place: Place, field: str = field, value: Any = value) -> list[Any]:
+            with h5py.File(place.write("given.nir", good()["network.nir"]), "r+") as file:
+                file["node"].pop(field)
+                if isinstance(value, dict):
+                    file["node"].create_group(field)
+                elif value is not None:
+                    file["node"][field] = value
+            return ["evaluate", "given.nir", "--data", "cal.npz"]
+
+        yield f"a graph whose {field} is {name}", changed
+    for name, make in GRAPHS.items():
+
+        def modelled(place: Place, make: Callable[[], nir.NIRGraph] = make) -> list[Any]:
+            nir.write(place.folder / "given.nir", make())
+            return place.convert(model="given.nir")
+
+        yield f"a graph of layers that {name}", modelled
+
+
+def ones(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
+def conv(**changed: Any) -> nir.Conv2d:
+    found = nir.Conv2d((2, 2), ones(3, 1, 1, 1), (1, 1), (0, 0), (1, 1), 1, np.zeros(3, np.float32))
+    for name, value in changed.items():  # NIR computes with them where it makes a node
+        setattr(found, name, value)
+    return found
+
+
+def layered(**changed: Any) -> Callable[[], nir.NIRGraph]:
+    return lambda: graph_of_layers(False, **changed)
+
+
+GRAPHS: dict[str, Callable[[], nir.NIRGraph]] = {
+    "leaks": layered(b=nir.LIF(ones(6), ones(6), ones(6), ones(6))),
+    "only integrates": layered(b=nir.I(ones(6))),
+    "compares": layered(b=nir.Threshold(ones(6))),
+    "waits": layered(b=nir.Delay(ones(6))),
+    "fires by itself": layered(b=nir.IF(ones(6), -ones(6))),
+    "fires at nothing": layered(b=nir.IF(ones(6), 0 * ones(6))),
+    "divides by NaN": layered(b=nir.IF(ones(6), np.nan * ones(6))),
+    "resists by texts": layered(b=nir.IF(ones(6), ones(6), metadata={"r": "x"}), a=nir.Scale(ones(5))),
+    "goes round in a circle": layered(edges=[("c", "d"), ("d", "a")], d=nir.Linear(ones(4, 3))),
+    "feeds itself": layered(edges=[("b", "b")]),
+    "has two inputs": layered(edges=[("more", "a")], more=nir.Input(np.array([4]))),
+    "has two outputs": layered(edges=[("c", "more")], more=nir.Output(np.array([3]))),
+    "has a loose end": layered(edges=[("more", "a")], more=nir.Linear(ones(4, 3))),
+    "weighs with another shape": layered(a=nir.Linear(ones(6, 5))),
+    "weighs with three dimensions": layered(a=nir.Linear(ones(2, 6, 4))),
+    "weighs with NaN": layered(a=nir.Linear(np.nan * ones(6, 4))),
+    "weighs with complex numbers": layered(a=nir.Linear(1j * ones(6, 4))),
+    "scales by another shape": layered(b=nir.Scale(ones(7))),
+    "convolves what is flat": layered(a=conv()),
+    "strides by nothing": layered(a=conv(stride=(0, 0))),
+    "pads with terabytes": layered(a=conv(padding=(1 << 40, 1 << 40))),
+    "pads by a word": layered(a=conv(padding="same", stride=(2, 2))),
+    "groups by nothing": layered(a=conv(groups=0)),
+    "pools nothing": layered(b=nir.SumPool2d(np.zeros(2, int), np.zeros(2, int), np.zeros(2, int))),
+    "flattens what is not there": layered(b=nir.Flatten({"input": np.array([6])}, 7, 9)),
+    "holds a graph without an end": layered(b=nir.NIRGraph({"input": nir.Input(np.array([6]))}, [], type_check=False)),
+}
+
+
 # ---- models ---------------------------------------------------------------------------------------------------------
 
 RETURNED = ("None", "3", "'text'", "nn.Linear", "[nn.Linear(4, 3)]", "torch.zeros(3)", "{'a': 1}", "nn.Linear(4, 3), 1")
@@ -717,6 +855,8 @@ COMMANDS: dict[str, list[str]] = {
     "an option without its value": ["convert", "--model"],
     "required options left out": ["convert", "-o", "out"],
     "no samples": ["verify", "bundle", "--data", "cal.npz", "--samples", "0"],
+    "no inputs to verify on": ["verify", "bundle"],
+    "a case in the place of a file": ["verify", "bundle", "--data", "cal.npz", "--reduce", "cal.npz"],
     "samples below none": ["verify", "bundle", "--data", "cal.npz", "--samples", "-1"],
     "more samples than there are": ["evaluate", "bundle", "--data", "cal.npz", "--samples", "41"],
     "samples that are no number": ["evaluate", "bundle", "--data", "cal.npz", "--samples", "all"],
@@ -726,7 +866,7 @@ COMMANDS: dict[str, list[str]] = {
     "a demo of no samples": ["demo", "-o", "out", "--samples", "0"],
     "a demo of more samples than there are": ["demo", "-o", "out", "--samples", "99999"],
     "a demo in the place of a file": ["demo", "-o", "cal.npz"],
-    "a network with data of another": ["evaluate", "bundle/network.net", "--data", "cal.npz"],
+    "a network that is none": ["evaluate", "bundle/config.json", "--data", "cal.npz"],
 }
 PLACES = ("cal.npz", "cal.npz/below", "/", ".", "", "x" * 300, "/dev/null", "bundle/..", "loop")
 
@@ -751,7 +891,7 @@ def arguments() -> Iterator[tuple[str, Case]]:
 
 # ---- all of them ----------------------------------------------------------------------------------------------------
 
-FAMILIES = (damaged, no_files, arrays, weights, programs, networks, bundles, models, arguments)
+FAMILIES = (damaged, no_files, arrays, weights, programs, networks, bundles, graphs, models, arguments)
 CASES: dict[str, Case] = {name: case for family in FAMILIES for name, case in family()}
 
 
@@ -788,9 +928,10 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What is loaded once is not what a case takes."""
     place = Place(tmp_path_factory.mktemp("warm"), good())
     with _inside(place.folder):
-        for command in (place.convert(), place.convert(model="m.pt2"), place.convert(model="m.onnx")):
+        for command in (place.convert(), *(place.convert(model=name) for name in ("m.pt2", "m.onnx", "m.nir"))):
             assert run(command)[0] == 0
         assert run(["evaluate", "bundle", "--data", "cal.npz"])[0] == run(["inspect", "bundle"])[0] == 0
+        assert run(["evaluate", "network.nir", "--data", "cal.npz"])[0] == 0
 
 
 def test_there_are_enough() -> None:

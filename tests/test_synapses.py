@@ -13,8 +13,10 @@ import pytest
 
 from exporters import netx
 from exporters.netx import checks, content
+from exporters.nir.graph import NODES
 from exporters.placement import load
 from exporters.placement.cost import REACH
+from exporters.reduction import LEFT
 from sim import fast, fixedpoint, reference, stock
 from sim.fast import convolution
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network, Shape, Synapse, SynapseTable
@@ -31,6 +33,8 @@ TABLES: dict[str, SynapseTable[Any]] = {
     "sim/on_lava/graph.py": graph.SYNAPSES,
     "exporters/netx/checks.py": checks.CHECKS,
     "exporters/netx/content.py": content.SYNAPSES,
+    "exporters/nir/graph.py": NODES,
+    "exporters/reduction.py": LEFT,
     "exporters/placement/cost.py": REACH,
     "exporters/placement/load.py": load.LOADS,
     "toolchain/calibration/fit.py": fit.SYNAPSES,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,13 +18,12 @@ import h5py
 import numpy as np
 
 from exporters.netx.content import SYNAPSES, Content
+from exporters.storage import Budget, cannot
 from sim.findings import Finding, Refused, refuse
 from sim.network import Conv2d, Geometry, Network, Shape
 
 UNPACKED_LIMIT = 1 << 28  #: bytes that compressed or unwritten values of a file may take
 DEPTH_LIMIT = 8  #: of groups in groups; netx reads three
-#: Filters that only compress (HDF5's identifiers): deflate, shuffle, and the Fletcher checksum.
-FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +130,7 @@ class _Reader:
     """Reads one file within its budget."""
 
     def __init__(self, size: int) -> None:
-        self._size, self._left = size, {"plain": size, "unpacked": UNPACKED_LIMIT}
+        self._budget = Budget(size, UNPACKED_LIMIT)
         self._unreadable: list[Finding] = []
 
     def file(self, file: h5py.File) -> NetFile:
@@ -197,44 +195,17 @@ class _Reader:
 
     def _values(self, dataset: h5py.Dataset) -> np.ndarray:
         if dataset.shape is None:
-            raise _cannot("it is empty")
+            raise cannot("it is empty")
         text = h5py.check_string_dtype(dataset.dtype)
         if text is not None and text.length is None:
             if dataset.size != 1:
-                raise _cannot(f"{dataset.size} texts of any length")
+                raise cannot(f"{dataset.size} texts of any length")
             value = dataset[()]
             return np.array(value if isinstance(value, bytes) else value[0])
         if dataset.dtype.kind not in "iufbS":
-            raise _cannot(f"{dataset.dtype} is neither numbers nor text")
-        self._check_storage(dataset)
+            raise cannot(f"{dataset.dtype} is neither numbers nor text")
+        self._budget.spend(dataset)
         return np.asarray(dataset[()])
-
-    def _check_storage(self, dataset: h5py.Dataset) -> None:
-        """Refuse what could take more memory than the budget, or lies outside the file."""
-        layout, size = dataset.id.get_create_plist(), math.prod(dataset.shape) * dataset.dtype.itemsize
-        kind = layout.get_layout()
-        if layout.get_external_count() or kind == h5py.h5d.VIRTUAL:
-            raise _cannot("its values lie in another place")
-        filters = [layout.get_filter(index)[0] for index in range(layout.get_nfilters())]
-        if set(filters) - FILTERS:
-            raise _cannot(f"filter {min(set(filters) - FILTERS)} is not one that is known")
-        chunk = math.prod(dataset.chunks) * dataset.dtype.itemsize if kind == h5py.h5d.CHUNKED else 0
-        plain = not filters and dataset.id.get_storage_size() >= size
-        budget = "plain" if plain else "unpacked"
-        self._left[budget] -= max(size, chunk)
-        if self._left[budget] < 0:
-            raise _cannot(f"shape {dataset.shape} is more than the file can hold")
-        if h5py.h5z.FILTER_DEFLATE in filters:
-            for index in range(dataset.id.get_num_chunks()):
-                skipped, data = dataset.id.read_direct_chunk(dataset.id.get_chunk_info(index).chunk_offset)
-                # HDF5 would unpack to the end, wherever that is. A checksum takes four bytes more.
-                unpacked = zlib.decompressobj().decompress(data, chunk + 5) if not skipped else b""
-                if len(unpacked) > chunk + 4:
-                    raise _cannot("a compressed piece holds more than it says")
-
-
-def _cannot(problem: str) -> Refused:
-    return refuse("", problem, "write the file again")
 
 
 def shown(name: str) -> str:

@@ -596,7 +596,7 @@ def test_the_demo_meets_its_promises(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["convert", "--timesteps", "many"], r"error: Invalid value for '--timesteps': .*integer.* \(see --help\)"),
-        (["inspect"], r"error: Missing argument 'DIR\|FILE.net'.* \(see --help\)"),
+        (["inspect"], r"error: Missing argument 'DIR\|FILE.net\|FILE.nir'.* \(see --help\)"),
         (["fly"], r"error: No such command 'fly'.* \(see --help\)"),
         (["inspect", "--fast", "x"], r"error: No such option: --fast.* \(see --help\)"),
     ],

@@ -123,7 +123,8 @@ def test_everything_can_be_read_without_a_script(text: str) -> None:
         "95 % interval 95.8 to 98.0, n = 200", "98.50", "97.00 to 99.25", "It agrees best.", "fc: too large",
         "limit 131072, margin x131.1", "synapses, 106 %", "use fewer channels", "0.103 to 1.22 ms", "a notebook",
         "nothing is published", "layer fc, step 3", "conv1: something stands out; look at it", "numpy 1.26, torch 2.3",
-        "exact", "88,000", "goes wrong first", "inherited -0.100, weights 0.000, clipping 0.200",
+        "exact", "88,000", "dense operations", "12.50", "12,963", "goes wrong first",
+        "inherited -0.100, weights 0.000, clipping 0.200",
     ):  # fmt: skip
         assert shown in " ".join(page.readable.split()), shown
     assert [a for tag, a in page.elements if tag == "details"]

@@ -144,7 +144,7 @@ def test_what_is_no_model_is_refused_by_name(write: Write, value: str, words: st
 
 def test_what_names_no_factory_is_refused(tmp_path: Path) -> None:
     assert refusal(loading.load_model, "model.py") == (
-        "model.py: no factory named; give FILE.py:FACTORY, for example model.py:build, or a .pt2 or .onnx file"
+        "model.py: no factory named; give FILE.py:FACTORY, for example model.py:build, or a .pt2, .onnx or .nir file"
     )
     assert refusal(loading.load_model, "run/best.pth") == (
         "run/best.pth: holds weights, not the code of a model; give --model FILE.py:FACTORY --weights run/best.pth"

@@ -9,7 +9,7 @@ import typer
 
 from sim.findings import refuse
 from toolchain.app.console import bars, guarded, print_json
-from toolchain.app.options import Bundle, Data, Device, Json, Samples
+from toolchain.app.options import AnyNetwork, Data, Device, Json, Samples
 from toolchain.app.show import show_compared, show_cost, show_fit
 
 Chip = Annotated[str, typer.Option("--chip", metavar="NAME", help="Whose cores: loihi2.")]
@@ -42,7 +42,7 @@ def fit(
 
 @guarded
 def cost(
-    bundle: Bundle,
+    bundle: AnyNetwork,
     data: Data,
     chip: Chip = "loihi2",
     samples: Samples = None,
@@ -57,7 +57,7 @@ def cost(
     from exporters.placement import cost as run
     from toolchain.data import load_for
 
-    network = bundles.load(bundle).network
+    network = bundles.read_network(bundle)
     x, _ = load_for(network, data, samples)
     with bars():
         found = run(network, network.input.encode(x), chip, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
@@ -14,12 +15,12 @@ import typer
 from rich.markup import escape
 
 from sim.findings import Refused, refuse
-from toolchain.app import chip, device, report, training
+from toolchain.app import chip, device, export, report, training
 from toolchain.app.console import bars, err, guarded, json_text, numbers, out, print_json, say, table
 from toolchain.app.options import (
     DATA,
     AnyModel,
-    Bundle,
+    AnyNetwork,
     Data,
     DenseLimit,
     Device,
@@ -33,7 +34,7 @@ from toolchain.app.options import (
     importing,
     with_recipe,
 )
-from toolchain.app.show import blocks, layers, show_evaluation, show_issues, show_report, show_verification
+from toolchain.app.show import blocks, layers, nodes, show_evaluation, show_issues, show_report, show_verification
 
 if TYPE_CHECKING:  # torch takes seconds, which no command's help should
     from exporters.report import Search
@@ -252,7 +253,7 @@ def convert(
 @app.command()
 @guarded
 def evaluate(
-    bundle: Bundle,
+    bundle: AnyNetwork,
     data: Data,
     engine: Annotated[str, typer.Option(help="fast, reference, lava, lava-stock or netx.")] = "fast",
     overflow: Annotated[
@@ -291,9 +292,9 @@ def evaluate(
 
     if report is not None and report.suffix not in (".md", ".json"):
         raise refuse("--report", f"{report} is of neither kind", "give a FILE.md or a FILE.json")
-    loaded = bundles.load(bundle)
+    loaded = bundles.read(bundle)
     source = open_data(data, loaded.network.input.model_shape).first(samples)
-    # Bundles of before tasks were known do not name theirs.
+    # Single files do not name theirs, nor do bundles of before tasks were known.
     task = loaded.config.get("task", "auto")
     policy: Any = overflow  # which there are is the registers' to say
     with bars():
@@ -321,8 +322,10 @@ def evaluate(
 @app.command()
 @guarded
 def verify(
-    bundle: Bundle,
-    data: Data,
+    bundle: AnyNetwork,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar=DATA, help="Inputs x.  [those that --reduce has kept]")
+    ] = None,
     samples: Samples = None,
     inputs: Annotated[
         str | None,
@@ -333,33 +336,50 @@ def verify(
     ] = None,
     device: Device = "cpu",
     keep: Annotated[bool, typer.Option("--keep", help="Keep the outcome in the directory's report.")] = False,
+    reduce: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where engines differ, write the smallest case that still shows it."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run every engine on the same samples and compare spike for spike; exit code 1 and the first difference if any.
 
+    With --reduce, layers, channels, steps and samples are left off as long as the engines differ.
+
     Example: `ann2loihi verify build/out --data test.npz --samples 16`
     """
     from exporters import bundle as bundles
+    from exporters import reduction
     from exporters.engines import verify as run
     from exporters.report import Verification
     from toolchain.data import load_for
 
-    loaded = bundles.load(bundle)
+    loaded, beside = bundles.read(bundle), bundle / bundles.INPUTS
     if keep and loaded.report is None:
         raise refuse("--keep", f"{bundle} holds no {bundles.REPORT}", "convert again, or leave --keep out")
-    x, _ = load_for(loaded.network, data, samples)
+    if data is None and not os.path.isfile(beside):
+        raise refuse("--data", "no inputs are given", "give --data FILE.npz")
+    if reduce is not None:
+        bundles.check_place(reduce)
+    x, _ = load_for(loaded.network, data or beside, samples)
+    payload = loaded.network.input.encode(x)
     form: Any = inputs  # which there are is the network's to say
+    repro = None
     with bars():
-        result = run(
-            loaded.network, loaded.network.input.encode(x), net_path=loaded.net_path, inputs=form, device=device
-        )
+        result = run(loaded.network, payload, net_path=loaded.net_path, inputs=form, device=device)
+        if reduce is not None and result.difference is not None:
+            repro = reduction.reduce(loaded.network, payload, result.difference.engines, inputs=form, device=device)
+            repro.save(reduce)
     found = Verification.from_dict(result.as_dict(), "verification")
     if keep and loaded.report is not None:
         bundles.keep_report(bundle, replace(loaded.report, verification=found))
     if as_json:
-        print_json(result.as_dict())
+        shown = {} if repro is None else {"repro": {"directory": str(reduce), "summary": repro.summary}}
+        print_json(result.as_dict() | shown)
     else:
         show_verification(found, str(bundle))
+        if repro is not None:
+            say(f"{repro.summary}\nwritten to {reduce}; run it again: ann2loihi verify {shlex.quote(str(reduce))}")
     if result.difference is not None:
         raise typer.Exit(1)
 
@@ -367,33 +387,37 @@ def verify(
 @app.command()
 @guarded
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="DIR|FILE.net", help="A converted directory or a single file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="DIR|FILE.net|FILE.nir", help="A converted directory or a single file.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Print a table of layers: shape, weights, theta, phase, bias range, neurons; and where a directory came from.
 
-    Of any other netx file: what its blocks hold.
+    Of any other netx or NIR file: what its blocks or nodes hold.
 
     Example: `ann2loihi inspect build/out`
     """
     import numpy as np
 
     from exporters import bundle as bundles
-    from exporters import netx
+    from exporters import netx, nir
     from sim.stock import legal_period
     from toolchain.assessment import layer_table
 
-    bundle = bundles.load(path) if os.path.isdir(path) else None
-    if os.path.isfile(path) and not netx.is_ours(path):
-        described = netx.block_table(path)
+    graph = nir.read_graph(path) if nir.is_nir(path) else None
+    if os.path.isfile(path) and not (netx.is_ours(path) if graph is None else nir.is_ours(graph)):
+        described = netx.block_table(path) if graph is None else nir.node_table(graph)
         if as_json:
             print_json(described)
         else:
-            out.print(blocks(str(path), described))
+            out.print((blocks if graph is None else nodes)(str(path), described))
         return
-    network = netx.read(path) if bundle is None else bundle.network
+    bundle = bundles.read(path)
+    network = bundle.network
     rows, output, source = layer_table(network), network.output, network.input
-    scale, loader = np.asarray(source.scale), netx.loader_of(path if bundle is None else bundle.net_path)
+    scale = np.asarray(source.scale)
+    loader = netx.loader_of(bundle.net_path or path) if graph is None else f"NIR, form {nir.form_of(graph)}"
     shortest, silicon = network.period + 1, legal_period(network, "stock", "power of two")
     planned = legal_period(network, "stock")
     if as_json:
@@ -414,7 +438,7 @@ def inspect(
                 },
                 "output": None if output is None else {k: v.tolist() for k, v in vars(output).items()},
                 "layers": [row.as_dict() for row in rows],
-                "provenance": None if bundle is None else bundle.provenance,
+                "provenance": bundle.provenance or None,
             }
         )
         return
@@ -432,7 +456,7 @@ def inspect(
     say(f"in the stock form, samples follow each other every {planned} steps{price}{more}")
     if output is not None:
         say(f"output = potential / {numbers(output.scale)} + {numbers(output.offset)}, after the whole window")
-    for key, value in ({} if bundle is None else bundle.provenance).items():
+    for key, value in bundle.provenance.items():
         listed = ", ".join(f"{name} {entry}" for name, entry in value.items()) if isinstance(value, dict) else value
         say(f"{key}: {listed}")
 
@@ -441,31 +465,7 @@ for command in (training.train, chip.fit, chip.cost, chip.compare):
     app.command()(command)
 
 
-@app.command()
-@guarded
-def export(
-    path: Annotated[Path, typer.Argument(metavar="DIR|FILE.net", help="A converted directory or a single file.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.net", help="File to write.")],
-    form: Annotated[
-        str | None,
-        typer.Option(
-            metavar="netx|stock|clock|graph",
-            help="For stock netx; with the resets in the file (dense networks); with neurons that bring the schedule, "
-            "too; for us.  [netx, else graph]",
-        ),
-    ] = None,
-) -> None:
-    """Write the network in a form of its own choice; every layer that the form cannot hold is named.
-
-    Example: `ann2loihi export build/out --form stock -o network.net`
-    """
-    from exporters import bundle as bundles
-    from exporters import netx
-
-    network = bundles.read_network(path)
-    kind: Any = form  # which there are is the exporter's to say
-    netx.save(network, output, form=kind)
-    say(f"written to {output}, in the form {netx.form_of(output)}; loads with {netx.loader_of(output)}")
+app.add_typer(export.app, name="export")
 
 
 @app.command()

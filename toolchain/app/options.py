@@ -16,7 +16,7 @@ from toolchain.recipe import RECIPES, Recipe
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 _model = typer.Option(
     "--model",
-    metavar="FILE.py:FACTORY|FILE.pt2|FILE.onnx",
+    metavar="FILE.py:FACTORY|FILE.pt2|FILE.onnx|FILE.nir",
     help="Function or class that builds the model, or the model itself; or a file that holds it.",
 )
 Model = Annotated[str, _model]
@@ -43,6 +43,9 @@ Device = Annotated[
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write.")]
 Bundle = Annotated[Path, typer.Argument(metavar="DIR", help="What `convert` has written.")]
+AnyNetwork = Annotated[
+    Path, typer.Argument(metavar="DIR|FILE.net|FILE.nir", help="What `convert` or `export` has written.")
+]
 DenseLimit = Annotated[
     int | None,
     typer.Option("--dense-limit", metavar="N", help="Weights of the largest matrix that folding may create.  [2^25]"),

@@ -113,11 +113,17 @@ BLOCKS = {
     "neuron": "neurons",
     "parameters": "parameters",
 }
+NODES = {"node": "node", "type": "type", "shape": "shape", "range": "values", "after": "after"}
 
 
 def blocks(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Lay out the blocks of a netx file."""
     return table(title, rows, BLOCKS)
+
+
+def nodes(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Lay out the nodes of a NIR graph."""
+    return table(title, rows, NODES)
 
 
 def score_columns(task: TaskName) -> dict[str, str]:

@@ -61,6 +61,12 @@ ADVICE = tuple(
         ),
         (r"(nn\.)?(lstm|gru|rnn).*", "a recurrent layer carries state from step to step", "use a feed-forward network"),
         (
+            r"(cuba)?lif?|i|delay",  # nodes of NIR
+            "it has a time constant, or a memory of its own, and a trained network has none",
+            "give the network of rates, whose neurons are IF",
+        ),
+        (r"threshold", _RATES, "give the network of rates, whose neurons are IF"),
+        (
             r"(nn\.)?(native)?(layer|group|instance|rms|localresponse)norm.*|lrn|(nn\.)?normalize",
             "it does not normalise by constants",
             "use nn.BatchNorm2d or nn.BatchNorm1d and fine-tune",

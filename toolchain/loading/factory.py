@@ -36,7 +36,7 @@ def build(spec: str) -> nn.Module:
     """
     if not all(spec.rpartition(":")[::2]):
         raise refuse(
-            spec, "no factory named", "give FILE.py:FACTORY, for example model.py:build, or a .pt2 or .onnx file"
+            spec, "no factory named", "give FILE.py:FACTORY, for example model.py:build, or a .pt2, .onnx or .nir file"
         )
     model = made(spec, nn.Module, "model")
     if not isinstance(model, nn.Module):

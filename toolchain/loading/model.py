@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import nn
 
+from exporters.nir import read_graph
 from sim.arguments import checked
 from sim.findings import refuse
-from toolchain.frontends import exported, onnx_file
+from toolchain.frontends import exported, nir_file, onnx_file
 from toolchain.frontends.plain import unwrapped
 from toolchain.inputs import existing
 from toolchain.loading.factory import build
@@ -17,7 +18,11 @@ from toolchain.loading.weights import load_weights, read_weights
 from toolchain.surgery import RECORD, is_activation, repeated
 
 #: By the ending of a file that holds a whole model.
-READERS: dict[str, Callable[[Path], nn.Module]] = {".pt2": exported.load, ".onnx": onnx_file.load}
+READERS: dict[str, Callable[[Path], nn.Module]] = {
+    ".pt2": exported.load,
+    ".onnx": onnx_file.load,
+    ".nir": lambda path: nir_file.program(read_graph(path), str(path)),
+}
 #: Endings of files that hold weights, which some try to give as models.
 _WEIGHTS = {".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors"}
 
@@ -27,7 +32,7 @@ def load_model(model: str | Path | nn.Module, weights: str | Path | None = None)
     """Return a model without its wrappers, with the weights of a file if one is given, in eval mode.
 
     ``model`` is ``FILE.py:NAME``, where NAME is a function or class that builds the model, or the model itself (see
-    :func:`toolchain.loading.factory.build`); a ``.pt2`` or ``.onnx`` file, which holds its own weights; or an
+    :func:`toolchain.loading.factory.build`); a ``.pt2``, ``.onnx`` or ``.nir`` file, which holds its own weights; or an
     ``nn.Module``, into which the weights are loaded. For what ``weights`` may be, see
     :func:`toolchain.loading.weights.load_weights`; where ``ann2loihi train`` has written them, the model's ReLUs are
     replaced as they were in training (:func:`toolchain.surgery.replace_activations`). Raises

@@ -13,10 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from exporters.report import figures
-from exporters.report.markdown import AGREEMENT, AGREEMENTS, WORDS, WORST, estimated, register
+from exporters.report.markdown import ACTIVITY, AGREEMENT, AGREEMENTS, WORDS, WORST, estimated, register
 from exporters.report.page import drawing
 from exporters.report.record import REMEDY
-from exporters.report.schema import MEASURES, PARTS, RUNGS, WANTED, CostRow, FitRow, LayerRow, Report, Share
+from exporters.report.schema import MEASURES, PARTS, RUNGS, WANTED, CostRow, FitRow, LayerRow, Report, Share, summed
 from sim.findings import refuse
 from sim.network import Network
 
@@ -62,6 +62,8 @@ def render(report: Report, network: Network, config: Mapping[str, Any], provenan
         agreement=AGREEMENTS.get(report.task, AGREEMENT),
         rungs=RUNGS,
         parts=PARTS,
+        headings=ACTIVITY,
+        total=summed(report.activity) if report.activity else None,
         words=WORDS,
         worst=sorted(enumerate(report.errors), key=lambda entry: -(entry[1].relative or 0))[:WORST],
         floor=_floor(report),
