@@ -19,6 +19,9 @@ from sim.network import INPUT, Conv2d, Dense, Layer, Network, SynapseTable
 NEURON_LIMIT = 1_150_000_000  #: neurons of a network; Intel's largest Loihi 2 system, Hala Point, holds as many
 STEP_LIMIT = 1 << 16  #: steps from the input to the answer, so that no file can ask an engine for days
 
+#: The way out for what stock netx cannot build.
+KEPT = "write it in the form 'graph' (`ann2loihi export --form graph`), which ann2loihi loads"
+
 
 def check(network: Network) -> list[Finding]:
     """List everything that stops :func:`exporters.netx.write`: also what stock netx would lose or corrupt."""
@@ -26,7 +29,7 @@ def check(network: Network) -> list[Finding]:
     previous = INPUT
     if network.input.form == "currents":
         problem = "its payloads come as biases of layers that netx builds with synapses from it"
-        remedy = "convert with --input-form spikes or payload, or keep it with write_graph: ours loads it"
+        remedy = f"convert with --input-form spikes or payload, or {KEPT}"
         found.append(Finding(INPUT, problem, remedy))
     for index, layer in enumerate(network.layers):
         if index == 0 and not network.on_chip(layer):
@@ -37,7 +40,7 @@ def check(network: Network) -> list[Finding]:
                 Finding(
                     layer.name,
                     f"{len(layer.edges)} edges feed it, netx builds one synapse a layer",
-                    "keep it with write_graph and run it with sim.on_lava",
+                    KEPT,
                 )
             )
         for edge in layer.edges:
@@ -47,7 +50,7 @@ def check(network: Network) -> list[Finding]:
                     Finding(
                         where,
                         f"netx feeds each layer from the one before it, here {previous!r}",
-                        "keep it with write_graph and run it with sim.on_lava",
+                        KEPT,
                     )
                 )
             if edge.exponent:
@@ -55,7 +58,7 @@ def check(network: Network) -> list[Finding]:
                     Finding(
                         where,
                         f"weight exponent {edge.exponent}, netx reads none",
-                        "rescale the layer so that it is 0, or keep it with write_graph",
+                        f"rescale the layer so that it is 0, or {KEPT}",
                     )
                 )
             if type(edge.synapse) in SYNAPSES:  # others have been found already
@@ -102,7 +105,7 @@ def _check_conv2d(where: str, layer: Layer, synapse: Conv2d) -> list[Finding]:
         Finding(
             where,
             f"{name} {np.max(value)} is above {stock.CONV_LIMIT}, the int8 of lava-nc's Conv",
-            "split the layer, or keep it with write_graph",
+            f"split the layer, or {KEPT}",
         )
         for name, value in numbers.items()
         if np.max(value) > stock.CONV_LIMIT

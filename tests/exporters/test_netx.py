@@ -193,7 +193,10 @@ def readout(**fields: Any) -> Network:
 
 
 REFUSED = {
-    "several edges": (residual(), "second: 2 edges feed it, netx builds one synapse a layer; keep it with write_graph"),
+    "several edges": (
+        residual(),
+        "second: 2 edges feed it, netx builds one synapse a layer; write it in the form 'graph'",
+    ),
     "exponent": (dense([[3, 4]], exponent=1), "readout <- input: weight exponent 1, netx reads none"),
     "another source": (
         two(Dense(weights(3, 2)), (2,), (3,), INPUT),
