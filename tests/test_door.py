@@ -119,7 +119,7 @@ def test_the_wheel_holds_the_packages_their_data_and_nothing_else(wheel: Path) -
 #: What is imported under another name than its distribution's.
 MODULES = {"pillow": "PIL", "scikit-learn": "sklearn"}
 #: Imported late, by who needs it; the extra that brings it.
-OPTIONAL = {"distributed": "cluster", "lava": "lava", "numba": "speed", "onnx": "onnx"}
+OPTIONAL = {"distributed": "cluster", "lava": "lava", "nir": "nir", "numba": "speed", "onnx": "onnx"}
 
 
 def test_it_depends_on_what_it_imports_and_on_nothing_else(wheel: Path) -> None:
