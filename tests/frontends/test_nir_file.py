@@ -130,6 +130,22 @@ def test_a_residual_graph_in_a_graph_is_read(tmp_path: Path) -> None:
     torch.testing.assert_close(graph.logits(x), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_node_may_be_called_as_one_within_a_graph(tmp_path: Path) -> None:
+    a, b = drawn(3, 3), drawn(2, 3)
+    inner = nir.NIRGraph.from_list(nir.Input(np.array([3])), nir.Linear(a), nir.Output(np.array([3])))
+    nodes = {
+        "input": nir.Input(np.array([3])),
+        "g": inner,
+        "g.linear": nir.Linear(b),
+        "output": nir.Output(np.array([2])),
+    }
+    graph = nir.NIRGraph(nodes, [("input", "g"), ("g", "g.linear"), ("g.linear", "output")], type_check=False)
+    nir.write(tmp_path / "model.nir", graph)
+    x = torch.randn(4, 3)
+    expected = x @ torch.from_numpy(a).T @ torch.from_numpy(b).T
+    torch.testing.assert_close(load_model(tmp_path / "model.nir")(x), expected)
+
+
 def test_all_neurons_that_have_a_time_are_refused_at_once(tmp_path: Path) -> None:
     ones = np.ones(4, np.float32)
     path = written(tmp_path / "model.nir", nir.Linear(drawn(4, 4)), nir.LIF(*[ones] * 4), nir.CubaLIF(*[ones] * 5))

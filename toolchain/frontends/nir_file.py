@@ -48,7 +48,7 @@ def program(graph: Node, where: str) -> Program:
         value, *others = sources[name]
         for other in others:
             total = f"{name} + {other}"
-            operations.append(Operation(name, torch.add, (total,), args=(Ref(value), Ref(other))))
+            operations.append(Operation(_path(name), torch.add, (total,), args=(Ref(value), Ref(other))))
             value = total
         operations.append(_operation(where, name, nodes[name], Ref(value), constants))
     return Program(source, constants, operations, [output])
@@ -65,7 +65,7 @@ def _inlined(graph: Node, where: str, prefix: str = "") -> tuple[dict[str, Node]
         if node["type"] != "NIRGraph":
             nodes[path] = node
             continue
-        inner, between = _inlined(node, where, f"{path}.")
+        inner, between = _inlined(node, where, f"{path}/")
         for kind, ends in (("Input", entries), ("Output", exits)):
             found = [key for key, one in inner.items() if one["type"] == kind]
             if len(found) != 1:
@@ -111,9 +111,14 @@ def _operation(where: str, name: str, node: Node, x: Ref, constants: dict[str, t
         problem = f"its fields are no {node['type']} ({' '.join(str(error).split())[:80] or type(error).__name__})"
         raise refuse(f"{where}: {name}", problem, "write it again") from error
     for key, value in written.constants.items():
-        constants[f"{name}.{key}"] = f"{name}.{key}", torch.from_numpy(np.array(value, np.float32))
+        constants[f"{name}.{key}"] = f"{_path(name)}.{key}", torch.from_numpy(np.array(value, np.float32))
     references = tuple(Ref(f"{name}.{key}") for key in written.constants)
-    return Operation(name, written.function, (name,), args=(x, *references), kwargs=written.attributes)
+    return Operation(_path(name), written.function, (name,), args=(x, *references), kwargs=written.attributes)
+
+
+def _path(name: str) -> str:
+    """Write a node of a graph within a graph as torch writes modules; HDF5 keeps the stroke out of names."""
+    return name.replace("/", ".")
 
 
 _SHAPED = {"v_threshold", "threshold", "r", "delay"}  #: fields of other nodes that have the shape of what they give
