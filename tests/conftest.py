@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-# The suite runs in as many processes as there are cores; more threads would only wait for each other. Another number
-# sums floats in another order.
-torch.set_num_threads(int(os.environ.get("ANN2LOIHI_TEST_THREADS", "1")))
+# The suite runs in as many processes as there are cores; more threads would only wait for each other, also those of the
+# processes that tests start. Another number sums floats in another order.
+THREADS = os.environ.get("ANN2LOIHI_TEST_THREADS", "1")
+torch.set_num_threads(int(THREADS))
+os.environ.setdefault("OMP_NUM_THREADS", THREADS)
 
 EQUALITY = "engine equality"
 
