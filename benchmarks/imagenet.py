@@ -41,13 +41,13 @@ app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode="markdown
 
 
 def images(count: int, size: int, seed: int) -> Tensor:
-    """Smooth noise of several scales, float32 (count, 3, size, size), of mean 0 and variance 1."""
+    """Smooth noise of several scales, float32 (count, 3, size, size), reaching as far as normalised photographs."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.zeros(count, 3, size, size)
     for scale in (8, 32, size):
         noise = torch.randn(count, 3, scale, scale, generator=generator)
         x += functional.interpolate(noise, size, mode="bilinear", align_corners=False)
-    return (x - x.mean()) / x.std()
+    return ((x - x.mean()) / x.std()).clamp(-2.1, 2.6)
 
 
 def network(name: str, size: int) -> nn.Module:
