@@ -122,14 +122,12 @@ def table(rows: list[dict[str, Any]]) -> Table:
         caption_justify="left",
         box=box.SIMPLE_HEAD,
     )
-    for column in ("network", "neurons", "convert, s", "MiB", "simulate, s", "MiB", "by ANN", "agree"):
+    for column in ("network", "neurons", "convert", "simulate", "by ANN", "agree"):
         result.add_column(column, justify="left" if column == "network" else "right", no_wrap=True)
     for row in rows:
         made, ran = row["convert"], row["simulate"]
-        result.add_row(
-            *(row["network"], f"{made['neurons']:,}", f"{made['seconds']:.0f}", f"{made['peak'] / 2**20:,.0f}"),
-            *(f"{ran['seconds']:.1f}", f"{ran['peak'] / 2**20:,.0f}", f"{ran['ratio']:.1f}", f"{ran['agree']:.0%}"),
-        )
+        taken = [f"{one['seconds']:.0f} s\n{one['peak'] / 2**20:,.0f} MiB" for one in (made, ran)]
+        result.add_row(row["network"], f"{made['neurons']:,}", *taken, f"{ran['ratio']:.1f}", f"{ran['agree']:.0%}")
     return result
 
 
