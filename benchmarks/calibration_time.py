@@ -14,7 +14,6 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks import workload
-from benchmarks.workload import ROOT, Calibration, Data, JsonFile, Weights, names
+from benchmarks.workload import Calibration, Data, JsonFile, Weights, names
 from sim.findings import Refused, refuse
 from sim.progress import track
 from toolchain.app.console import bars, guarded, out, say
@@ -144,19 +143,6 @@ def table(rows: list[dict[str, Any]]) -> Table:
     return result
 
 
-def alone(options: list[str], rule: str, weights: str) -> dict[str, Any]:
-    """Measure in a fresh process. This one holds no images: a child's peak memory begins with its parent's."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.calibration_time", *options, "--only", f"{rule}:{weights}"],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    )
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])  # what is above it are progress bars
-    return row
-
-
 @app.command(help=__doc__)
 @guarded
 def main(
@@ -206,7 +192,7 @@ def main(
     rows = []
     with bars():
         for rule, how in track("measuring", pairs):
-            rows.append(alone(options, rule, how))
+            rows.append(workload.alone("calibration_time", *options, "--only", f"{rule}:{how}"))
             if json_file is not None:
                 workload.write_json(json_file, rows)
     out.print(table(rows))

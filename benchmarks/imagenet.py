@@ -10,8 +10,6 @@ peak memory is its own, and the simulation stands beside the trained network's o
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.calibration_time import fastest_batch, forward, peak, seconds
-from benchmarks.workload import ROOT, JsonFile, integers, names, write_json
+from benchmarks.workload import JsonFile, alone, integers, names, write_json
 from exporters import bundle
 from sim import fast
 from sim.findings import refuse
@@ -54,8 +52,6 @@ def network(name: str, size: int) -> nn.Module:
     """Build one of torchvision's networks as a chip can run it, in eval mode."""
     from torchvision import models
 
-    if name not in NETWORKS:
-        raise refuse("--networks", f"unknown network {name!r}", f"use one of {', '.join(NETWORKS)}")
     torch.manual_seed(0)
     model: nn.Module = models.get_model(name, weights=None)
     model = replace_max_pooling(model)
@@ -98,17 +94,8 @@ def simulation(name: str, samples: int, size: int, folder: Path) -> dict[str, An
     }
 
 
-def alone(work: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Do it in a fresh process, and return what it measures."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.imagenet", "--only", json.dumps([work, options])],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    )
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return row
+def _alone(work: str, common: dict[str, Any], **options: Any) -> dict[str, Any]:
+    return alone("imagenet", "--only", json.dumps([work, common | options]))
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
@@ -163,8 +150,8 @@ def main(
             row |= {"size": size, "threads": torch.get_num_threads()}
             with tempfile.TemporaryDirectory() as folder:
                 common = {"name": name, "size": size, "folder": f"{folder}/bundle"}
-                row["convert"] = alone("convert", common | {"calibration": calibration, "timesteps": steps})
-                row["simulate"] = alone("simulate", common | {"samples": samples})
+                row["convert"] = _alone("convert", common, calibration=calibration, timesteps=steps)
+                row["simulate"] = _alone("simulate", common, samples=samples)
             rows.append(row)
             if json_file is not None:
                 write_json(json_file, rows)

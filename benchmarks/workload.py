@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -90,6 +92,22 @@ def decode(path: Path, count: int | None) -> tuple[Tensor, Tensor]:
     except (ValueError, KeyError, OSError) as error:
         raise refuse(str(path), str(error), "see examples/cifar10.py for what it holds") from error
     return torch.from_numpy(x), torch.from_numpy(y)
+
+
+def alone(module: str, *options: str) -> dict[str, Any]:
+    """Run a benchmark in a fresh process, and return the JSON of its last line.
+
+    The caller should hold no data: a child's peak memory begins with its parent's.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])  # what is above it are progress bars
+    return row
 
 
 def names(text: str) -> list[str]:

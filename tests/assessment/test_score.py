@@ -10,12 +10,12 @@ from sklearn.metrics import r2_score
 from exporters.report import Accuracy, Agreement
 from sim.findings import Refused
 from toolchain.assessment.score import (
+    Hits,
     accuracy,
     agreement,
     by_step,
     certainty,
     determination,
-    independent,
     interval,
     standard_error,
     wilson,
@@ -87,10 +87,10 @@ def test_maps_have_one_r2_for_every_channel() -> None:
 
 def test_decisions_that_hang_together_count_as_fewer() -> None:
     together = np.repeat(np.arange(100) % 4 > 0, 8).reshape(100, 8)
-    assert independent(together) == 100
+    assert Hits.of(together).independent == 100
     assert interval(together) == wilson(75, 100)
-    assert independent((np.arange(800) % 8 < 6).reshape(100, 8)) == 800  # six of eight in every sample
-    assert independent(np.ones((100, 8), bool)) == 100  # nothing is known about how they hang together
+    assert Hits.of((np.arange(800) % 8 < 6).reshape(100, 8)).independent == 800  # six of eight in every sample
+    assert Hits.of(np.ones((100, 8), bool)).independent == 100  # nothing is known about how they hang together
     drawn = np.random.default_rng(0).random((400, 8)) < 0.75
-    assert independent(drawn) == pytest.approx(3200, rel=0.2)
-    assert independent(drawn[:, :1]) == 400
+    assert Hits.of(drawn).independent == pytest.approx(3200, rel=0.2)
+    assert Hits.of(drawn[:, :1]).independent == 400

@@ -171,11 +171,6 @@ class Hits:
         return kind(value=100 * self.right / (self.samples * self.each), n=self.samples, low=low, high=high)
 
 
-def independent(hits: np.ndarray) -> int:
-    """How many independent decisions tell as much as hits (B, k); see :attr:`Hits.independent`."""
-    return Hits.of(hits).independent
-
-
 def interval(hits: np.ndarray) -> tuple[float, float]:
     """95 % Wilson interval of the share of hits (B, k), in per cent."""
     return Hits.of(hits).interval
