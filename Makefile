@@ -39,7 +39,8 @@ test-slow: setup  ## the tests that take minutes
 	$(RUN) pytest -m slow
 
 mutants: setup  ## plant 100 bugs, one at a time, and count those that a test notices; takes hours, goes on where it was
-	$(RUN) python -m benchmarks.mutants --count 100 --json build/mutants.json --resume
+	$(RUN) python -m benchmarks.mutants --count 100 --json build/mutants.json --resume $(AGAIN) \
+		--coverage build/mutants-coverage.json
 
 lint: setup
 	$(RUN) ruff check

@@ -1,17 +1,20 @@
 """How much of the product the tests hold: single lines are changed for the worse, and some test has to fail.
 
 A copy of the tree gets one change at a time, drawn by ``--seed`` from all comparisons, arithmetic, constants, booleans,
-conditions and statements of sim, exporters and toolchain, messages left out. Its nearest tests run first: those of the
-same name, those that import the file, those of its package::
+conditions and statements of sim, exporters and toolchain, messages left out. The tests that run the changed line come
+first, the quickest before the others, then those named after the file; which ones run it is measured once::
 
-    python -m benchmarks.mutants --count 100 --json build/mutants.json --resume
+    python -m benchmarks.mutants --count 100 --json build/mutants.json --resume --coverage build/mutants-coverage.json
 
-The first that fails ends a mutant's run. What is out of time is not counted as killed.
+Without ``--coverage``, and for lines that only processes of their own or compiled code run, the nearest tests are those
+of the same name, those that import the file and those of its package. The first that fails ends a mutant's run. What is
+out of time is not counted as killed.
 """
 
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import random
@@ -20,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -29,8 +33,9 @@ from queue import SimpleQueue
 from typing import Annotated, Any, Literal
 
 import typer
+from coverage import CoverageData
 
-from benchmarks.workload import ROOT, JsonFile, write_json
+from benchmarks.workload import ROOT, JsonFile, write, write_json
 from sim.findings import refuse
 from sim.progress import track
 from toolchain.app.console import bars, guarded, say
@@ -232,24 +237,114 @@ def _imported(test: Path) -> set[str]:
     return found
 
 
-def judge(tree: Path, mutant: Mutant, marks: str, seconds: float) -> Outcome:
+@dataclass(frozen=True)
+class Coverage:
+    """Which tests run which lines, measured on one state of the tree."""
+
+    tests: list[str]  #: as pytest names them, the quickest first
+    lines: dict[str, dict[str, list[int]]]  #: of each file, by line: places in ``tests``
+    checksums: dict[str, str]  #: of all these files and of the tests'
+
+    def tests_of(self, tree: Path, mutant: Mutant) -> list[str]:
+        """List the tests of a mutant's line, the quickest first, then what has its file's name or is new by now."""
+        stages = nearest(tree, mutant.file)
+        if _checksum(tree / mutant.file) != self.checksums.get(mutant.file):
+            return [test for stage in stages for test in stage]
+        of, statement = self.lines.get(mutant.file, {}), _statement((tree / mutant.file).read_text(), mutant.line)
+        running = [
+            self.tests[at] for at in sorted({at for line in {mutant.line, statement} for at in of.get(str(line), ())})
+        ]
+        fresh = {
+            test
+            for test in {name for stage in stages for name in stage} | {name.partition("::")[0] for name in running}
+            if not (tree / test).is_file() or _checksum(tree / test) != self.checksums.get(test)
+        }
+        running = [test for test in running if test.partition("::")[0] not in fresh]
+        others = [test for stage in stages[: 1 if running else None] for test in stage]
+        return list(dict.fromkeys([*running, *others, *(test for stage in stages for test in stage if test in fresh)]))
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _statement(source: str, line: int) -> int:
+    """Find the first line of the innermost statement that a line is part of."""
+    return max(
+        (
+            node.lineno
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or 0)
+        ),
+        default=line,
+    )
+
+
+def covered(root: Path, marks: str, jobs: int) -> Coverage:
+    """Run all tests once in a copy of the tree, and note which lines each of them runs."""
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        tree = shutil.copytree(root, Path(folder) / "tree", ignore=LEFT_OUT)
+        # No report, no threshold: only the data; what processes of their own run belongs to no test.
+        sources = [f"--cov={package}" for package in PACKAGES]
+        measuring = [*sources, "--cov-context=test", "--cov-report=", "--junit-xml=times.xml", "-n", str(jobs)]
+        done = _pytest(tree, ["-q", "-m", marks, *measuring], None)
+        data = CoverageData(str(tree / ".coverage"))
+        data.read()
+        if done.returncode not in (0, 1) or not data.measured_files():
+            raise refuse(
+                "--coverage", f"pytest ended with {done.returncode}: {done.stdout[-200:]}", "run the tests first"
+            )
+        cases = ElementTree.parse(tree / "times.xml").iter("testcase")
+        seconds = {(case.get("classname"), case.get("name")): float(case.get("time", 0)) for case in cases}
+
+        def taken(test: str) -> float:
+            file, _, name = test.partition("::")
+            return seconds.get((file.removesuffix(".py").replace("/", "."), name), 0.0)
+
+        found = {
+            Path(file).relative_to(tree).as_posix(): {
+                line: {context.rpartition("|")[0] for context in contexts if context}
+                for line, contexts in data.contexts_by_lineno(file).items()
+            }
+            for file in sorted(data.measured_files())
+        }
+        names = sorted({test for of in found.values() for tests in of.values() for test in tests}, key=taken)
+        places = {test: at for at, test in enumerate(names)}
+        files = {*found, *(path.relative_to(tree).as_posix() for path in (tree / "tests").rglob("*.py"))}
+        return Coverage(
+            names,
+            {
+                file: {str(line): sorted(places[test] for test in tests) for line, tests in of.items() if tests}
+                for file, of in found.items()
+            },
+            {file: _checksum(tree / file) for file in sorted(files)},
+        )
+
+
+def _pytest(tree: Path, arguments: list[str], seconds: float | None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "--no-header", "--tb=no", "-p", "no:cacheprovider", *arguments],
+        cwd=tree,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=seconds,
+    )
+
+
+def judge(tree: Path, mutant: Mutant, marks: str, seconds: float, coverage: Coverage | None = None) -> Outcome:
     """Plant a mutant in a copy of the tree, run its tests for at most so long, and take it out again."""
     path = tree / mutant.file
+    if coverage is None:
+        tests = [test for stage in nearest(tree, mutant.file) for test in stage]
+    else:
+        tests = coverage.tests_of(tree, mutant)
     source = path.read_text()
     path.write_text(planted(mutant, source))
-    tests = [test for stage in nearest(tree, mutant.file) for test in stage]
-    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
     try:
-        done = subprocess.run(
-            [*command, "-m", marks, *tests],
-            cwd=tree,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=seconds,
-        )
+        done = _pytest(tree, ["-x", "-q", "-m", marks, *tests], seconds)
     except subprocess.TimeoutExpired:
         return Outcome("out of time")
     finally:
@@ -261,7 +356,7 @@ def judge(tree: Path, mutant: Mutant, marks: str, seconds: float) -> Outcome:
 
 
 def judged(
-    root: Path, wanted: Iterable[Mutant], marks: str, seconds: float, jobs: int
+    root: Path, wanted: Iterable[Mutant], marks: str, seconds: float, jobs: int, coverage: Coverage | None = None
 ) -> Iterator[tuple[Mutant, Outcome]]:
     """Judge mutants in ``jobs`` copies of the tree, and yield them as they are done."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(jobs) as pool:
@@ -272,7 +367,7 @@ def judged(
         def one(mutant: Mutant) -> Outcome:
             tree = trees.get()
             try:
-                return judge(tree, mutant, marks, seconds)
+                return judge(tree, mutant, marks, seconds, coverage)
             finally:
                 trees.put(tree)
 
@@ -321,6 +416,10 @@ def main(
     json_file: JsonFile = None,
     resume: Annotated[bool, typer.Option(help="Keep what the JSON file holds already.")] = False,
     again: Annotated[bool, typer.Option(help="With --resume: try again what was not killed.")] = False,
+    coverage: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Which tests run which lines; measured where it is missing."),
+    ] = None,
     root: Annotated[Path, typer.Option(hidden=True)] = ROOT,
 ) -> None:
     """Try mutants and print what became of each."""
@@ -331,8 +430,13 @@ def main(
     wanted = drawn(root, count, seed)
     found = known(json_file, again) if resume else {}
     missing = [mutant for mutant in wanted if mutant not in found]
+    if coverage is not None and not coverage.exists():
+        say("running all tests once, to see which lines each of them runs")
+        write(coverage, json.dumps(asdict(covered(root, marks, jobs))))
+    measured = Coverage(**json.loads(coverage.read_text())) if coverage is not None else None
     with bars():
-        for mutant, outcome in track("trying mutants", judged(root, missing, marks, seconds, jobs), len(missing)):
+        trials = judged(root, missing, marks, seconds, jobs, measured)
+        for mutant, outcome in track("trying mutants", trials, len(missing)):
             found[mutant] = outcome
             show(mutant, outcome)
             if json_file is not None:

@@ -123,6 +123,20 @@ def test_a_mutant_is_killed_by_the_first_test_that_fails_and_taken_out_again(tre
     assert (tree / "sim/half.py").read_text() == HALF
 
 
+@pytest.mark.slow
+def test_the_tests_that_run_a_line_come_first_the_quickest_before_the_others(tree: Path) -> None:
+    sleepy = "import time\nfrom sim.half import half\ndef test_late():\n    time.sleep(1)\n    half(1)\n"
+    (tree / "tests/sim/test_a.py").write_text(sleepy)
+    measured = mutants.covered(tree, "not slow", 1)
+    late, halves = "tests/sim/test_a.py::test_late", "tests/sim/test_half.py::test_halves"
+    assert measured.tests_of(tree, HALVED) == [halves, late, "tests/sim/test_half.py"]
+    assert mutants.judge(tree, HALVED, "not slow", 60, measured).by == halves
+    (tree / "tests/sim/test_a.py").write_text(sleepy + "# changed\n")
+    assert measured.tests_of(tree, HALVED) == [halves, "tests/sim/test_half.py", "tests/sim/test_a.py"]
+    (tree / "sim/half.py").write_text(HALF + "\n")
+    assert measured.tests_of(tree, HALVED) == ["tests/sim/test_half.py", "tests/sim/test_a.py"]
+
+
 def run(tree: Path, *arguments: object) -> Result:
     given = ["--root", tree, "--seed", 3, *arguments]
     return CliRunner().invoke(mutants.app, [str(a) for a in given], catch_exceptions=False)
