@@ -17,7 +17,7 @@ from exporters import netx
 from exporters.netx.checks import held_by_netx
 from sim.chip import LOIHI2
 from sim.findings import Refused
-from sim.network import INPUT, Dense, Edge, Input, Layer, Network
+from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network
 
 Change = Callable[[h5py.File], None]
 
@@ -390,6 +390,14 @@ def test_the_registers_are_proven_measured_or_broken(peak: int | None, rule: str
     found = rules(tmp_path / "a.net", measured)
     assert {name for name in found if name.startswith("register")} == {rule}
     assert found[rule] == {"first"}
+
+
+@pytest.mark.parametrize(("width", "found"), [(256, set()), (257, {"layer/0 input", "layer/1 first"})])
+def test_a_map_may_be_as_wide_as_addresses_reach(width: int, found: set[str], tmp_path: Path) -> None:
+    first = Layer("first", (1, 1, width), (Edge(INPUT, Conv2d(np.ones((1, 1, 1, 1), int))),), 9, [4], [[0]] * 2)
+    end = Layer("end", (1,), (Edge("first", Dense(np.ones((1, width), int))),), 0, [0], [[0]] * 2, "readout")
+    netx.save(Network(Input((1, 1, width)), (first, end), 2), tmp_path / "a.net")
+    assert rules(tmp_path / "a.net").get("conv-width", set()) == found
 
 
 def test_the_price_of_a_power_of_two_is_shown(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from exporters import nir as ours
 from exporters.nir.graph import Form, depths, obstacles
 from sim import fast, reference
 from sim.findings import Refused
-from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network, Output
+from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network, Output, Shape
 from toolchain.app import cli
 from toolchain.convert import convert
 from toolchain.demo import data, load_model
@@ -128,14 +128,21 @@ def test_a_residual_network_executes_elsewhere_with_delays_where_paths_differ(tm
     assert agrees(path, reference.run(network, payload[:2]), payload[:2]) > 50
 
 
-def test_biases_of_every_neuron_execute_elsewhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "geometry", "size", "apart"),
+    [
+        ((4, 1, 3, 1), Geometry((2, 1), (1, 0), (1, 2), 2), (2, 4), (2, 4)),
+        ((4, 2, 2, 2), Geometry(padding=(1, 1)), (5, 5), ()),  # one more than the input has
+    ],
+    ids=["of every neuron", "on a larger map"],
+)
+def test_biases_execute_elsewhere(kernel: Shape, geometry: Geometry, size: Shape, apart: Shape, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
-    edges = (Edge(INPUT, Conv2d(rng.integers(-9, 10, (4, 1, 3, 1)), Geometry((2, 1), (1, 0), (1, 2), 2))),)
-    bias = rng.integers(-20, 21, (3, 4, 2, 4))
-    layer = Layer("a", (4, 2, 4), edges, 13, rng.integers(-5, 6, 4), bias, holdoff=2)
-    head = Layer(
-        "b", (2,), (Edge("a", Dense(rng.integers(-9, 10, (2, 32)))),), 0, [1, 2], np.ones((3, 2), int), "readout"
-    )
+    edges = (Edge(INPUT, Conv2d(rng.integers(-9, 10, kernel), geometry)),)
+    bias = rng.integers(-20, 21, (3, 4, *apart))
+    layer = Layer("a", (4, *size), edges, 13, rng.integers(-5, 6, 4), bias, holdoff=2)
+    dense = Edge("a", Dense(rng.integers(-9, 10, (2, layer.size))))
+    head = Layer("b", (2,), (dense,), 0, [1, 2], np.ones((3, 2), int), "readout")
     network = Network(Input((2, 4, 4)), (layer, head), 3)
     payload = rng.integers(-9, 10, (4, 2, 4, 4))
     path = saved(network, tmp_path / "network.nir", "exact")

@@ -426,6 +426,16 @@ def test_calibration_inputs_are_compared_too() -> None:
         import_model(head(forward), (5,), samples=samples)
 
 
+def test_a_module_that_is_called_in_another_ones_place_is_named() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        again = type(x) is Tensor and x.max() > 1e6
+        x = self.fc(x).relu()
+        return self.out(self.fc(x) if again else x)
+
+    with pytest.raises(Refused, match=r"than the importer sees, and does not call out at the same time: the network"):
+        import_model(head(forward), (4,), samples=torch.full((200, 4), 1e7))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_models_of_other_types_prove_themselves_in_theirs(dtype: torch.dtype) -> None:
     import_model(network().to(dtype), (2, 6, 6))
