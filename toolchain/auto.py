@@ -24,6 +24,7 @@ from toolchain.convert import Conversion, convert, imported, resolved
 from toolchain.data import gather
 from toolchain.graph import FloatGraph
 from toolchain.recipe import Method, Recipe
+from toolchain.scales.copies import within_cores
 
 TIMESTEPS = (1, 2, 4, 8, 16, 32)
 HOLDOFFS = (0, 1, 2)
@@ -60,14 +61,14 @@ def choose(
     """Try T, K and bias rules, and convert with what does best on held-out calibration inputs.
 
     ``base`` says everything else. T doubles until agreement with the ANN grows by less than its standard error. Where
-    ``base`` has a budget of neurons, the best of every T is tried with it too, and networks of trained staircases with
-    K = T - 1 and their biases at once. With a ``latency_budget``, in steps until the logits, or a ``period_budget``, in
-    steps between samples, the recipe of the highest agreement inside them is taken; without one the fastest whose
-    agreement lies within one standard error of the best (Breiman et al.'s one-standard-error rule). Where ``base``
-    tunes weights, which takes minutes, they are fitted in the trials, and what is chosen is tuned, with the bias rule
-    of ``base``. ``labels`` only tell what the outputs mean, as for :func:`toolchain.convert.convert`; ``importing`` are
-    the options of :func:`toolchain.frontends.import_model`. Raises :class:`Refused` where nothing fits the budget or
-    the chip, and for fewer than ``FEWEST`` inputs.
+    ``base`` has a budget of neurons or of cores, the best of every T is tried with it too, and networks of trained
+    staircases with K = T - 1 and their biases at once. With a ``latency_budget``, in steps until the logits, or a
+    ``period_budget``, in steps between samples, the recipe of the highest agreement inside them is taken; without one
+    the fastest whose agreement lies within one standard error of the best (Breiman et al.'s one-standard-error rule).
+    Where ``base`` tunes weights, which takes minutes, they are fitted in the trials, and what is chosen is tuned, with
+    the bias rule of ``base``. ``labels`` only tell what the outputs mean, as for :func:`toolchain.convert.convert`;
+    ``importing`` are the options of :func:`toolchain.frontends.import_model`. Raises :class:`Refused` where nothing
+    fits the budget or the chip, and for fewer than ``FEWEST`` inputs.
     """
     asked = base or Recipe()
     tunes = asked.weights == "tuned"
@@ -81,7 +82,9 @@ def choose(
     base = replace(base, task=resolved(graph, x, base, labels)[0])
     wanted = graph.logits(x[held])
 
-    wide, base = base.neuron_budget, replace(base, neuron_budget=1.0)
+    within_cores(graph, base)
+    wide, base = base, replace(base, neuron_budget=1.0, core_budget=0)
+    widens = (wide.neuron_budget, wide.core_budget) != (base.neuron_budget, base.core_budget)
     budgets = (latency_budget or math.inf, period_budget or math.inf)
 
     def inside(recipe: Recipe) -> bool:
@@ -89,7 +92,7 @@ def choose(
 
     trials: list[tuple[Trial, Recipe]] = []
     stairs = any(layer.levels for layer in graph.layers)
-    most, previous = len(TIMESTEPS) * (len(HOLDOFFS) + len(METHODS) - 1 + (wide > 1) + stairs), -math.inf
+    most, previous = len(TIMESTEPS) * (len(HOLDOFFS) + len(METHODS) - 1 + widens + stairs), -math.inf
     with counting("choosing T and K", most) as advance:
 
         def attempt(recipe: Recipe) -> None:
@@ -109,8 +112,9 @@ def choose(
             best, recipe = _best(trials[-len(candidates) :])
             for method in METHODS[1:]:
                 attempt(replace(recipe, method=method))
-            if wide > 1:
-                attempt(replace(_best(trials[-len(candidates) - len(METHODS) + 1 :])[1], neuron_budget=wide))
+            if widens:
+                _, best_so_far = _best(trials[-len(candidates) - len(METHODS) + 1 :])
+                attempt(replace(best_so_far, neuron_budget=wide.neuron_budget, core_budget=wide.core_budget))
             best, _ = _best(trials)
             if best.agreement - previous < best.error:
                 break
@@ -160,6 +164,9 @@ def _trial(graph: FloatGraph, x: Tensor, held: Tensor, wanted: Tensor, recipe: R
     agreement, error = certainty(made.task.decide(made.decode(trace)), made.task.decide(wanted), made.task)
     spikes = sum(int(fired.sum()) for fired in trace.fired.values()) / len(held)
     neurons = sum(layer.size for layer in made.network.layers)
+    if recipe.core_budget:  # which says nothing about neurons
+        own = sum(math.prod(layer.shape) for layer in graph.layers)
+        tried = partial(tried, neuron_budget=round(neurons / own, 2))
     return tried(agreement=agreement, error=error, refused=None, neurons=neurons, spikes=spikes)
 
 

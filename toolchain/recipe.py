@@ -56,6 +56,13 @@ class Recipe:
         default=1.0,
         metadata=_about("Neurons, in multiples of the network's own: copies where they pay most.", limits=(1, 64)),
     )
+    core_budget: int = field(
+        default=0,
+        metadata=_about(
+            "Cores of Loihi 2 that a network and its copies may take; 0 leaves it to the neurons.",
+            limits=(0, 1_000_000),
+        ),
+    )
     per_neuron: bool = field(
         default=False, metadata=_about("Whether every neuron gets biases of its own; else a channel shares them.")
     )

@@ -201,6 +201,9 @@ PLANTED: dict[str, tuple[str, str, Change]] = {
     "odd weights above 127": ("dense-odd", "layer/4", put("layer/4/weight", odd(even(6, 16)))),
     "a recurrent weight of -128": ("recurrent-weight", "layer/5", put("layer/5/weight_rec", -128.0 * np.eye(6))),
     "a recurrent weight of -255": ("recurrent-weight", "layer/5", put("layer/5/weight_rec", -255.0 * np.eye(6))),
+    "recurrent weights of 9 bits": (
+        "recurrent-weight", "layer/5", put("layer/5/weight_rec", np.where(np.eye(6) > 0, -169.0, 137.0)),
+    ),
     "a kernel beyond 8 bits": ("conv-range", "layer/2", put("layer/2/weight", even(4, 4, 3, 3) * 4)),
     "odd kernels above 127": ("conv-odd", "layer/2", put("layer/2/weight", odd(even(4, 4, 3, 3)))),
     "delay of a convolution": ("delay-conv", "layer/2", put("layer/2/delay", np.zeros(4))),

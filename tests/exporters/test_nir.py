@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import networks
 import nir
 import numpy as np
@@ -325,6 +327,16 @@ def test_a_graph_of_another_tool_is_refused_in_a_line(name: str, tmp_path: Path)
         with pytest.raises(Refused, match=text) as caught:
             ours.read(tmp_path / "theirs.nir")
         assert len(caught.value.findings) == 1
+
+
+def test_a_text_is_as_long_as_names_get(tmp_path: Path) -> None:
+    path = saved(everything(), tmp_path / "network.nir")
+    for length, refused in ((4096, False), (4097, True)):
+        with h5py.File(path, "a") as file:
+            file.pop("node/metadata/note", None)
+            file["node/metadata/note"] = "x" * length
+        with pytest.raises(Refused, match="a text is longer than any name") if refused else nullcontext():
+            assert ours.read_graph(path)["metadata"]["note"] == "x" * length
 
 
 def test_a_changed_weight_is_noticed(tmp_path: Path, demo: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from importing import randomise
 from networks import Forward, conv, lenet, mlp
 from torch import nn
 
+from exporters.placement import fit
 from sim.findings import Refused
-from sim.network import INPUT
+from sim.network import INPUT, InputForm
 from toolchain.assessment.attribution import attribute
 from toolchain.convert import Conversion, convert
 from toolchain.frontends import import_model
@@ -128,6 +130,32 @@ def test_a_budget_is_kept_and_goes_where_rounding_moves_the_outputs() -> None:
     with torch.no_grad():
         model[2].weight *= 0.1  # now the first layer moves less
     assert sizes(1.6) == [10, 16, 4]
+
+
+@pytest.mark.parametrize("form", ["payload", "spikes"])
+def test_a_budget_of_cores_is_kept_and_filled(form: InputForm) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 256, 3))
+    x = torch.rand(32, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+
+    def made(budget: int, **options: Any) -> tuple[int, int]:
+        network = convert(randomise(model), x, 2, input_form=form, core_budget=budget, **options).network
+        return fit(network).cores or 0, next(layer for layer in network.layers if layer.name == "0").shape[0] // 8
+
+    plain, _ = made(0)
+    assert made(plain) == (plain, 1)
+    taken, copies = made(plain + 3)
+    assert plain < taken <= plain + 3
+    assert copies > 1
+    assert made(plain + 30) == made(plain + 30, neuron_budget=64)  # MOST copies
+    assert made(plain + 30, neuron_budget=2)[1] == 2
+    with pytest.raises(Refused, match=rf"core_budget: {plain - 1} cores; this network takes up to {plain}; "):
+        made(plain - 1)
+
+
+def test_a_network_that_fits_on_no_core_has_no_budget_of_them() -> None:
+    model, x = randomise(nn.Sequential(nn.Linear(40_000, 2), nn.ReLU(), nn.Linear(2, 2))), torch.rand(4, 40_000)
+    with pytest.raises(Refused, match=r"core_budget: 100 cores; this network fits on none; "):
+        convert(model, x, 2, core_budget=100)
 
 
 def test_shares_of_an_error_add_up_where_neurons_have_copies() -> None:

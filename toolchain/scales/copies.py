@@ -7,7 +7,8 @@ is, to first order, ::
 
     D = sum over channels c  q[c] * sum over neurons of c  E (d (r . z) / d a)^2        r: +-1 over each output's scale
 
-and a copy more of a layer is worth what D falls by, per neuron that it takes.
+and a copy more of a layer is worth what D falls by, per neuron that it takes. They end where the budget of neurons
+does, or that of cores.
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from toolchain.graph import FloatGraph
+from exporters.placement import fit
+from sim.findings import refuse
+from sim.network import Conv2d, Dense, Edge, Input, Layer, Network
+from toolchain.graph import FloatConv2d, FloatGraph, FloatMap
 from toolchain.graph.channels import by_channel, sampled, spatial, spread
 from toolchain.recipe import Recipe
+from toolchain.scales.input_neurons import with_input_neurons
 from toolchain.scales.plan import threshold_of
 from toolchain.scales.thresholds import quantisation_error
 from toolchain.task import shares_scale
@@ -35,25 +41,73 @@ MOST = 16  #: copies of a neuron
 def with_copies(graph: FloatGraph, x: Tensor, recipe: Recipe) -> FloatGraph:
     """Give every spiking layer its number of copies: the recipe's, or more where the layer brings more.
 
-    What the recipe's budget of neurons leaves goes where it pays most on some of the model inputs ``x`` (B,
-    *model_shape).
+    What the recipe's budget of neurons, of cores, or of both leaves goes where it pays most on some of the model inputs
+    ``x`` (B, *model_shape). Raises :class:`Refused` where the network takes more cores without.
     """
     size = {layer.name: math.prod(layer.shape) for layer in graph.layers if layer.kind == "spiking"}
     copies = {layer.name: max(layer.copies, recipe.copies) for layer in graph.layers if layer.name in size}
-    left = int(recipe.neuron_budget * sum(size.values())) - sum(size[name] * copies[name] for name in size)
-    if left >= min(size.values(), default=math.inf):
+
+    def copied() -> FloatGraph:
+        if all(number == 1 for number in copies.values()):
+            return graph
+        return replace(graph, layers=tuple(replace(layer, copies=copies.get(layer.name, 1)) for layer in graph.layers))
+
+    within_cores(copied(), recipe)
+    bounded = recipe.neuron_budget > 1 or not recipe.core_budget
+    neurons = int(recipe.neuron_budget * sum(size.values())) if bounded else math.inf
+
+    def taken() -> int:
+        return sum(size[name] * copies[name] for name in size)
+
+    if taken() + min(size.values(), default=math.inf) <= neurons:
         harm = _harm(graph, x[spread(len(x), SAMPLES)], recipe)
 
         def worth(name: str) -> float:
             return (harm(name, copies[name]) - harm(name, copies[name] + 1)) / size[name]
 
-        while fitting := [name for name in size if size[name] <= left and copies[name] < MOST]:
-            best = max(fitting, key=worth)
+        growing = set(size)
+        while growing := {name for name in growing if copies[name] < MOST and taken() + size[name] <= neurons}:
+            best = max((name for name in size if name in growing), key=worth)
             copies[best] += 1
-            left -= size[best]
-    if all(number == 1 for number in copies.values()):
-        return graph
-    return replace(graph, layers=tuple(replace(layer, copies=copies.get(layer.name, 1)) for layer in graph.layers))
+            if recipe.core_budget and _beyond(copied(), recipe):
+                copies[best] -= 1
+                growing.remove(best)
+    return copied()
+
+
+def within_cores(graph: FloatGraph, recipe: Recipe) -> None:
+    """Refuse a graph whose network takes more cores than the recipe's budget, if it has one."""
+    if recipe.core_budget and _beyond(graph, recipe):
+        least = _cores(graph, recipe)
+        what = "this network fits on none" if least is None else f"this network takes up to {least}"
+        raise refuse(
+            "core_budget", f"{recipe.core_budget} cores", f"{what}; `ann2loihi check --chip` says what fills them"
+        )
+
+
+def _beyond(graph: FloatGraph, recipe: Recipe) -> bool:
+    taken = _cores(graph, recipe)
+    return taken is None or taken > recipe.core_budget
+
+
+def _cores(graph: FloatGraph, recipe: Recipe) -> int | None:
+    """Count the cores that a graph's network takes at most, with weights that need all bits; None: it fits on none."""
+    if recipe.input_form == "spikes":
+        graph = with_input_neurons(graph, signed=True, copies=recipe.copies)
+    graph, layers = graph.widened(), []
+    for layer in graph.layers:
+        edges = tuple(Edge(edge.source, _filled(edge.map, recipe.limits.weight_limit)) for edge in layer.edges)
+        v0, bias = np.zeros(layer.shape[0], int), np.zeros((recipe.timesteps, layer.shape[0]), int)
+        threshold = int(layer.kind == "spiking")
+        layers.append(Layer(layer.name, layer.shape, edges, threshold, v0, bias, layer.kind, layer.holdoff))
+    source = Input(graph.input_shape, form=recipe.input_form)
+    return fit(Network(source, tuple(layers), recipe.timesteps, recipe.holdoff)).cores
+
+
+def _filled(map_: FloatMap, most: int) -> Conv2d | Dense:
+    """Stand in for a map with weights of both signs, as large as they can be."""
+    weight = np.where(np.arange(map_.weight.numel()) % 2, most, -most).reshape(map_.weight.shape)
+    return Conv2d(weight, map_.geometry) if isinstance(map_, FloatConv2d) else Dense(weight)
 
 
 def _harm(graph: FloatGraph, x: Tensor, recipe: Recipe) -> Callable[[str, int], float]:
