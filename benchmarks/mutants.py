@@ -52,6 +52,14 @@ ARITHMETIC = {"+": "-", "-": "+", "*": "+", "/": "*", "//": "*", "%": "+", "**":
 ARITHMETIC |= {"&": "|", "|": "&", "^": "|", "@": "*"}
 LOGIC = {"and": "or", "or": "and"}
 
+#: Mutants that do what the original does: file, what their line holds, and why.
+ALIKE = (
+    ("exporters/report/figures.py", "markersize=3, markerfacecolor", "it changes how large a mark is"),
+    ("exporters/report/figures.py", "MaxNLocator(3, integer=True)", "it changes how many ticks there are"),
+    ("toolchain/assessment/workers.py", "AHEAD = 3", "no result knows how far ahead work is given out"),
+    ("toolchain/frontends/affine.py", "for k in (1, 3, 0))", "any two scales that differ tell values apart"),
+)
+
 Kind = Literal["comparison", "arithmetic", "constant", "boolean", "off by one", "deleted statement"]
 State = Literal["killed", "survived", "out of time"]
 
@@ -351,7 +359,7 @@ def judge(tree: Path, mutant: Mutant, marks: str, seconds: float, coverage: Cove
         path.write_text(source)
     if done.returncode in (0, 5):  # 5: there is no test at all
         return Outcome("survived")
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     return Outcome("killed", failed[1] if failed else None)
 
 
@@ -398,9 +406,15 @@ def known(path: Path | None, again: bool) -> dict[Mutant, Outcome]:
     return {mutant: outcome for mutant, outcome in found.items() if outcome.state == "killed" or not again}
 
 
+def alike(mutant: Mutant) -> str | None:
+    """Say why a mutant does what the original does, where that is known."""
+    return next((why for file, text, why in ALIKE if mutant.file == file and text in mutant.new), None)
+
+
 def show(mutant: Mutant, outcome: Outcome) -> None:
     """Print one mutant: what became of it, where, and both lines."""
     by = f" by {outcome.by}" if outcome.by else ""
+    by += f", for {reason}" if outcome.state == "survived" and (reason := alike(mutant)) else ""
     say(f"{outcome.state}{by}: {mutant.file}:{mutant.line} ({mutant.kind})")
     say(f"  - {mutant.old.strip()}\n  + {mutant.new.strip()}")
 
@@ -445,9 +459,11 @@ def main(
     for mutant in wanted:
         if mutant not in missing and found[mutant].state != "killed":
             show(mutant, found[mutant])
+    same = sum(found[mutant].state == "survived" and alike(mutant) is not None for mutant in wanted)
     say(
-        f"{states['killed']} of {len(wanted)} killed, {states['survived']} survived, "
-        f"{states['out of time']} out of time (seed {seed})"
+        f"{states['killed']} of {len(wanted)} killed, {states['survived']} survived"
+        + f", {same} of them for doing what the original does" * bool(same)
+        + f", {states['out of time']} out of time (seed {seed})"
     )
 
 

@@ -114,6 +114,12 @@ HALVED = Mutant("sim/half.py", 4, "arithmetic", "    return x // 2", "    return
 ENDLESS = Mutant("sim/half.py", 4, "arithmetic", "    return x // 2", "    while True: pass")
 
 
+def test_mutants_that_do_what_the_original_does_are_told_with_the_reason() -> None:
+    for file, _, why in mutants.ALIKE:
+        assert why in {mutants.alike(mutant) for mutant in mutants.mutants(file, (mutants.ROOT / file).read_text())}
+    assert mutants.alike(HALVED) is None
+
+
 @pytest.mark.slow
 def test_a_mutant_is_killed_by_the_first_test_that_fails_and_taken_out_again(tree: Path) -> None:
     killed = mutants.judge(tree, HALVED, "not slow", 60)

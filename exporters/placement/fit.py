@@ -197,7 +197,7 @@ def _remedy(placed: Placed, bottleneck: str, cores: Cores) -> str:
         return "use fewer neurons: fewer channels, or a stride before it" if space else "use fewer neurons"
     for bits in reversed(cores.weight_bits):
         narrower = tuple(
-            synapse if synapse.source == layer.name or synapse.bits <= bits else replace(synapse, bits=bits)
+            synapse if synapse.source == layer.name else replace(synapse, bits=min(synapse.bits, bits))
             for synapse in layer.synapses
         )
         other = _place(replace(layer, synapses=narrower), (), cores)

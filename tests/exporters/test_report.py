@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pages
 import pytest
 from matplotlib.collections import QuadMesh
 from matplotlib.container import ErrorbarContainer
@@ -16,7 +17,7 @@ from reports import REPORT, accuracy
 
 from exporters.comparison import Compared
 from exporters.report import PARTS, RUNGS, figures
-from exporters.report.markdown import render
+from exporters.report.markdown import PICTURES, render
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network
 
 #: The same where neither labels nor the rest were there to measure with.
@@ -286,6 +287,8 @@ def test_long_names_keep_their_end_and_fit_above_their_panel() -> None:
 def test_pictures_are_drawn_of_what_was_measured() -> None:
     drawn = figures.drawn(REPORT, RATES, tiny())
     assert list(drawn) == ["accuracy.png", "attribution.png", "rates.png", "bias_schedule.png"]
+    drawn = figures.drawn(pages.full(), RATES, tiny())
+    assert list(drawn) == list(PICTURES)
     text = render(REPORT, tuple(drawn))
     assert all(f"]({name})" in text for name in drawn)
 

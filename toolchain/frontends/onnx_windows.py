@@ -18,7 +18,8 @@ def _padded(
     """Strides, padding and dilations of a window; where the two sides differ, ``x`` comes back padded with zeros."""
     axes = len(kernel)
     strides, dilations = list(strides or [1] * axes), list(dilations or [1] * axes)
-    before, after = list(pads or [0] * 2 * axes)[:axes], list(pads or [0] * 2 * axes)[axes:]
+    sides = list(pads or [0] * 2 * axes)
+    before, after = sides[:axes], sides[axes:]
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         for axis, size in enumerate(x.shape[2:]):
             covered = (math.ceil(size / strides[axis]) - 1) * strides[axis] + dilations[axis] * (kernel[axis] - 1) + 1
@@ -91,7 +92,8 @@ def conv_transpose(
     """Convolve transposed without padding, which there is nothing but a crop, and crop."""
     axes = weight.dim() - 2
     strides, dilations, extra = list(strides or [1] * axes), list(dilations or [1] * axes), output_padding or [0] * axes
-    before, after = list(pads or [0] * 2 * axes)[:axes], list(pads or [0] * 2 * axes)[axes:]
+    sides = list(pads or [0] * 2 * axes)
+    before, after = sides[:axes], sides[axes:]
     spans = [d * (k - 1) + 1 for d, k in zip(dilations, weight.shape[2:], strict=True)]
     full = [s * (n - 1) + span + e for s, n, span, e in zip(strides, x.shape[2:], spans, extra, strict=True)]
     if auto_pad.startswith("SAME") and output_shape is None:
