@@ -173,6 +173,10 @@ def test_a_layer_without_weights_is_refused() -> None:
         (lambda x: x.flatten(1).mean((0, 1)), "mean in Forward: averages over the batch"),
         (lambda x: functional.avg_pool2d(x, 9), "avg_pool2d in Forward: torch refuses it: "),
         (lambda x: functional.avg_pool2d(x.flatten(1), 2), "avg_pool2d in Forward: gets shape (64,) where it needs (C"),
+        (
+            lambda x: functional.adaptive_avg_pool2d(x.flatten(1), 2),
+            "adaptive_avg_pool2d in Forward: gets shape (64,) where it needs (C, H, W); check input_shape",
+        ),
     ],
 )
 def test_every_unsupported_function_is_named_with_the_module_that_calls_it(
