@@ -56,6 +56,7 @@ LOGIC = {"and": "or", "or": "and"}
 ALIKE = (
     ("exporters/report/figures.py", "markersize=3, markerfacecolor", "it changes how large a mark is"),
     ("exporters/report/figures.py", "MaxNLocator(3, integer=True)", "it changes how many ticks there are"),
+    ("toolchain/calibration/batch.py", "values.ndim > 3", "a layer's values have 2 or 4 dimensions"),
     ("toolchain/assessment/workers.py", "AHEAD = 3", "no result knows how far ahead work is given out"),
     ("toolchain/frontends/operations/arithmetic.py", "factors[(-1)]", "the factors of all samples are equal there"),
     ("toolchain/frontends/affine.py", "for k in (1, 3, 0))", "any two scales that differ tell values apart"),

@@ -211,6 +211,12 @@ def test_the_report_has_one_row_for_every_module_and_operation() -> None:
     ]
 
 
+def test_the_report_leaves_the_samples_out_of_a_shape_wherever_they_lie() -> None:
+    model = Forward(lambda self, x: self.fc(x.movedim(0, 1).flatten(2).movedim(1, 0).flatten(1)), fc=nn.Linear(72, 3))
+    shapes = [row.shape for row in inspect_model(model, (2, 6, 6))]
+    assert shapes == [(2, 6, 6), (2, 36), (2, 36), (72,), (3,)]
+
+
 def test_the_report_goes_on_after_a_refusal() -> None:
     model = nn.Sequential(
         conv(padding=1), nn.ReLU(), conv(4, 4), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
