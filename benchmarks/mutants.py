@@ -394,18 +394,17 @@ def judged(
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode="markdown")
 
 
-def known(path: Path | None, again: bool) -> dict[Mutant, Outcome]:
-    """Read what an earlier run has found; ``again`` forgets what was not killed."""
+def known(path: Path | None) -> dict[Mutant, Outcome]:
+    """Read what an earlier run has found."""
     if path is None or not path.exists():
         return {}
     try:
         rows: list[dict[str, Any]] = json.loads(path.read_text())
-        found = {Mutant(**row["mutant"]): Outcome(**row["outcome"]) for row in rows}
+        return {Mutant(**row["mutant"]): Outcome(**row["outcome"]) for row in rows}
     except (ValueError, TypeError, KeyError) as error:
         raise refuse(
             str(path), f"it holds no results ({error})", "name another file, or leave --resume away"
         ) from error
-    return {mutant: outcome for mutant, outcome in found.items() if outcome.state == "killed" or not again}
 
 
 def alike(mutant: Mutant) -> str | None:
@@ -444,8 +443,8 @@ def main(
     if resume and json_file is None:
         raise refuse("--resume", "nothing to go on from", "name the results with --json")
     wanted = drawn(root, count, seed)
-    found = known(json_file, again) if resume else {}
-    missing = [mutant for mutant in wanted if mutant not in found]
+    found = known(json_file) if resume else {}
+    missing = [mutant for mutant in wanted if mutant not in found or (again and found[mutant].state != "killed")]
     if coverage is not None and not coverage.exists():
         say("running all tests once, to see which lines each of them runs")
         write(coverage, json.dumps(asdict(covered(root, marks, jobs))))

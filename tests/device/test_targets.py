@@ -17,8 +17,10 @@ from exporters.device import Request, Unavailable
 from exporters.device.target import Job, Stamp, doubts, unconfirmed
 from exporters.device.visit import Visit
 from sim import reference
+from sim.network import INPUT, Dense, Edge, Input, Layer, Network
 from sim.on_lava import runtime, stepped
 from sim.on_lava.stepped import Placed
+from sim.trace import Trace
 
 
 @pytest.mark.lava
@@ -33,13 +35,10 @@ def test_lava_on_the_cpu_agrees_and_says_that_it_is_a_cpu(holdoff: int, tmp_path
     assert visit["ran_on"]["nodes"] == ["HeadNode"]
 
 
-@pytest.mark.lava
-def test_the_silence_that_13_bits_hold_is_enough_where_potentials_are_small() -> None:
-    network = dataclasses.replace(NETWORK, holdoff=2)
-    trace = reference.run(network, PAYLOAD[:2])
-    assert max(trace.peak.values()) < 4096
+def equals_the_reference(network: Network, payload: np.ndarray) -> Trace:
+    trace = reference.run(network, payload)
     with runtime.silenced():
-        running = stepped.Stepped(network, PAYLOAD[:2], list(trace.spikes))
+        running = stepped.Stepped(network, payload, list(trace.spikes))
         running.start()
         found = list(running.samples(lambda sample, step: None))
         running.stop()
@@ -47,6 +46,21 @@ def test_the_silence_that_13_bits_hold_is_enough_where_potentials_are_small() ->
         for name, fired in spikes.items():
             assert np.array_equal(fired, trace.spikes[name][sample])
             assert np.array_equal(potentials[name], trace.potentials[name][sample])
+    return trace
+
+
+@pytest.mark.lava
+def test_the_silence_that_13_bits_hold_is_enough_where_potentials_are_small() -> None:
+    trace = equals_the_reference(dataclasses.replace(NETWORK, holdoff=2), PAYLOAD[:2])
+    assert max(trace.peak.values()) < 4096
+
+
+@pytest.mark.lava
+def test_of_a_potential_far_below_zero_nothing_is_left_over() -> None:
+    first = Layer("first", (1,), (Edge(INPUT, Dense([[1]])),), 100, [0], [[-3000], [3100], [0]])
+    last = Layer("last", (1,), (Edge("first", Dense([[1]])),), 0, [0], [[0]] * 3, "readout")
+    trace = equals_the_reference(Network(Input((1,)), (first, last), 3), np.array([[0]]))
+    assert trace.spikes["first"].tolist() == [[[0], [1], [0]]]  # at the threshold, no su above it
 
 
 @pytest.mark.lava
