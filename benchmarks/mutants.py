@@ -274,6 +274,17 @@ class Coverage:
         return list(dict.fromkeys([*running, *others, *(test for stage in stages for test in stage if test in fresh)]))
 
 
+def measured(path: Path, root: Path, marks: str, jobs: int) -> Coverage:
+    """Read which tests run which lines; measure it where the file is missing."""
+    if not path.exists():
+        say("running all tests once, to see which lines each of them runs")
+        write(path, json.dumps(asdict(covered(root, marks, jobs))))
+    try:
+        return Coverage(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise refuse(str(path), f"it says not which tests run what ({error})", "name another file") from error
+
+
 def _checksum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -445,12 +456,9 @@ def main(
     wanted = drawn(root, count, seed)
     found = known(json_file) if resume else {}
     missing = [mutant for mutant in wanted if mutant not in found or (again and found[mutant].state != "killed")]
-    if coverage is not None and not coverage.exists():
-        say("running all tests once, to see which lines each of them runs")
-        write(coverage, json.dumps(asdict(covered(root, marks, jobs))))
-    measured = Coverage(**json.loads(coverage.read_text())) if coverage is not None else None
+    runs = None if coverage is None else measured(coverage, root, marks, jobs)
     with bars():
-        trials = judged(root, missing, marks, seconds, jobs, measured)
+        trials = judged(root, missing, marks, seconds, jobs, runs)
         for mutant, outcome in track("trying mutants", trials, len(missing)):
             found[mutant] = outcome
             show(mutant, outcome)

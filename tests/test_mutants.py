@@ -178,6 +178,7 @@ def test_all_are_tried_and_what_is_known_is_not_tried_again(tree: Path, monkeypa
         (("--count", 0), "give more than 0"),
         (("--resume",), "name the results with --json"),
         (("--resume", "--json", __file__), "it holds no results"),
+        (("--coverage", __file__), "it says not which tests run what"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(tree: Path, arguments: tuple[object, ...], message: str) -> None:
