@@ -23,7 +23,7 @@ EQUALITY = "engine equality"
 #: Folders and files that compare what float32 sums decide: they run once more as on other processors. Imports are in
 #: float64, and their tests bound rounding; engines are compared in integers.
 NUMBERS = {"assessment", "calibration", "graph", "scales"}
-NUMBERS |= {"test_auto", "test_convert", "test_documents", "test_inputs"}
+NUMBERS |= {"test_auto", "test_convert", "test_inputs"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

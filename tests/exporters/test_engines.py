@@ -131,7 +131,7 @@ def test_both_lava_forms_equal_the_reference_on_random_networks(
 
 
 @pytest.mark.lava
-@settings(LAVA_CASES, max_examples=42)
+@settings(LAVA_CASES, max_examples=16)
 @given(networks(max_layers=1))
 def test_the_stock_form_equals_the_reference_within_silicons_registers(
     compared: Callable[[str], None], case: tuple[Network, np.ndarray]

@@ -134,20 +134,20 @@ def test_a_budget_is_kept_and_goes_where_rounding_moves_the_outputs() -> None:
 
 @pytest.mark.parametrize("form", ["payload", "spikes"])
 def test_a_budget_of_cores_is_kept_and_filled(form: InputForm) -> None:
-    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 256, 3))
-    x = torch.rand(32, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 1024, 2))
+    graph = import_model(randomise(model), (1, 32, 32))
+    x = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(1))
 
     def made(budget: int, **options: Any) -> tuple[int, int]:
-        network = convert(randomise(model), x, 2, input_form=form, core_budget=budget, **options).network
-        return fit(network).cores or 0, next(layer for layer in network.layers if layer.name == "0").shape[0] // 8
+        network = convert(graph, x, 1, weights="nearest", input_form=form, core_budget=budget, **options).network
+        return fit(network).cores or 0, next(layer for layer in network.layers if layer.name == "0").shape[0] // 2
 
     plain, _ = made(0)
-    assert made(plain) == (plain, 1)
+    assert made(plain)[0] == plain
     taken, copies = made(plain + 3)
     assert plain < taken <= plain + 3
-    assert copies > 1
-    assert made(plain + 30) == made(plain + 30, neuron_budget=64)  # MOST copies
-    assert made(plain + 30, neuron_budget=2)[1] == 2
+    assert copies > 2
+    assert made(plain + 3, neuron_budget=2)[1] == 2
     with pytest.raises(Refused, match=rf"core_budget: {plain - 1} cores; this network takes up to {plain}; "):
         made(plain - 1)
 
