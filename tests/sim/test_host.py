@@ -35,6 +35,9 @@ def test_potentials_become_the_models_outputs_at_every_step() -> None:
     assert output.decode([[16, 3]]).tolist() == [[2.5, 0.5]]
     assert output.decode([[16, 3]], share=0.5).tolist() == [[4.5, 2.0]]
     assert Output(np.array(4.0), np.array(0.0)).decode(np.full((1, 2, 2, 2), 8)).tolist() == [[[[2.0] * 2] * 2] * 2]
+    plain = network(Input((3,)))  # nobody has said what they stand for
+    assert plain.decode([[16, 3]]).tolist() == [[16, 3]]
+    assert plain.decode([[[4, 1], [8, 1], [12, 3], [16, 3]]]).tolist() == [[[16, 4], [16, 2], [16, 4], [16, 3]]]
 
 
 @pytest.mark.parametrize(
