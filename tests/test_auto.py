@@ -149,6 +149,8 @@ def test_a_budget_of_cores_is_kept_and_its_neurons_are_told(calibration: Tensor)
     with pytest.raises(Refused, match=r"core_budget: 1 cores; this network takes up to") as caught:
         choose(load_model(), calibration, Recipe(core_budget=1), latency_budget=5)
     budget = int(re.findall(r"up to (\d+)", str(caught.value))[0]) + 1
+    with pytest.raises(Refused, match=rf"core_budget: {budget} cores; this network takes up to"):
+        choose(load_model(), calibration, Recipe(core_budget=budget, copies=8), latency_budget=5)
     choice = choose(load_model(), calibration, Recipe(core_budget=budget, weights="nearest"), latency_budget=5)
     assert (fit(choice.conversion.network).cores or 0) <= budget
     assert {t.neuron_budget > 1 for t in choice.trials} == {False, True}

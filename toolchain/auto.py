@@ -24,7 +24,7 @@ from toolchain.convert import Conversion, convert, imported, resolved
 from toolchain.data import gather
 from toolchain.graph import FloatGraph
 from toolchain.recipe import Method, Recipe
-from toolchain.scales.copies import within_cores
+from toolchain.scales.copies import stand_in, with_copies, within_cores
 
 TIMESTEPS = (1, 2, 4, 8, 16, 32)
 HOLDOFFS = (0, 1, 2)
@@ -82,9 +82,9 @@ def choose(
     base = replace(base, task=resolved(graph, x, base, labels)[0])
     wanted = graph.logits(x[held])
 
-    within_cores(graph, base)
     wide, base = base, replace(base, neuron_budget=1.0, core_budget=0)
-    widens = (wide.neuron_budget, wide.core_budget) != (base.neuron_budget, base.core_budget)
+    widens = wide != base
+    within_cores(stand_in(with_copies(graph, x, base), base), wide)  # what the trials without the budget take
     budgets = (latency_budget or math.inf, period_budget or math.inf)
 
     def inside(recipe: Recipe) -> bool:
@@ -113,8 +113,8 @@ def choose(
             for method in METHODS[1:]:
                 attempt(replace(recipe, method=method))
             if widens:
-                _, best_so_far = _best(trials[-len(candidates) - len(METHODS) + 1 :])
-                attempt(replace(best_so_far, neuron_budget=wide.neuron_budget, core_budget=wide.core_budget))
+                _, recipe = _best(trials[-len(candidates) - len(METHODS) + 1 :])
+                attempt(replace(recipe, neuron_budget=wide.neuron_budget, core_budget=wide.core_budget))
             best, _ = _best(trials)
             if best.agreement - previous < best.error:
                 break
@@ -165,7 +165,7 @@ def _trial(graph: FloatGraph, x: Tensor, held: Tensor, wanted: Tensor, recipe: R
     spikes = sum(int(fired.sum()) for fired in trace.fired.values()) / len(held)
     neurons = sum(layer.size for layer in made.network.layers)
     if recipe.core_budget:  # which says nothing about neurons
-        own = sum(math.prod(layer.shape) for layer in graph.layers)
+        own = sum(math.prod(layer.shape) // layer.copies for layer in made.graph.layers)
         tried = partial(tried, neuron_budget=round(neurons / own, 2))
     return tried(agreement=agreement, error=error, refused=None, neurons=neurons, spikes=spikes)
 

@@ -34,7 +34,7 @@ from toolchain.graph import FloatGraph
 from toolchain.graph.channels import spread
 from toolchain.inputs import as_inputs, sample_shape
 from toolchain.recipe import Recipe, named
-from toolchain.scales.copies import with_copies
+from toolchain.scales.copies import with_copies, within_cores
 from toolchain.scales.input_neurons import with_input_neurons
 from toolchain.scales.integers import build
 from toolchain.scales.payload import carried
@@ -171,6 +171,7 @@ def convert(
         network = replace(network, reset_interval=legal_period(network, "stock", "power of two"))
     if findings := chips.check(network, recipe.limits):
         raise Refused(findings)
+    within_cores(network, recipe)  # it was planned on a stand-in
     origin = {
         "weights": bundle.digest(_arrays(model if isinstance(model, FloatGraph) else unwrapped(model))),
         "calibration": gathered.sha256,

@@ -21,6 +21,7 @@ from toolchain.convert import Conversion, convert
 from toolchain.frontends import import_model
 from toolchain.graph import FloatDense, FloatEdge, FloatGraph, FloatLayer
 from toolchain.recipe import Recipe
+from toolchain.scales import copies
 
 
 def residual() -> nn.Module:
@@ -150,6 +151,16 @@ def test_a_budget_of_cores_is_kept_and_filled(form: InputForm) -> None:
     assert made(plain + 3, neuron_budget=2)[1] == 2
     with pytest.raises(Refused, match=rf"core_budget: {plain - 1} cores; this network takes up to {plain}; "):
         made(plain - 1)
+
+
+def test_what_was_planned_is_compared_with_what_came_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 1024, 100))
+    x, filled = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(1)), copies._filled
+    graph = import_model(randomise(model), (1, 32, 32))
+    taken = fit(convert(graph, x, 1, weights="nearest").network).cores or 0
+    monkeypatch.setattr(copies, "_filled", lambda map_, most: filled(map_, 1))  # as if weights took fewer bits
+    with pytest.raises(Refused, match=rf"core_budget: {taken - 1} cores; this network takes up to {taken}; "):
+        convert(graph, x, 1, weights="nearest", core_budget=taken - 1)
 
 
 def test_a_network_that_fits_on_no_core_has_no_budget_of_them() -> None:

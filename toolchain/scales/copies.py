@@ -52,7 +52,7 @@ def with_copies(graph: FloatGraph, x: Tensor, recipe: Recipe) -> FloatGraph:
             return graph
         return replace(graph, layers=tuple(replace(layer, copies=copies.get(layer.name, 1)) for layer in graph.layers))
 
-    within_cores(copied(), recipe)
+    within_cores(stand_in(copied(), recipe), recipe)
     bounded = recipe.neuron_budget > 1 or not recipe.core_budget
     neurons = int(recipe.neuron_budget * sum(size.values())) if bounded else math.inf
 
@@ -69,29 +69,29 @@ def with_copies(graph: FloatGraph, x: Tensor, recipe: Recipe) -> FloatGraph:
         while growing := {name for name in growing if copies[name] < MOST and taken() + size[name] <= neurons}:
             best = max((name for name in size if name in growing), key=worth)
             copies[best] += 1
-            if recipe.core_budget and _beyond(copied(), recipe):
+            if recipe.core_budget and _beyond(stand_in(copied(), recipe), recipe):
                 copies[best] -= 1
                 growing.remove(best)
     return copied()
 
 
-def within_cores(graph: FloatGraph, recipe: Recipe) -> None:
-    """Refuse a graph whose network takes more cores than the recipe's budget, if it has one."""
-    if recipe.core_budget and _beyond(graph, recipe):
-        least = _cores(graph, recipe)
+def within_cores(network: Network, recipe: Recipe) -> None:
+    """Refuse a network that takes more cores than the recipe's budget, if it has one."""
+    if recipe.core_budget and _beyond(network, recipe):
+        least = fit(network).cores
         what = "this network fits on none" if least is None else f"this network takes up to {least}"
         raise refuse(
             "core_budget", f"{recipe.core_budget} cores", f"{what}; `ann2loihi check --chip` says what fills them"
         )
 
 
-def _beyond(graph: FloatGraph, recipe: Recipe) -> bool:
-    taken = _cores(graph, recipe)
+def _beyond(network: Network, recipe: Recipe) -> bool:
+    taken = fit(network).cores
     return taken is None or taken > recipe.core_budget
 
 
-def _cores(graph: FloatGraph, recipe: Recipe) -> int | None:
-    """Count the cores that a graph's network takes at most, with weights that need all bits; None: it fits on none."""
+def stand_in(graph: FloatGraph, recipe: Recipe) -> Network:
+    """Build a network of a graph's shapes, before its scales are known: its weights need all bits that there are."""
     if recipe.input_form == "spikes":
         graph = with_input_neurons(graph, signed=True, copies=recipe.copies)
     graph, layers = graph.widened(), []
@@ -101,7 +101,7 @@ def _cores(graph: FloatGraph, recipe: Recipe) -> int | None:
         threshold = int(layer.kind == "spiking")
         layers.append(Layer(layer.name, layer.shape, edges, threshold, v0, bias, layer.kind, layer.holdoff))
     source = Input(graph.input_shape, form=recipe.input_form)
-    return fit(Network(source, tuple(layers), recipe.timesteps, recipe.holdoff)).cores
+    return Network(source, tuple(layers), recipe.timesteps, recipe.holdoff)
 
 
 def _filled(map_: FloatMap, most: int) -> Conv2d | Dense:
