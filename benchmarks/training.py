@@ -420,6 +420,7 @@ def evaluate(
         Job(
             cell.key,
             [
+                "-m",
                 "benchmarks.training",
                 "row",
                 cell.name,

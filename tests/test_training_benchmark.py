@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -16,6 +18,7 @@ from typer.testing import CliRunner
 from benchmarks import papers, training
 from benchmarks.training import Cell, Job, cells, chosen, farm, spread_of, table, variants
 from sim.findings import Refused
+from toolchain.loading import load_model
 from toolchain.recipe import RECIPES
 from toolchain.surgery import record
 
@@ -63,10 +66,10 @@ def test_jobs_run_several_at_a_time_and_end_in_time(tmp_path: Path) -> None:
     assert not (tmp_path / "long.log").exists()
 
 
-def trained(folder: Path, name: str) -> None:
+def trained(folder: Path, name: str, state: dict[str, torch.Tensor] | None = None) -> None:
     (folder / name).mkdir(parents=True)
-    content = {"ann2loihi": record("nq", 4, (3, 32, 32)), "state_dict": {"w": torch.zeros(250_000)}}
-    torch.save(content, folder / name / "trained.pt")
+    known = {"ann2loihi": record("nq", 4, (3, 32, 32))} if state is None else {}
+    torch.save(known | {"state_dict": state or {"w": torch.zeros(250_000)}}, folder / name / "trained.pt")
     (folder / name / "history.json").write_text(json.dumps({"history": [{"seconds": 1.0}]}))
 
 
@@ -115,6 +118,32 @@ def test_the_table_gives_means_and_ranges_over_seeds() -> None:
     ] in lines
     assert ["qcfs", "88.00", "0", "ftbc", "-", "-", "70.00", "-"] in lines
     assert spread_of([]) == "-"
+
+
+def test_what_was_trained_is_measured_by_the_commands_that_processes_get(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    for part in ("train", "test"):
+        rng = np.random.default_rng(0)
+        np.save(tmp_path / "images" / f"{part}_x.npy", rng.random((8, 3, 32, 32), dtype=np.float32))
+        np.save(tmp_path / "images" / f"{part}_y.npy", rng.integers(0, 10, 8))
+    trained(tmp_path, "relu", state=load_model(training.RESNET20).state_dict())
+    monkeypatch.setattr(training, "cells", lambda: iter([Cell("relu", 1, 0, "none")]))
+
+    def here(jobs: Sequence[Job], at_once: int, seconds: float, what: str) -> list[str]:
+        for job in jobs:
+            assert job.arguments[:2] == ["-m", "benchmarks.training"]
+            done = CliRunner().invoke(training.app, job.arguments[2:])
+            assert done.exit_code == 0, done.output
+        return []
+
+    monkeypatch.setattr(training, "farm", here)
+    command = ["evaluate", "-o", str(tmp_path), "--data", str(tmp_path), "--calibration", "4"]
+    done = CliRunner().invoke(training.app, [*command, "--json", str(tmp_path / "rows.json")])
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert (row["name"], row["calibration"], row["n"], row["timesteps"]) == ("relu", 4, 8, 1)
 
 
 def test_figures_are_drawn_from_what_there_is(tmp_path: Path) -> None:
