@@ -64,13 +64,16 @@ class Registers:
         held = int((v.max(axis=0) - offset).max())
         self.outside[layer.name] = max(self.outside[layer.name], held)
 
-    def watch(self, layer: Layer, step: int, v: np.ndarray, offset: np.ndarray) -> None:
-        """Note the potentials ``v`` (B, *shape) of one step, before the reset, and u = v - offset."""
+    def watch(self, layer: Layer, step: int, v: np.ndarray, offset: np.ndarray, start: int = 0) -> None:
+        """Note the potentials ``v`` (B, *shape) of one step, before the reset, and u = v - offset.
+
+        They are those of the samples from ``start`` on.
+        """
         high, low = v.max(axis=0), v.min(axis=0)
         most = max(int(high.max()), -int(low.min()), int((high - offset).max()), -int((low - offset).min()))
         self.reached(layer, most)
         if most >= self.limit:
-            self.beyond(layer, step, v, v - offset)
+            self.beyond(layer, step, v, v - offset, np.arange(start, start + len(v)))
 
     def reached(self, layer: Layer, largest: int) -> None:
         """Note the largest magnitude of v and u in some steps of a layer, before the reset."""

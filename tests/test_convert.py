@@ -96,7 +96,7 @@ def test_calibration_brings_every_layers_mean_output_nearer_to_the_ann(
     for layer in network.layers[:-1]:
         rho = (values[layer.name] / conversion.scales[layer.name].theta.reshape(-1, 1, 1)).transpose(0, 1)
         rho = rho.flatten(1).double().clamp(0, 1).mean(1)
-        current = fast.Currents(network, layer)(outputs)
+        current = [[step] for step in fast.Currents(network, layer)(outputs)]
         miss = []
         for schedule in (plain[layer.name], layer):
             spikes, _ = fast.fire(network, schedule, current)

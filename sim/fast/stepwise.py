@@ -13,8 +13,6 @@ from sim.fast.population import Population
 from sim.fixedpoint import Registers, shift
 from sim.network import INPUT, Layer, Network
 
-PIECE = 1 << 18  #: potentials that are reset at a time
-
 Bias = Callable[[int, Tensor], Tensor]  #: (window step tau, potentials (B, *shape)) -> bias that broadcasts to them
 
 
@@ -63,20 +61,21 @@ class Currents:
 def fire(
     network: Network,
     layer: Layer,
-    current: Iterable[Tensor],
+    current: Iterable[Iterable[Tensor]],
     registers: Registers | None = None,
     bias: Bias | None = None,
     record: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Integrate and fire: spikes uint8 and potentials after the reset, each (busy steps, B, *shape).
 
-    ``current`` gives what arrives at each busy step, (B, *shape). ``bias`` replaces the layer's schedule: calibration
-    chooses each b[tau] there, seeing the very potentials that it will be added to. Registers are watched only where
-    they are given. ``record=False`` returns the last potentials alone, (1, B, *shape).
+    ``current`` gives what arrives at each busy step in parts of samples, (b, *shape), the same at each step: those that
+    stay in the cache take least. ``bias`` replaces the layer's schedule: calibration chooses each b[tau] there, seeing
+    the very potentials of all samples that it will be added to. Registers are watched only where they are given.
+    ``record=False`` returns the last potentials alone, (1, B, *shape).
     """
-    phase, steps = network.phase[layer.name], network.busy(layer)
+    phase, steps, spiking = network.phase[layer.name], network.busy(layer), layer.kind == "spiking"
     spikes = potentials = v = offset = torch.empty(0)
-    piece = max(1, PIECE // layer.size)
+    sizes: list[int] = []
 
     def tensor(values: np.ndarray) -> Tensor:
         return torch.from_numpy(layer.per_neuron(values).copy()).to(v.dtype)
@@ -84,27 +83,32 @@ def fire(
     schedule = bias or (lambda tau, _: tensor(layer.bias[tau]))
     for index, (t, arriving) in enumerate(zip(steps, current, strict=True)):
         if index == 0:
-            v = torch.empty_like(arriving)
+            pieces = list(arriving)
+            sizes = [len(piece) for piece in pieces]
+            v = torch.cat(pieces)
             offset = tensor(layer.v0)
-            v.copy_(offset)
+            v += offset
             # Channels last, as what is computed from them wants them.
             spikes = shaped(torch.zeros((len(steps), len(v), layer.size), dtype=torch.uint8), layer.shape)
             potentials = torch.empty((len(steps) if record else 0, len(v), layer.size), dtype=v.dtype)
             potentials = shaped(potentials, layer.shape)
-        v += arriving
-        if t >= phase:
-            b = schedule(t - phase, v)
-            v += b
-            offset = offset + b
-        if registers is not None and len(v):
-            registers.watch(layer, t, v.numpy(), offset.numpy())
-        if t >= phase and layer.kind == "spiking":
-            # As bool, and in pieces that stay in the cache: several times faster than on bytes and all at once.
-            torch.ge(v, layer.threshold, out=spikes[index].view(torch.bool))
-            for potential, fired in zip(v.split(piece), spikes[index].split(piece), strict=True):
+        else:
+            for potential, piece in zip(v.split(sizes), arriving, strict=True):
+                potential += piece
+        b = schedule(t - phase, v) if t >= phase else torch.zeros((), dtype=v.dtype)
+        offset = offset + b
+        first = 0
+        for potential, fired in zip(v.split(sizes), spikes[index].split(sizes), strict=True):
+            if t >= phase:
+                potential += b
+            if registers is not None and len(potential):
+                registers.watch(layer, t, potential.numpy(), offset.numpy(), first)
+            if t >= phase and spiking:
+                torch.ge(potential, layer.threshold, out=fired.view(torch.bool))
                 potential.sub_(fired.to(v.dtype).mul_(layer.threshold))
-        if registers is not None and len(v) and layer.kind == "spiking" and (t < phase or t == steps[-1]):
-            registers.left(layer, v.numpy(), offset.numpy())
+            if registers is not None and len(potential) and spiking and (t < phase or t == steps[-1]):
+                registers.left(layer, potential.numpy(), offset.numpy())
+            first += len(potential)
         if record:
             potentials[index] = v
     if registers is not None:

@@ -15,7 +15,7 @@ from sim.fixedpoint import Registers
 from sim.network import INPUT, Layer, Network
 from toolchain.graph.channels import positions
 
-CHUNK = 1 << 20  #: neuron potentials whose currents are computed at a time
+CHUNK = 1 << 18  #: neuron potentials whose currents are computed at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,18 +47,12 @@ class Batch:
         }
         return replace(self, outputs=outputs, target=self.target[samples], registers=None)
 
-    def currents(self) -> Iterator[Tensor]:
-        """Yield what arrives at each busy step, (B, *shape), computed in chunks of samples; the tensor is reused."""
+    def currents(self) -> Iterator[Iterator[Tensor]]:
+        """Yield what arrives at each busy step, computed in parts of samples that stay in the cache, (b, *shape)."""
         step = max(1, CHUNK // self.layer.size)
         parts = [self.part(slice(start, start + step)).outputs for start in range(0, len(self.target), step)]
-        # Fresh tensors of this size cost more to map into memory than to fill.
-        whole = torch.empty(self.target.shape, dtype=self.arriving.dtype)
-        if whole.ndim == 4:  # as currents are
-            whole = whole.contiguous(memory_format=torch.channels_last)
         for t in self.network.busy(self.layer):
-            for piece, part in zip(whole.split(step), parts, strict=True):
-                piece.copy_(self.arriving(part, range(t, t + 1))[0])
-            yield whole
+            yield (self.arriving(part, range(t, t + 1))[0] for part in parts)
 
     def fire(self, layer: Layer, bias: fast.Bias | None = None) -> Tensor:
         """Run the layer with another schedule: its spikes in the firing window, uint8 (T, B, *shape)."""

@@ -28,7 +28,8 @@ FTBC_ALPHA, FTBC_ITERATIONS, FTBC_BATCH, FTBC_BATCHES = 0.2, 10, 128, 2
 FAR = 1 << 40  #: beyond every bias, su
 
 Rule = Callable[[Batch], tuple[Layer, Tensor]]
-Cost = Callable[[int, Tensor, Tensor], Tensor]
+#: (tau, how often each neuron has fired, sums over the highest potentials) -> cost of these firing; see :func:`_solve`
+Cost = Callable[[int, Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
 def none(batch: Batch) -> tuple[Layer, Tensor]:
@@ -91,7 +92,7 @@ def ftbc(batch: Batch) -> tuple[Layer, Tensor]:
     """
     layer, rows = batch.layer, torch.from_numpy(batch.layer.bias.astype(np.float64))
     parts = [batch.part(few) for few in spread(len(batch.target), FTBC_BATCH * FTBC_BATCHES).split(FTBC_BATCH)]
-    arrived = [[current.clone() for current in part.currents()] for part in parts]
+    arrived = [[list(pieces) for pieces in part.currents()] for part in parts]
     for _ in range(FTBC_ITERATIONS):
         for part, currents in zip(parts, arrived, strict=True):
             schedule, rho = Schedule(layer, batch.limit), part.mean(part.rates)
@@ -111,61 +112,72 @@ def exact(batch: Batch) -> tuple[Layer, Tensor]:
     Of all integers b the one whose number of spikes is nearest to ``rho * samples``; where several are equally near,
     the one nearest to the trained bias, so that a silent channel keeps it.
     """
-    rho = batch.grouped(batch.rates).double().mean(1, keepdim=True)
-
-    def cost(tau: int, fired: Tensor, order: Tensor) -> Tensor:
-        n = fired.shape[1]
-        return (torch.arange(n + 1) - rho * n).abs()
-
-    return _solve(batch, cost)
+    rates = batch.grouped(batch.rates).double()
+    one, wanted = torch.ones_like(rates), rates.mean(1, keepdim=True) * rates.shape[1]
+    return _solve(batch, lambda tau, fired, highest: (highest(one) - wanted).abs())
 
 
 def mse(batch: Batch) -> tuple[Layer, Tensor]:
     """Minimise ``E (S[t-1] + s[t] - (t+1) * a)^2``, the squared error of the running sum of spikes, at every step.
 
-    To fire costs ``1 + 2 * (S[t-1] - (t+1) * a)``; the neurons with the highest potentials fire first, so prefix sums
-    over them tell how many should. In thresholds, a clipped to 0..1. Copies of a neuron each have a target of their
-    own, ``(t+1) * a + (g + 1/2) / G - 1/2`` of copy g of G, or all would learn to fire together.
+    To fire costs ``1 + 2 * (S[t-1] - (t+1) * a)``, of which half is summed here; the neurons with the highest potentials
+    fire first, so prefix sums over them tell how many should. In thresholds, a clipped to 0..1. Copies of a neuron each
+    have a target of their own, ``(t+1) * a + (g + 1/2) / G - 1/2`` of copy g of G, or all would learn to fire together.
     """
     a = batch.grouped(batch.target).double().clamp(0, 1)
-    beside = batch.grouped(batch.beside.expand(batch.target.shape))
-
-    def cost(tau: int, fired: Tensor, order: Tensor) -> Tensor:
-        firing = (1 + 2 * (fired - (tau + 1) * a - beside)).gather(1, order)
-        return torch.cat([firing.new_zeros(len(firing), 1), firing.cumsum(1)], 1)
-
-    return _solve(batch, cost)
+    half = 0.5 - batch.grouped(batch.beside.expand(batch.target.shape)).double()
+    return _solve(batch, lambda tau, fired, highest: highest(torch.add(fired, a, alpha=-(tau + 1)).add_(half)))
 
 
 def _solve(batch: Batch, cost: Cost) -> tuple[Layer, Tensor]:
-    """Choose every b[tau] where ``cost`` is least, (groups, n + 1): of the k highest potentials firing, k = 0..n.
+    """Choose every b[tau] where ``cost`` is least: of the highest potentials firing, from none to all of them.
 
-    It gets tau, how often each neuron has fired, (groups, n), and the neurons in the order of falling potentials.
+    It gets tau, how often each neuron has fired, (groups, n), and a function that sums such values over the neurons
+    with the highest potentials: (groups, L + 1), of the L levels that potentials may have (:func:`_levels`).
     """
     layer, schedule = batch.layer, Schedule(batch.layer, batch.limit)
     trained = torch.from_numpy(layer.bias.astype(np.int64))
-    fired = torch.zeros(batch.grouped(batch.target).shape, dtype=torch.float64)
+    fired = torch.zeros_like(batch.grouped(batch.target), dtype=torch.float64)
+
+    def sampled(row: Tensor, v: Tensor) -> Tensor:
+        # A bias that differs over space is no reason to look at other neurons than those that are sampled.
+        return row.reshape(-1, 1) if row.numel() == len(row) else batch.grouped(row.expand(v.shape))
 
     def solve(tau: int, v: Tensor) -> Tensor:
-        # A bias that differs over space is no reason to look at other neurons than those that are sampled.
-        row = batch.grouped(broadcast(trained[tau], v).expand(v.shape)).long()
-        potentials = batch.grouped(v).long() + row
-        falling, order = _sorted(potentials)
-        correction = cheapest_bias(falling, cost(tau, fired, order), layer.threshold)
+        potentials = batch.grouped(v).long()
+        levels, level = _levels(potentials + sampled(broadcast(trained[tau], v), v).long())
+
+        def highest(values: Tensor) -> Tensor:
+            # One after the other in the order of the samples: the same sums on every processor.
+            found = np.bincount(level, values.T.reshape(-1).numpy(), minlength=levels.numel())
+            return functional.pad(torch.from_numpy(found).view(levels.shape).cumsum(1), (1, 0))
+
+        correction = cheapest_bias(levels, cost(tau, fired, highest), layer.threshold)
         before = schedule.add(trained[tau] + batch.row(correction), v)
-        fired.add_(batch.grouped(v) + batch.grouped(before.expand(v.shape)) >= layer.threshold)
+        fired.add_(potentials + sampled(before, v) >= layer.threshold)
         return before
 
     spikes = batch.fire(layer, solve)
     return replace(layer, bias=schedule.array()), spikes
 
 
-def _sorted(potentials: Tensor) -> tuple[Tensor, Tensor]:
-    """Potentials (groups, n) in falling order, and where they stood, both int64; equal ones stay in their order."""
-    # Potentials and places sorted as one integer each, which NumPy does several times faster than any argsort.
-    bits = potentials.shape[1].bit_length()
-    keys = np.sort((-potentials.numpy() << bits) | np.arange(potentials.shape[1]), axis=1)
-    return torch.from_numpy(-(keys >> bits)), torch.from_numpy(keys & ((1 << bits) - 1))
+def _levels(potentials: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Levels (groups, L), falling along each row, that potentials (groups, n) may have, and each one's place there.
+
+    Both int64; places, in the order of ``potentials.T``, count through all rows of the levels.
+    """
+    groups, n = potentials.shape
+    highest = potentials.amax(1, keepdim=True)
+    if n >= (span := int((highest - potentials.amin(1, keepdim=True)).amax()) + 1):  # every integer is a level
+        levels, place = highest - torch.arange(span), highest - potentials
+    else:
+        # Potentials and places sorted as one integer each, which NumPy does several times faster than any argsort.
+        bits = n.bit_length()
+        keys = torch.from_numpy(np.sort((-potentials.numpy() << bits) | np.arange(n), axis=1))
+        levels = -(keys >> bits)
+        place = torch.empty_like(keys).scatter_(1, keys & ((1 << bits) - 1), torch.arange(n).expand(groups, n))
+    place = place + torch.arange(groups)[:, None] * levels.shape[1]
+    return levels, place.T.reshape(-1).numpy()
 
 
 def cheapest_bias(v: Tensor, cost: Tensor, theta: int) -> Tensor:

@@ -74,7 +74,8 @@ def compare(conversion: Conversion, x: Tensor, y: Any) -> Spiking:
         for part in x.split(BATCH):
             outputs = {INPUT: torch.from_numpy(network.input.encode(part.numpy()))}
             for layer, (floating, _, activation) in zip(network.layers, graph.walk(part), strict=True):
-                spikes, v = fast.fire(network, layer, arriving[layer.name](outputs), registers, record=False)
+                current = ([step] for step in arriving[layer.name](outputs))
+                spikes, v = fast.fire(network, layer, current, registers, record=False)
                 if layer.kind == "readout":
                     spiking.append(v[-1])
                     trained.append(activation)
