@@ -38,6 +38,7 @@ LARGEST = 4608  #: synapses of a neuron that are fitted together, 512 maps of 3x
 SAMPLES = 1 << 15  #: places at which currents are compared, at least, if there are as many
 PLACES = 16  #: such places for every synapse of a neuron, at least
 CHUNK = 1 << 22  #: values that synapses receive, at a time
+CACHED = 1 << 18  #: currents that are computed at a time
 EXACT = 1 << 24  #: up to which float32 holds every integer
 BLOCK = 128  #: synapses that are rounded before the others hear of it
 
@@ -68,7 +69,7 @@ def fit(
     counts = {
         edge.source: outputs[edge.source].double() * timesteps * 2.0**edge.exponent
         if edge.source == INPUT
-        else outputs[edge.source].sum(0, dtype=torch.uint8 if timesteps < 256 else torch.int32).float()
+        else _counted(outputs[edge.source])
         for edge in edges
     }
     trained = torch.from_numpy(layer.bias.sum(0, dtype=np.int64)).double()
@@ -76,7 +77,7 @@ def fit(
     missing = timesteps * wanted
     for i, edge in enumerate(edges):
         if i != chosen[0]:
-            missing -= _map(edge.synapse, counts[edge.source]).reshape(missing.shape)
+            _add(missing, edge.synapse, counts[edge.source], -1)
 
     apart = trained.ndim > 1  # a bias of its own for every neuron
     for turn, i in enumerate(chosen):
@@ -86,11 +87,12 @@ def fit(
         trained_weights = nominal[i] / 2.0 ** edges[i].exponent
         rows = trained_weights.reshape(groups, len(trained_weights) // groups, -1).mT  # (groups, F, outputs of a group)
         if turn:
-            missing += _map(synapse, arrived).reshape(missing.shape)
+            _add(missing, synapse, arrived)
         # What one part of the synapses is fitted to lacks what the others cause.
-        others = float(rows.abs().sum(1).max() * arrived.abs().max()) if rows.shape[1] > LARGEST else 0.0
+        others = float(rows.abs().sum(1).max()) * _largest(arrived) if rows.shape[1] > LARGEST else 0.0
         step = grid(arrived, edges[i].exponent, missing, others)
-        missing.div_(step).round_().mul_(step)
+        for part in _parts(missing):
+            part.div_(step).round_().mul_(step)
         pairs = partial(how.pairs, synapse, arrived, missing, max(SAMPLES, PLACES * rows.shape[1]))
         integers, beta = _solve(rows, pairs, chip.weight_limit, keep)
         synapse = replace(synapse, weight=integers.mT.reshape(nominal[i].shape).to(torch.int32).numpy())
@@ -99,7 +101,7 @@ def fit(
         beta = beta.reshape(layer.shape) if how.apart else beta.reshape(-1, *(1,) * (bias.ndim - 1))
         bias += beta
         if i != chosen[-1]:
-            missing -= _map(synapse, arrived).reshape(missing.shape) + beta.float()
+            _add(missing, synapse, arrived, -1, beta.float())
     if not apart:
         bias = bias.reshape(len(trained), -1)[:, 0]
     return replace(layer, edges=tuple(edges), bias=bias_schedule(bias / timesteps, timesteps))
@@ -140,8 +142,13 @@ def _fitted(
         if others is not None:
             z = z - others.mT @ x.to(z)
             x = x[:, block]
-        for total, part in ((square, x @ x.mT), (mean, x.sum(2)), (product, x.to(z) @ z.mT), (target, z.sum(2))):
+        for some in range(0, f, BLOCK):  # half of what is symmetric
+            upto = some + BLOCK
+            square[:, some:upto, :upto] += x[:, some:upto] @ x[:, :upto].mT
+        for total, part in ((mean, x.sum(2)), (product, x.to(z) @ z.mT), (target, z.sum(2))):
             total += part
+    for some in range(BLOCK, f, BLOCK):
+        square[:, :some, some : some + BLOCK] = square[:, some : some + BLOCK, :some].mT
     for total in (square, mean, product, target):
         total /= n
     square -= mean[:, :, None] * mean[:, None]
@@ -169,25 +176,64 @@ def grid(counts: Tensor, exponent: int, missing: Tensor, beside: float = 0.0) ->
     Counts are integers, or where ``exponent`` is negative multiples of ``2**exponent``. A sum has a product for every
     sample and place at most, and float64 holds every integer up to 2**53.
     """
-    reach = float(missing.abs().max()) + beside
-    largest = missing[:, 0].numel() * float(counts.abs().max()) / 2.0 ** min(exponent, 0) * reach
+    reach = _largest(missing) + beside
+    largest = missing[:, 0].numel() * _largest(counts) / 2.0 ** min(exponent, 0) * reach
     return 2.0 ** (math.ceil(math.log2(max(largest, 1.0))) - 52)
 
 
-def _map(synapse: Synapse, counts: Tensor) -> Tensor:
-    """Currents over the whole window that spike counts (B, *source) cause, exact."""
-    weight = torch.from_numpy(synapse.weight.copy())
-    largest = int(weight.flatten(1).abs().sum(1).max()) * float(counts.abs().max())
-    exact = torch.float64 if largest >= EXACT else counts.dtype
-    return SYNAPSES[type(synapse)].map(synapse, weight.to(exact), counts.to(exact))
+def _counted(spikes: Tensor) -> Tensor:
+    """Count the spikes (T, B, *shape) of each neuron: uint8 (B, *shape), or int32 where they may be more."""
+    counts = spikes[0].to(torch.uint8 if len(spikes) < 256 else torch.int32, copy=True)
+    for step in spikes[1:]:
+        counts += step
+    return counts
+
+
+def _parts(values: Tensor) -> Sequence[Tensor]:
+    """View (B, ...) in parts of samples that stay in the cache: what is large costs more to read than to work on."""
+    return values.split(max(1, CACHED // max(1, values[0].numel())))
+
+
+def _largest(values: Tensor) -> float:
+    """Return the largest magnitude of (B, ...)."""
+    return max(abs(float(extreme)) for part in _parts(values) for extreme in torch.aminmax(part))
+
+
+def _add(missing: Tensor, synapse: Synapse, counts: Tensor, sign: int = 1, beside: Tensor | float = 0.0) -> None:
+    """Add to ``missing``, or take from it, the currents over the whole window that spike counts cause, exact.
+
+    ``counts`` (B, *source) are integers, or a payload in float64; ``beside`` is added to the currents.
+    """
+    weight, largest = torch.from_numpy(synapse.weight.copy()), _largest(counts)
+    exact = torch.float64 if int(weight.flatten(1).abs().sum(1).max()) * largest >= EXACT else _quickest(counts)
+    weight, compute = weight.to(exact), SYNAPSES[type(synapse)].map
+    parts = _parts(missing)
+    for part, some in zip(parts, counts.split(len(parts[0])), strict=True):
+        part.add_(compute(synapse, weight, some.to(exact)).reshape(part.shape) + beside, alpha=sign)
+
+
+def _quickest(counts: Tensor) -> torch.dtype:
+    return counts.dtype if counts.is_floating_point() else torch.float32
+
+
+def _size(counts: Tensor, values: int) -> int:
+    """How many samples, or places, to pair at a time where each brings so many values.
+
+    Integers are multiplied in float32, the quickest, and are so few that sums of their squares are exact.
+    """
+    size = CHUNK // values
+    if _quickest(counts) == torch.float32:
+        size = min(size, int(EXACT / max(_largest(counts) ** 2, 1.0)))
+    return max(1, size)
 
 
 def _dense_pairs(synapse: Dense, counts: Tensor, missing: Tensor, most: int) -> Iterator[tuple[Tensor, Tensor]]:
-    yield counts.flatten(1).T.double()[None], missing.flatten(1).T.double()[None]
+    x, z, size = counts.flatten(1), missing.flatten(1), _size(counts, synapse.weight.shape[1])
+    for some, lacking in zip(x.split(size), z.split(size), strict=True):
+        yield some.T.to(_quickest(counts))[None], lacking.T.double()[None]
 
 
 def _conv2d_pairs(synapse: Conv2d, counts: Tensor, missing: Tensor, most: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pair in parts: counts in float32, which multiply fastest, are so few that sums of their squares are exact."""
     samples, places = positions(missing.shape, most)
     stride, (top, left), dilation, groups = synapse.geometry
     kernel, width = synapse.weight.shape[2:], missing.shape[3]
@@ -196,14 +242,12 @@ def _conv2d_pairs(synapse: Conv2d, counts: Tensor, missing: Tensor, most: int) -
     corner = places // width * stride[0] * row + places % width * stride[1]
     tap = torch.arange(kernel[0])[:, None] * dilation[0] * row + torch.arange(kernel[1]) * dilation[1]
     sources, lacking = padded.flatten(2), missing.flatten(2)
-    size = CHUNK // (counts.shape[1] * tap.numel())
-    if counts.dtype == torch.float32:
-        size = min(size, int(EXACT / max(float(counts.max()) ** 2, 1.0)))
-    for part in torch.arange(len(places)).split(max(1, size)):
+    for part in torch.arange(len(places)).split(_size(counts, counts.shape[1] * tap.numel())):
         at = samples[part]
         x = sources[at[:, None], :, corner[part, None] + tap.flatten()]  # (n, taps, C_in)
         z = lacking[at, :, places[part]].double()
-        yield x.mT.reshape(len(at), groups, -1).permute(1, 2, 0), z.T.reshape(groups, -1, len(at))
+        x = x.mT.to(_quickest(counts)).reshape(len(at), groups, -1)
+        yield x.permute(1, 2, 0), z.T.reshape(groups, -1, len(at))
 
 
 @dataclass(frozen=True)

@@ -120,9 +120,10 @@ def exact(batch: Batch) -> tuple[Layer, Tensor]:
 def mse(batch: Batch) -> tuple[Layer, Tensor]:
     """Minimise ``E (S[t-1] + s[t] - (t+1) * a)^2``, the squared error of the running sum of spikes, at every step.
 
-    To fire costs ``1 + 2 * (S[t-1] - (t+1) * a)``, of which half is summed here; the neurons with the highest potentials
-    fire first, so prefix sums over them tell how many should. In thresholds, a clipped to 0..1. Copies of a neuron each
-    have a target of their own, ``(t+1) * a + (g + 1/2) / G - 1/2`` of copy g of G, or all would learn to fire together.
+    To fire costs ``1 + 2 * (S[t-1] - (t+1) * a)``, of which half is summed here; the neurons with the highest
+    potentials fire first, so prefix sums over them tell how many should. In thresholds, a clipped to 0..1. Copies of a
+    neuron each have a target of their own, ``(t+1) * a + (g + 1/2) / G - 1/2`` of copy g of G, or all would learn to
+    fire together.
     """
     a = batch.grouped(batch.target).double().clamp(0, 1)
     half = 0.5 - batch.grouped(batch.beside.expand(batch.target.shape)).double()

@@ -53,7 +53,7 @@ def calibrate(
                 for edge in floating.edges
             ]
             # Its bias is in the schedule already, and with it the shift that an initial potential may ask for.
-            wanted = (current - floating.spread) * spatial(plan.su, layer.shape).float()
+            wanted = (current - floating.spread).mul_(spatial(plan.su, layer.shape).float())
             layer = fit.fit(network, layer, nominal, outputs, wanted, chip, keep=recipe.weights == "tuned")
             del wanted
         target = activation * (spatial(plan.su, layer.shape) / (plan.threshold or 1)).float()
