@@ -61,6 +61,6 @@ def positions(shape: Sequence[int], most: int = VALUES) -> tuple[Tensor, Tensor]
 
 
 def sampled(x: Tensor, most: int = VALUES) -> Tensor:
-    """Thin (B, C, ...) out to about ``most`` values per channel, evenly: (C, n)."""
+    """Thin (B, C, ...) out to about ``most`` values per channel, evenly: (C, n), a channel's beside each other."""
     samples, places = positions(x.shape, most)
-    return x.reshape(*x.shape[:2], -1)[samples, :, places].T
+    return x.reshape(*x.shape[:2], -1)[samples, :, places].T.contiguous()

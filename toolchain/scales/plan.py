@@ -183,8 +183,8 @@ def plan_layer(
     graded, noise, rounding = rounding_noise(graph, layer, units, values)
     a = sampled(layer.activate(current))
     energy = (a.double() ** 2).sum(1)
-    low, high = (by_channel(c).double() for c in (current.amin(0)[None], current.amax(0)[None]))
-    low, high, beta = low.amin(1), high.amax(1), layer.bias.reshape(len(theta), -1).double().abs().amax(1)
+    low, high = by_channel(current).amin(1).double(), by_channel(current).amax(1).double()
+    beta = layer.bias.reshape(len(theta), -1).double().abs().amax(1)
 
     by_bias = _by_bias(layer, recipe)
     brought = MARGIN * timesteps * torch.maximum(-low, high)

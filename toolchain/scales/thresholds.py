@@ -11,6 +11,7 @@ from sim.findings import refuse
 from toolchain.graph.channels import by_channel, sampled
 
 GRID = 100  #: fractions of the maximum that the MSE search tries, as in SNN Calibration's public setting
+CACHED = 1 << 17  #: values whose error is computed at a time
 RARE = 64  #: positive values of a channel in the sample, below which it is looked at where it is positive
 
 
@@ -20,11 +21,12 @@ def quantisation_error(a: Tensor, theta: Tensor, timesteps: int) -> Tensor:
     ``|clip(floor(a*T/theta + 1/2), 0, T) * theta/T - a|^2`` (Li et al., SNN Calibration, ICML 2021), for ``a`` (C, n)
     and ``theta`` (C,); returns (C,).
     """
-    step = (theta / timesteps)[:, None]
-    spikes = a / step
-    return (spikes - (spikes + 0.5).floor_().clamp_(0, timesteps)).square_().mean(1, dtype=torch.float64) * step[
-        :, 0
-    ] ** 2
+    step, channels, errors = theta / timesteps, max(1, CACHED // max(1, a.shape[1])), []
+    for part, height in zip(a.split(channels), step.split(channels), strict=True):
+        spikes = part / height[:, None]
+        spikes -= (spikes + 0.5).floor_().clamp_(0, timesteps)
+        errors.append(spikes.square_().mean(1, dtype=torch.float64))
+    return torch.cat(errors) * step**2
 
 
 def _maximum(activations: Tensor, timesteps: int) -> Tensor:
