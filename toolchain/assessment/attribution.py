@@ -132,19 +132,20 @@ def _layer(
 
     def merged(values: Tensor) -> Tensor:
         """Take the mean of copies: what they draw together."""
-        return values.double().unflatten(1, (-1, floating.copies)).mean(2)
+        values = values.double()
+        return values if floating.copies == 1 else values.unflatten(1, (-1, floating.copies)).mean(2)
 
     def by_channel(values: Tensor) -> Tensor:
-        return merged(values).transpose(0, 1).flatten(1).sum(1)
+        return merged(values).sum([0, *range(2, values.ndim)])
 
-    def squared(values: Tensor, other: Tensor) -> Tensor:
-        return (merged(values) * merged(other)).transpose(0, 1).flatten(1).sum(1)
+    def product(values: Tensor, other: Tensor) -> Tensor:
+        return (values * other).sum([0, *range(2, values.ndim)])
 
-    error = s - a
+    error, mean = merged(s - a), merged(a)
     return _Sums(
-        torch.stack([squared(part, error) for part in (f - a, g - f, c - g, q - c, s - q)]),
-        squared(error, error),
-        squared(a, a),
+        torch.stack([product(merged(part), error) for part in (f - a, g - f, c - g, q - c, s - q)]),
+        product(error, error),
+        product(mean, mean),
         by_channel(fired),
         by_channel(a),
         by_channel(a > theta / 2),
