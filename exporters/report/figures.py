@@ -27,6 +27,7 @@ COLOURS = dict(zip(PARTS, ("#C8C8C8", BLUE, VERMILION, "#56B4E9", "#009E73", "#0
 COLUMNS, PANEL = 4, 2.6  #: panels in a row of small multiples, and the side of one in inches
 DPI = 150
 LONGEST = 26  #: letters that fit above a panel
+BINS = 40  #: of wanted rates
 FINEST = 64  #: bins of a rate axis at most; beyond it the single rates k / T cannot be seen anyway
 
 
@@ -249,11 +250,13 @@ def rates_figure(rates: Rates) -> Figure:
     ``rates`` holds, by layer, ``clip(activation / theta, 0, 1)`` and the spikes per window step, both (n,) in 0..1.
     """
     figure, panels = _panels(len(rates))
-    wanted_edges, rate_edges = np.linspace(0, 1, 41), _rate_edges(rates)
-    counts = {name: np.histogramdd(pair, (wanted_edges, rate_edges))[0] for name, pair in rates.items()}
+    timesteps = _timesteps(rates)
+    # Bin edges half way between the rates k / T.
+    wanted_edges, rate_edges = np.linspace(0, 1, BINS + 1), (np.arange(timesteps + 2) - 0.5) / timesteps
+    counts = {name: _counted(*pair, timesteps) for name, pair in rates.items()}
     norm = LogNorm(1, max(2, *(count.max() for count in counts.values())))
     for axes, (name, count) in zip(panels, counts.items(), strict=True):
-        image = axes.pcolormesh(wanted_edges, rate_edges, np.ma.masked_equal(count.T, 0), norm=norm, cmap="YlGnBu")
+        image = axes.pcolormesh(wanted_edges, rate_edges, np.ma.masked_equal(count, 0), norm=norm, cmap="YlGnBu")
         axes.plot([0, 1], [0, 1], color=VERMILION, linewidth=1.2)
         wanted, rate = rates[name]
         known = wanted.std() > 0 and rate.std() > 0
@@ -266,12 +269,24 @@ def rates_figure(rates: Rates) -> Figure:
     return figure
 
 
-def _rate_edges(rates: Rates) -> np.ndarray:
-    """Bin edges half way between the rates k / T, T being the smallest that explains every rate that occurs."""
-    levels = np.unique(np.concatenate([rate for _, rate in rates.values()]))
+def _timesteps(rates: Rates) -> int:
+    """Find the smallest T whose k / T explain every rate that occurs, or ``FINEST``."""
+    fine = 1 << 16  # far finer than the rates to tell apart, and counted far sooner than sorted
+    occurs = sum(np.bincount(_nearest(rate, fine), minlength=fine + 1) for _, rate in rates.values())
+    levels = np.flatnonzero(occurs) / fine
     misses = ((np.abs(levels * t - np.rint(levels * t)).max(), t) for t in range(1, FINEST))
-    timesteps = next((t for miss, t in misses if miss < 1e-3), FINEST)
-    return (np.arange(timesteps + 2) - 0.5) / timesteps
+    return next((t for miss, t in misses if miss < 1e-3), FINEST)
+
+
+def _counted(wanted: np.ndarray, rate: np.ndarray, timesteps: int) -> np.ndarray:
+    """Count pairs of rates (n,): (timesteps + 1, BINS)."""
+    column = np.minimum((wanted * BINS).astype(int), BINS - 1)
+    counts = np.bincount(_nearest(rate, timesteps) * BINS + column, minlength=(timesteps + 1) * BINS)
+    return counts.reshape(timesteps + 1, BINS)
+
+
+def _nearest(rate: np.ndarray, timesteps: int) -> np.ndarray:
+    return np.rint(rate * timesteps).astype(int)
 
 
 def schedule_figure(network: Network) -> Figure:
