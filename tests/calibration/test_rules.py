@@ -128,6 +128,16 @@ def test_no_integer_bias_is_cheaper_and_none_as_cheap_is_nearer_to_0(
     assert abs(chosen) == min(abs(b) for b, c in cost.items() if c == cost[chosen])
 
 
+@pytest.mark.parametrize("reach", [3, 1000])  # levels are counted, or sorted
+def test_every_potential_stands_at_a_level_of_its_value_in_its_group(reach: int) -> None:
+    potentials = torch.from_numpy(np.random.default_rng(0).integers(-reach, reach, (5, 40)))
+    levels, places = rules._levels(potentials)
+    assert (levels.diff(dim=1) <= 0).all()
+    assert torch.equal(levels.flatten()[torch.from_numpy(places)].reshape(40, 5).T, potentials)
+    assert (levels.shape[1] == 2 * reach) == (reach == 3)
+    assert torch.equal(torch.from_numpy(places).reshape(40, 5) // levels.shape[1], torch.arange(5).expand(40, 5))
+
+
 # ---- rules, by hand --------------------------------------------------------------------------------------------------
 
 
