@@ -85,13 +85,16 @@ def test_every_engine_agrees(name: str, form: InputForm, tmp_path: Path, compare
     conversion.save(tmp_path / "a")
     loaded = bundle.load(tmp_path / "a")
     assert loaded.network == conversion.network
-    payload = loaded.network.input.encode(x[:2].numpy())
+    # What biases bring is a network, and so a run of Lava, for every sample: two of them in one case are enough.
+    samples = 2 if form == "payload" or name == "dense" else 1
+    payload = loaded.network.input.encode(x[:samples].numpy())
     found = engines.verify(loaded.network, payload, net_path=loaded.net_path)
     assert found.difference is None
     builds = name != "residual" and form != "currents"
     assert [run.engine for run in found.runs] == [e for e in engines.ENGINES if e != "netx" or builds]
-    trace = netx.load(loaded.net_path).run(payload)  # our loader, where netx builds nothing
-    assert first_difference(reference.run(loaded.network, payload), trace) is None
+    if not builds:  # our loader, where netx builds nothing
+        trace = netx.load(loaded.net_path).run(payload)
+        assert first_difference(reference.run(loaded.network, payload), trace) is None
     compared(f"reference = {form} on Lava")
 
 
