@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundles import CONFIG, PROVENANCE, RATES, contents, network, save
+from bundles import CONFIG, PROVENANCE, RATES, contents, network, save, save_reported
 from reports import REPORT
 
 from exporters import bundle
@@ -23,11 +23,12 @@ from sim.network import INPUT, Dense, Edge, Input, Network
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    save(tmp_path / "out", report=REPORT)
-    return tmp_path / "out"
+    return save_reported(tmp_path / "out")
 
 
-def test_a_bundle_comes_back_as_it_was_saved(saved: Path) -> None:
+def test_a_bundle_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    saved = tmp_path / "out"
+    save(saved, report=REPORT)
     assert bundle.load(saved) == bundle.Bundle(network(), CONFIG, PROVENANCE, REPORT, saved / "network.net")
     assert sorted(contents(saved)) == [
         "accuracy.png", "attribution.png", "bias_schedule.png", "config.json", "network.net", "provenance.json",

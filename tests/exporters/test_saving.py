@@ -14,7 +14,7 @@ import bundles
 import h5py
 import numpy as np
 import pytest
-from bundles import RATES, contents, network, save
+from bundles import RATES, contents, network, save, save_reported
 from matplotlib.figure import Figure
 from reports import REPORT
 
@@ -27,8 +27,7 @@ WAYS = ["exchange", "renames"]  #: in one step, and where the system cannot do t
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    save(tmp_path / "out", report=REPORT)
-    return tmp_path / "out"
+    return save_reported(tmp_path / "out")
 
 
 def refusal(directory: Path) -> str:
