@@ -80,7 +80,8 @@ def mobilenet() -> nn.Module:
 def torchvision(name: str, **options: Any) -> Any:
     from torchvision import models
 
-    return models.get_model(name, weights=None, **options)
+    known = models.list_models()
+    return models.get_model(name, weights=None, **options) if name in known else getattr(models, name)(**options)
 
 
 class DenseBlock(nn.Module):

@@ -30,9 +30,9 @@ def test_lenet() -> None:
 
 @pytest.mark.parametrize("layers", [11, 16])
 def test_vgg_with_batch_normalisation_and_average_pooling(layers: int) -> None:
-    graph = agree(networks.vgg(layers), (3, 32, 32))
+    graph = agree(networks.vgg(layers, narrower=4), (3, 32, 32))
     assert (len(graph.layers), edges(graph)) == (layers, layers)
-    assert tuple(graph.layers[-3].edges[0].map.weight.shape) == (32, 512 * 2 * 2)
+    assert tuple(graph.layers[-3].edges[0].map.weight.shape) == (32, 512 // 4 * 2 * 2)
 
 
 def check_resnet20(graph: FloatGraph) -> None:
@@ -89,8 +89,8 @@ def test_a_residual_network_over_sequences() -> None:
     ("name", "options", "shape", "obstacles"),
     [
         (
-            "vit_b_16",
-            {"image_size": 32},
+            "VisionTransformer",
+            {"image_size": 32, "patch_size": 16, "num_layers": 9, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32},
             (3, 32, 32),
             {"ln_1": "LayerNorm", "self_attention": "MultiheadAttention", "ln_2": "LayerNorm", "mlp.1": "GELU"},
         ),
