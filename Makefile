@@ -29,11 +29,14 @@ test: setup lint  ## lint, type-check and test everything but the slow tests
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 SSE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 TWO_THREADS := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive ANN2LOIHI_TEST_THREADS=2
+# What runs in a process of its own need not be compiled again in each.
+test test-processors test-slow: export PYTHONDONTWRITEBYTECODE :=
 NUMBERS := $(RUN) pytest -m "numbers and not slow and not lava" -n 2 --dist worksteal
 
+# On the second those that decide integers; what is measured of a network follows from them and from sums of both kinds.
 test-processors: setup  ## the tests that compare numbers, as on two other processors
 	$(AVX2) $(TWO_THREADS) $(NUMBERS)
-	$(SSE) OMP_NUM_THREADS=1 $(NUMBERS)
+	$(SSE) OMP_NUM_THREADS=1 $(NUMBERS) tests/calibration tests/graph tests/scales tests/test_convert.py
 
 test-slow: setup  ## the tests that take minutes
 	$(RUN) pytest -m slow

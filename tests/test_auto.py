@@ -47,8 +47,8 @@ def test_every_recipe_converts_the_kind_of_network_that_it_is_for() -> None:
     for name, meant in RECIPES.items():
         activation = next((trained(1.0) for part, trained in TRAINED.items() if part in name), nn.ReLU())
         model = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 3))
-        conversion = convert(model, x, 4, recipe=name)
-        assert conversion.recipe == replace(meant, timesteps=4, task="classes")
+        conversion = convert(model, x, 4, recipe=name, updates=2)
+        assert conversion.recipe == replace(meant, timesteps=4, task="classes", updates=2)
         assert conversion.network.holdoff == (1 if name in ("ann2loihi", "tuned") else 0)
         if meant.threshold == "given":
             with pytest.raises(Refused, match="0: its ReLU has no threshold of its own; choose another threshold rule"):

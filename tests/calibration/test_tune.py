@@ -111,7 +111,7 @@ def test_a_threshold_far_too_high_is_brought_down() -> None:
     one = FloatLayer("a", (1,), (FloatEdge(INPUT, FloatDense(torch.ones(1, 1))),), torch.zeros(1))
     out = FloatLayer("out", (1,), (FloatEdge("a", FloatDense(torch.ones(1, 1))),), torch.zeros(1), "readout")
     graph = FloatGraph((1,), (one, out))
-    made = tune(graph, x, {"a": torch.tensor([2.0])}, recipe(1500))
+    made = tune(graph, x, {"a": torch.tensor([2.0])}, recipe(800))
     # Steps of 0, theta / 2 and theta serve values in 0..1 best at a theta of 0.8.
     assert 0.6 < float(torch.as_tensor(made.layers[0].upper)) < 1.1
     unit = staircase(x, 2.0, T)
@@ -153,7 +153,7 @@ def test_tuned_weights_bring_few_steps_nearer_to_the_model_than_fitted_ones() ->
         wanted = model(digits.test_x)
     error = {}
     for weights in ("fitted", "tuned"):
-        conversion = convert(model, digits.calibration_x, T, weights=weights, method="exact", updates=1000)
+        conversion = convert(model, digits.calibration_x, T, weights=weights, method="exact", updates=600)
         assert chip.check(conversion.network) == []
         logits = torch.from_numpy(conversion.run(digits.test_x, record=False).logits[:, -1])
         error[weights] = float((logits / conversion.scales["fc"].su[0] / T - wanted).square().mean())
