@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ FRONT_ENDS = sorted((ROOT / "toolchain" / "frontends").rglob("*.py"))
 LAVA = {f"sim/on_lava/{name}.py" for name in ("graph", "loihi2", "runtime", "stepped")} | {"exporters/netx/loader.py"}
 
 
+@functools.cache
 def imports(path: Path) -> list[tuple[str, bool]]:
     """Dotted names of what is imported, each with whether the import runs when the file is imported."""
     tree = ast.parse(path.read_text())
@@ -124,6 +126,12 @@ def test_files_and_limits_cost_neither_lava_nor_torch_nor_processes() -> None:
     packages = {name.split(".")[0] for name in loaded.stdout.split()}
     assert {"h5py", "sim"} <= packages
     assert not packages & {"lava", "torch", "scipy", "multiprocessing", "unittest"}
+
+
+def test_the_process_of_a_target_does_not_wait_for_torch() -> None:
+    code = "import sys, exporters.device.visit, exporters.device.lava; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "False\n", done.stderr
 
 
 @pytest.mark.parametrize("module", ["toolchain.convert", "toolchain.assessment"])

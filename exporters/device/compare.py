@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from exporters.device.record import Record
-from exporters.engines import run as run_engine
 from sim.findings import refuse
 from sim.network import Layer, Network
 from sim.progress import track
@@ -48,9 +47,10 @@ def replay(record: Record, against: str = "reference") -> Comparison:
 
     Registers wrap silently on a chip, so overflows of the engine are not refused: they show as differences.
     """
+    from exporters.engines import run  # torch loads where it is needed: a target's process is there seconds earlier
 
     def expected(sample: int) -> Trace:
-        return run_engine(against, record.network, record.payload[sample : sample + 1], overflow="count")
+        return run(against, record.network, record.payload[sample : sample + 1], overflow="count")
 
     return compare(record.network, expected, record.trace, record.done, str(record.path))
 
