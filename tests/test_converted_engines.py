@@ -26,9 +26,19 @@ NETWORKS = {
 }
 
 
+#: Each network once, half of them holding off; the other halves take as long again.
+HELD = {"residual", "depthwise"}
+
+
 @pytest.mark.lava
-@pytest.mark.parametrize("holdoff", [0, 1])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "holdoff"),
+    [
+        pytest.param(name, holdoff, marks=[pytest.mark.slow] * (holdoff != (name in HELD)))
+        for name in NETWORKS
+        for holdoff in (0, 1)
+    ],
+)
 def test_a_converted_network_runs_the_same_on_every_engine(
     name: str, holdoff: int, compared: Callable[[str], None]
 ) -> None:

@@ -77,8 +77,15 @@ def test_reference_and_fast_agree_and_biases_bring_what_payloads_do(
 
 @pytest.mark.lava
 @pytest.mark.filterwarnings("ignore:pandas not found:ImportWarning")
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        # The residual network begins with a convolution, too.
+        pytest.param(name, form, marks=[pytest.mark.slow] * (name == "convolutional" and form == "currents"))
+        for name in MODELS
+        for form in FORMS
+    ],
+)
 def test_every_engine_agrees(name: str, form: InputForm, tmp_path: Path, compared: Callable[[str], None]) -> None:
     """From a directory, as `ann2loihi verify` does."""
     conversion, x = converted(name, form)

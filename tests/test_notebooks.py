@@ -73,13 +73,13 @@ def test_only_measured_numbers_may_differ_and_only_a_little(old: str, new: str, 
     assert difference(LINES, LINES.replace(old, new, 1)) == found
 
 
-#: It converts forty times, and none of what it shows is compared.
-SLOW = "03_few_steps.ipynb"
+#: The one trains a network first, the other converts forty times.
+SLOW = ("02_your_own_network.ipynb", "03_few_steps.ipynb")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")  # of jupyter_client and tornado
 @pytest.mark.parametrize(
-    "path", [pytest.param(p, marks=[pytest.mark.slow] * (p.name == SLOW)) for p in NOTEBOOKS], ids=lambda p: p.name
+    "path", [pytest.param(p, marks=[pytest.mark.slow] * (p.name in SLOW)) for p in NOTEBOOKS], ids=lambda p: p.name
 )
 def test_a_notebook_runs_and_prints_what_it_carries(path: Path) -> None:
     stored = nbformat.read(path, as_version=4)

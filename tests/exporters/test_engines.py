@@ -114,7 +114,7 @@ def quiet(network: Network, payload: np.ndarray) -> bool:
 
 # A run on Lava takes about a second, more with every step and layer, each a process that is forked: networks of few
 # steps, and no shrinking, which would rerun a failing case hundreds of times.
-LAVA_CASES = settings(CASES, max_examples=8, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+LAVA_CASES = settings(CASES, max_examples=7, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 
 
 @pytest.mark.lava
@@ -132,7 +132,7 @@ def test_both_lava_forms_equal_the_reference_on_random_networks(
 
 
 @pytest.mark.lava
-@settings(LAVA_CASES, max_examples=10)
+@settings(LAVA_CASES, max_examples=8)
 @given(networks(max_layers=1, longest=6))
 def test_the_stock_form_equals_the_reference_within_silicons_registers(
     compared: Callable[[str], None], case: tuple[Network, np.ndarray]
