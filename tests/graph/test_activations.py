@@ -55,6 +55,27 @@ def test_the_gradient_of_qcfs_goes_straight_through_the_floor() -> None:
     assert float(activation.threshold.grad) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("theta", [torch.tensor(1.3), torch.tensor([[[0.7]], [[1.9]]])], ids=["layer", "channels"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
+def test_learning_takes_fewer_passes_to_the_same_values_and_gradients(theta: Tensor, kind: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(8, 2, 5, 5, generator=generator).to(kind)
+    towards, results = torch.randn(8, 2, 5, 5, generator=generator), []
+    for learning in (False, True):
+        x, threshold = drawn.clone().requires_grad_(), theta.clone().requires_grad_()
+        y = staircase(x, threshold, 4, learning)
+        (y * towards).sum().backward()
+        results.append((y.detach(), x.grad, threshold.grad))
+    (plain, *expected), (quick, *found) = results
+    assert torch.equal(plain, quick)
+    assert plain.dtype == quick.dtype
+    for one, other in zip(expected, found, strict=True):
+        assert isinstance(one, Tensor)
+        assert isinstance(other, Tensor)
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert torch.allclose(one.float(), other.float(), rtol=0.05 if kind == torch.bfloat16 else 1e-4, atol=1e-4)
+
+
 def test_lambda_is_learnt() -> None:
     torch.manual_seed(0)
     x, activation = torch.rand(4096) * 3, QCFS(8)

@@ -68,6 +68,7 @@ def tune(graph: FloatGraph, x: Tensor, thetas: Mapping[str, Tensor], recipe: Rec
     def student() -> FloatGraph:
         return replace(graph, layers=tuple(copy.tuned(recipe.timesteps) for copy in copies))
 
+    x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x  # convolutions of few channels gain
     mean, generator = x.mean(0), torch.Generator().manual_seed(0)
     for _ in track("tuning", range(recipe.updates)):
         batch = x[torch.randperm(len(x), generator=generator)[:BATCH]]

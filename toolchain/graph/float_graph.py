@@ -105,7 +105,7 @@ class FloatLayer:
         upper = torch.as_tensor(self.upper).reshape(-1, *(1,) * (len(self.shape) - 1))
         if self.levels is None:
             return clipped(current, upper)
-        return slipped(current, upper, self.levels, self.slope)
+        return slipped(current, upper, self.levels, self.slope, current.requires_grad)
 
 
 @dataclass(frozen=True, eq=False)
