@@ -131,17 +131,32 @@ def test_both_lava_forms_equal_the_reference_on_random_networks(
         compared(f"reference = Lava {form}")
 
 
+def within_silicons_registers(compared: Callable[[str], None], case: tuple[Network, np.ndarray]) -> None:
+    """Compare the stock form with the reference, where silicon can hold the network."""
+    network, payload = case
+    assume(quiet(network, payload))
+    trace = on_lava.run(network, payload, form="stock", period="power of two")
+    assert first_difference(reference.run(network, payload), trace) is None
+    compared("reference = Lava stock at a period of a power of two")
+
+
 @pytest.mark.lava
 @settings(LAVA_CASES, max_examples=8)
 @given(networks(max_layers=1, longest=6))
 def test_the_stock_form_equals_the_reference_within_silicons_registers(
     compared: Callable[[str], None], case: tuple[Network, np.ndarray]
 ) -> None:
-    network, payload = case
-    assume(quiet(network, payload))
-    trace = on_lava.run(network, payload, form="stock", period="power of two")
-    assert first_difference(reference.run(network, payload), trace) is None
-    compared("reference = Lava stock at a period of a power of two")
+    within_silicons_registers(compared, case)
+
+
+@pytest.mark.lava
+@pytest.mark.slow
+@settings(LAVA_CASES, max_examples=48)
+@given(networks(max_layers=1))
+def test_the_stock_form_equals_the_reference_within_silicons_registers_on_many_networks(
+    compared: Callable[[str], None], case: tuple[Network, np.ndarray]
+) -> None:
+    within_silicons_registers(compared, case)
 
 
 @pytest.mark.lava
