@@ -14,13 +14,11 @@ def _scan(
     currents: np.ndarray,
     begin: int,
     steps: int,
-    left: int,
-    right: int,
+    scale: np.float32,
     more: np.ndarray,
     more_begin: int,
     more_steps: int,
-    more_left: int,
-    more_right: int,
+    more_scale: np.float32,
     weight: np.ndarray,
     offsets: np.ndarray,
     phase: int,
@@ -34,16 +32,19 @@ def _scan(
     """Run one layer over its busy steps, all in 32 bits.
 
     ``currents`` (B, steps, N), or (B, 1, N) for what is the same at each of them, float32 or int32, arrive from busy
-    step ``begin`` on, shifted; so does ``more``, uint8 or float32, times ``weight`` (period,). ``offsets`` (1 + T,
-    period) is v0, then v0 + cumulative bias at every window step. A period below N repeats and is ``width``, the
-    neurons at a time. Writes ``spikes`` (B, T, N), ``potentials`` after the reset (B, busy steps or 0, N), how often
-    each neuron fires into ``counts`` (B or 0, N), and ``peaks`` (B,), the largest |v| or |u| before a reset.
+    step ``begin`` on, times ``scale``, a power of two (1 for int32), rounded down; so does ``more``, uint8 or float32,
+    and then times ``weight`` (period,). ``offsets`` (1 + T, period) is v0, then v0 + cumulative bias at every window
+    step. A period below N repeats and is ``width``, the neurons at a time. Writes ``spikes`` (B, T, N), ``potentials``
+    after the reset (B, busy steps or 0, N), how often each neuron fires into ``counts`` (B or 0, N), and ``peaks``
+    (B,), the largest |v| or |u| before a reset.
     """
     integer = np.int32
     theta = integer(threshold)
     samples, window, size = spikes.shape
     busy, kept = phase + window, potentials.shape[1]
     period = offsets.shape[1]
+    # Shifts by a number that is not known when this is compiled take twice as long: those of 64 bits.
+    whole, more_whole = scale == 1, more_scale == 1
     u = np.empty(min(width, size), np.int32)
     for n in range(samples):
         peak = integer(0)
@@ -59,8 +60,9 @@ def _scan(
                     row_of_more = more[n, j if more.shape[1] > 1 else 0, start:stop]
                     factor = weight[base : base + w]
                     for i in range(w):
-                        product = integer(integer(row_of_more[i]) * factor[i])
-                        u[i] = integer(u[i] + integer(integer(product << more_left) >> more_right))
+                        m = row_of_more[i]
+                        brought = integer(m) if more_whole else integer(np.floor(np.float32(m) * more_scale))
+                        u[i] = integer(u[i] + integer(brought * factor[i]))
                 j = t - begin
                 arrives = 0 <= j < steps
                 row = currents[n, j if arrives and currents.shape[1] > 1 else 0, start:stop]
@@ -69,7 +71,9 @@ def _scan(
                     out = spikes[n, tau, start:stop]
                     if arrives:
                         for i in range(w):
-                            y = integer(u[i] + integer(integer(integer(row[i]) << left) >> right))
+                            c = row[i]
+                            current = integer(c) if whole else integer(np.floor(np.float32(c) * scale))
+                            y = integer(u[i] + current)
                             x = integer(y + offset[i])
                             fires = x >= theta
                             peak = max(peak, max(integer(abs(x)), integer(abs(y))))
@@ -86,7 +90,9 @@ def _scan(
                 else:
                     if arrives:
                         for i in range(w):
-                            u[i] = integer(u[i] + integer(integer(integer(row[i]) << left) >> right))
+                            c = row[i]
+                            current = integer(c) if whole else integer(np.floor(np.float32(c) * scale))
+                            u[i] = integer(u[i] + current)
                     for i in range(w):
                         y = u[i]
                         x = integer(y + offset[i])

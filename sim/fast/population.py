@@ -75,9 +75,11 @@ class Population:
         #: v0, then v0 + cumulative bias: (1 + T, period)
         self.offsets = torch.cat([self._tiled(layer.v0[None]), self._tiled(offsets)])
         self._once = self._tiled(np.ones(1, int))
-        #: By edge: weights (period,) where each neuron reads the one spike in its own place
+        #: By edge: weights (period,), shifted, where each neuron reads the one spike in its own place
         self.relays = [
-            None if edge.source == INPUT or synapse.elementwise is None else self._tiled(synapse.elementwise)
+            None
+            if edge.source == INPUT or (weights := synapse.elementwise) is None
+            else self._tiled(shift(weights.astype(np.int64), edge.exponent))
             for edge, synapse in self.synapses
         ]
 
@@ -101,7 +103,7 @@ class Population:
             begin, steps = self.network.phase[edge.source] + 1 - self.busy.start, self.network.timesteps
             sent = outputs[edge.source]
             if weight is not None:
-                found.append(Arrival(sent, begin, steps, edge.exponent, weight))
+                found.append(Arrival(sent, begin, steps, weight=weight))
                 continue
             values = synapse(sent if edge.source == INPUT else frames(sent, self.network.shape_of(edge.source)))
             values = values.view(sent.shape[0], -1, self.size)
@@ -145,8 +147,8 @@ class Population:
         potentials = np.empty((samples, len(self.busy) if record else 0, size), np.int32)
         counts, peaks = np.empty((samples if count else 0, size), np.int32), np.empty(samples, np.int32)
         scan(
-            *(current.values.numpy(), current.begin, current.steps, *_shifts(current.exponent)),
-            *(more.values.numpy(), more.begin, more.steps, *_shifts(more.exponent)),
+            *(current.values.numpy(), current.begin, current.steps, np.float32(2.0**current.exponent)),
+            *(more.values.numpy(), more.begin, more.steps, np.float32(2.0**more.exponent)),
             (self._once if more.weight is None else more.weight).numpy(),
             *(self.offsets.numpy(), self.phase, min(size, NEAR) if self.period == size else self.period),
             layer.threshold if layer.kind == "spiking" else NEVER,
@@ -251,10 +253,6 @@ def _period(layer: Layer, own: int) -> int:
     """Of a layer with so many constants of its own, at most ``NEAR`` where they repeat."""
     repeats = layer.size // own
     return own * max((n for n in range(2, NEAR // own + 1) if repeats % n == 0), default=1)
-
-
-def _shifts(exponent: int) -> tuple[int, int]:
-    return max(exponent, 0), max(-exponent, 0)
 
 
 def _reach(network: Network, layer: Layer) -> int:
