@@ -36,7 +36,7 @@ NUMBERS := $(RUN) pytest -m "numbers and not slow and not lava" -n 2 --dist work
 # On the second those that decide integers; what is measured of a network follows from them and from sums of both kinds.
 test-processors: setup  ## the tests that compare numbers, as on two other processors
 	$(AVX2) $(TWO_THREADS) $(NUMBERS)
-	$(SSE) OMP_NUM_THREADS=1 $(NUMBERS) tests/calibration tests/graph tests/scales tests/test_convert.py
+	$(SSE) OMP_NUM_THREADS=1 $(NUMBERS) tests/calibration tests/graph tests/scales tests/test_convert.py tests/frontends/test_proof.py
 
 test-slow: setup  ## the tests that take minutes
 	$(RUN) pytest -m slow

@@ -17,6 +17,8 @@ GEOMETRIES = {
     "points": ((6, 3, 1, 1), Geometry((2, 2))),
     "the whole": ((6, 3, 9, 8), Geometry()),
     "grouped": ((6, 1, 3, 3), Geometry(padding=(1, 1), groups=3)),
+    "selecting": ((3, 1, 1, 1), Geometry((2, 3), groups=3)),
+    "selecting, padded": ((3, 1, 1, 1), Geometry((2, 3), (1, 1), groups=3)),
 }
 
 
