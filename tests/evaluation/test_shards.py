@@ -391,7 +391,7 @@ def test_a_killed_evaluation_goes_on_and_prints_what_a_plain_one_does(place: Pat
     done = [json.loads(line)["shard"] for line in kept.read_bytes().split(b"\n")[1:-1]]
     assert 3 <= len(done) < 30
     pids = {int(line.split()[0]) for line in (place / "seen").read_text().splitlines()}
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while any(map(alive, pids)):  # its workers end with it
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -416,7 +416,7 @@ def test_an_interrupt_ends_all_processes_in_silence(place: Path) -> None:
         assert running.poll() is None, running.communicate()
         time.sleep(0.02)
     os.killpg(running.pid, signal.SIGINT)
-    assert running.communicate(timeout=30) == ("", "")
+    assert running.communicate(timeout=120) == ("", "")
     assert running.returncode == 130
     pids = {int(line.split()[0]) for line in (place / "seen").read_text().splitlines()}
     assert not any(map(alive, pids))
