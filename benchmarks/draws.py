@@ -5,7 +5,7 @@ step; choices are not made here, so each configuration looks at the labels once 
 
     python -m benchmarks.draws --data DIR --weights FILE.pt --timesteps 2,4,8 --draws 3 -o build/draws.json --resume
     python -m benchmarks.draws --data DIR --weights FILE.pt --timesteps 4 --budgets 2 -o build/draws.json --resume
-    python -m benchmarks.draws --data DIR --weights FILE.pt --recipes tuned --calibration 2048 --updates 3000 -o ...
+    python -m benchmarks.draws --data DIR --weights FILE.pt --recipes tuned --calibration 2048 --mirrored -o FILE.json
 """
 
 from __future__ import annotations
@@ -140,6 +140,7 @@ def main(
     holdoffs: Annotated[str, typer.Option(help="K, separated by commas.")] = "1",
     budgets: Annotated[str, typer.Option(help="Budgets of neurons, in multiples of the network's own.")] = "1",
     updates: Annotated[int | None, typer.Option(help="Gradient steps of recipes that tune weights.")] = None,
+    mirrored: Annotated[bool, typer.Option("--mirrored", help="Tune weights on mirrored images too.")] = False,
     calibration: Annotated[int, typer.Option(help="Images of a draw.")] = 512,
     draws: Annotated[int, typer.Option(help="Draws of calibration images.")] = 3,
     samples: Annotated[int | None, typer.Option(metavar="N", help="Test images; all by default.")] = None,
@@ -152,7 +153,7 @@ def main(
         multiples = [float(budget) for budget in names(budgets)]
     except ValueError:
         raise refuse("--budgets", repr(budgets), "give numbers separated by commas") from None
-    changes: Row = {} if updates is None else {"updates": updates}
+    changes: Row = {"mirrored": mirrored} | ({} if updates is None else {"updates": updates})
     wanted = [
         Wanted(name, named(name, timesteps=t, holdoff=k, neuron_budget=budget, **changes), calibration, draw)
         for name, budget, k, t, draw in product(

@@ -49,6 +49,10 @@ class Recipe:
         ),
     )
     updates: int = field(default=2000, metadata=_about("Gradient steps that tune weights.", limits=(1, 10_000_000)))
+    mirrored: bool = field(
+        default=False,
+        metadata=_about("Whether inputs mean the same mirrored left to right; weights are then tuned on both."),
+    )
     copies: int = field(
         default=1, metadata=_about("Neurons that draw each activation together, each T levels of it.", limits=(1, 64))
     )

@@ -126,6 +126,18 @@ def test_the_same_inputs_give_the_same_network(residual: FloatGraph) -> None:
         assert all(torch.equal(e.map.weight, f.map.weight) for e, f in zip(a.edges, b.edges, strict=True))
 
 
+def test_mirrored_inputs_teach_both_sides_alike() -> None:
+    """One half of every input is 0, so that only what is mirrored says anything of that half's weights."""
+    x = torch.rand(64, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1, 0, 0])
+    hidden = FloatLayer("a", (1,), (FloatEdge(INPUT, FloatDense(torch.tensor([[1.0, 2, 3, 4]]))),), torch.zeros(1))
+    out = FloatLayer("out", (1,), (FloatEdge("a", FloatDense(torch.ones(1, 1))),), torch.zeros(1), "readout")
+    graph = FloatGraph((4,), (hidden, out))
+    for mirrored in (False, True):
+        made = tune(graph, x, {"a": torch.tensor([3.0])}, replace(recipe(50), mirrored=mirrored))
+        moved = made.layers[0].edges[0].map.weight != graph.layers[0].edges[0].map.weight
+        assert moved.tolist() == [[True, True, mirrored, mirrored]]
+
+
 @pytest.mark.parametrize("samples", [1, 5])
 def test_few_inputs_are_mixed_too(samples: int, residual: FloatGraph) -> None:
     x = inputs(samples)

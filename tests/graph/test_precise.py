@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from sim.network import Geometry
-from toolchain.graph import precise
+from toolchain.graph import FloatConv2d, precise
 
 GEOMETRIES = {
     "plain": ((5, 3, 3, 2), Geometry()),
@@ -31,9 +31,11 @@ def test_it_is_torch_s_convolution(name: str, cached: int, monkeypatch: pytest.M
     weight = torch.randint(-100, 101, shape, generator=generator).double()  # sums of integers are exact
     for samples in (0, 1, 5):
         x = torch.randint(-100, 101, (samples, 3, 9, 8), generator=generator).float()
-        made = precise.conv2d(x, weight, geometry)
-        assert made.dtype == torch.float32
-        assert torch.equal(made, functional.conv2d(x.double(), weight, None, *geometry).float())
+        wanted = functional.conv2d(x.double(), weight, None, *geometry).float()
+        for kind in (torch.float32, torch.float64):
+            made = FloatConv2d(weight.to(kind), geometry)(x)
+            assert made.dtype == torch.float32
+            assert torch.equal(made, wanted)
 
 
 def test_sums_are_float64_and_rounded_once() -> None:

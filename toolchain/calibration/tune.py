@@ -15,7 +15,8 @@ phi in 0..pi/2, in a way that keeps their contrast (as Tokozume et al., Between-
     mean(x) + cos(phi) * (x1 - mean(x)) + sin(phi) * (x2 - mean(x))
 
 What the teacher says about a mixture needs no labels either. Plain averages have less contrast than real inputs, and
-what is learnt on them fits real ones less well.
+what is learnt on them fits real ones less well. Where the recipe says that inputs mean the same ``mirrored``, each is
+turned around by half a chance.
 """
 
 from __future__ import annotations
@@ -72,6 +73,9 @@ def tune(graph: FloatGraph, x: Tensor, thetas: Mapping[str, Tensor], recipe: Rec
     mean, generator = x.mean(0), torch.Generator().manual_seed(0)
     for _ in track("tuning", range(recipe.updates)):
         batch = x[torch.randperm(len(x), generator=generator)[:BATCH]]
+        if recipe.mirrored:
+            turned = torch.rand(len(batch), *(1,) * (x.ndim - 1), generator=generator) < 0.5
+            batch = batch.flip(-1).where(turned, batch)
         angle = torch.rand(len(batch), *(1,) * (x.ndim - 1), generator=generator) * (math.pi / 2)
         mixed = mean + angle.cos() * (batch - mean) + angle.sin() * (batch.roll(1, 0) - mean)
         with torch.enable_grad():
