@@ -27,7 +27,7 @@ from toolchain.graph.activations import NQ
 from toolchain.loading import load_model as load
 from toolchain.recipe import Recipe
 from toolchain.task import Task
-from toolchain.training.data import batches, cropped, one_by_one
+from toolchain.training.data import batches, cropped, one_by_one, split
 from toolchain.training.noise import induce, measure
 from toolchain.training.settings import Settings
 from toolchain.training.trainer import Trained, distillation, train
@@ -193,6 +193,19 @@ def test_transforms_of_single_samples_are_drawn_anew_for_each() -> None:
     assert calls[0].shape == (1, 8, 8)
 
 
+@pytest.mark.parametrize(("samples", "held"), [(330, 33), (9, 1), (3, 1)])
+def test_a_tenth_is_held_out_by_itself(samples: int, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def noted(n: int, validation: int, seed: int) -> tuple[Tensor, Tensor]:
+        asked.append((n, validation))
+        return split(n, validation, seed)
+
+    monkeypatch.setattr("toolchain.training.data.split", noted)
+    train(load_model(), X[:samples], Y[:samples], replace(SMALL, epochs=1, validation=0))
+    assert asked == [(samples, held)]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -200,6 +213,7 @@ def test_transforms_of_single_samples_are_drawn_anew_for_each() -> None:
         ({"distill": 1.5}, "distill: 1.5 is out of range; give 0 to 1"),
         ({"activation": "gelu"}, "activation: .*gelu"),
         ({"validation": 330}, "validation: 330 samples of 330; hold out fewer"),
+        ({"validation": -1}, "validation: -1 is out of range; give 0 or more"),
         ({"learning_rate": 1e9}, "learning_rate: 1e\\+09 is out of range"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -21,7 +22,12 @@ from sim.findings import Refused
 from sim.fixedpoint import RegisterOverflow
 from sim.progress import reporting
 
+WIDTH = 160  #: letters in a line where no terminal says how many there are; COLUMNS may
+
 out, err = Console(), Console(stderr=True)
+for _console in (out, err):
+    if not _console.is_terminal and "COLUMNS" not in os.environ:
+        _console.width = WIDTH
 
 SHOWN = 8  #: numbers of a list
 

@@ -42,7 +42,10 @@ class Settings:
     padding: Whole = field(default=4, metadata=_about("Pixels of 0 on each side, from which crops are taken."))
     distill: float = field(default=0.0, metadata=_about("Share of the loss that compares with the ReLU network, 0..1."))
     temperature: float = field(default=2.0, metadata=_about("That divides the logits which are compared."))
-    validation: Count = field(default=1000, metadata=_about("Samples held out, to choose the epoch and measure noise."))
+    validation: Whole = field(
+        default=0,
+        metadata=_about("Samples held out, to choose the epoch and measure noise; 0 for a tenth, at most 1000."),
+    )
     calibration: Count = field(
         default=64, metadata=_about("Training inputs by which each epoch's network is converted.")
     )

@@ -204,10 +204,11 @@ class _Run:
         self.settings, self.place, self.rank, self.processes = settings, place, rank, processes
         self.transform = transform
         inputs = _inputs(x)
-        if settings.validation >= len(inputs):
-            problem = f"{settings.validation} samples of {len(inputs)}"
+        validation = settings.validation or min(1000, max(1, len(inputs) // 10))
+        if validation >= len(inputs):
+            problem = f"{validation} samples of {len(inputs)}"
             raise refuse("validation", problem, "hold out fewer, so that some are left to train on")
-        chosen, held = data.split(len(inputs), settings.validation, settings.seed)
+        chosen, held = data.split(len(inputs), validation, settings.seed)
         model = as_cpu(model)
         first = _scaled(inputs[chosen[spread(len(chosen), SAMPLE)]])
         shape = tuple(first.shape[1:])
