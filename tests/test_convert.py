@@ -158,6 +158,15 @@ def test_peaks_are_what_the_calibration_data_reached(method: str, digits: Digits
         ({"per_neuron": "no"}, "per_neuron: 'no' is neither True nor False; give one of them"),
         ({"method": None}, "method: unknown value None; use one of none, static, potential, once"),
         ({"recipe": ["ftbc"]}, r"recipe: \['ftbc'\] given; give a str or a Recipe"),
+        ({"layer_copies": "a"}, "layer_copies: 'a' given; give LAYER=G,LAYER=G"),
+        (
+            {"layer_copies": "a=0"},
+            "layer_copies: 'a=0' given; give LAYER=G,LAYER=G with each layer once and G of 1 to 64",
+        ),
+        ({"layer_copies": "a=2,b=1.5"}, "layer_copies: 'a=2,b=1.5' given"),
+        ({"layer_copies": "a=2,a=3"}, "layer_copies: 'a=2,a=3' given"),
+        ({"layer_copies": "=2"}, "layer_copies: '=2' given"),
+        ({"layer_copies": {"a": 2}}, "layer_copies: {'a': 2} given"),
         ({"input_bits": 1}, "input_bits: 1 is out of range; give 2 to 24"),
     ],
 )

@@ -840,6 +840,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "dense-limit": ("0", *NUMBERS[:-2]),
     "method": ("", "magic", "MSE", "mse,exact"),
     "weight-rule": ("", "magic"),
+    "layer-copies": ("a", "conv1=", "conv1=0", "nothing=2", "conv1=2,conv1=2", "=2", ",", "∞=2"),
     "threshold": ("", "magic", "0.5"),
     "initial": ("", "magic"),
     "task": ("", "magic", "binary", "pixels"),

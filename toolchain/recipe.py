@@ -6,6 +6,7 @@ from its fields. A new option is written here, in one line, and read by the step
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
 from typing import Any, Literal, get_args, get_type_hints
@@ -55,6 +56,10 @@ class Recipe:
     )
     copies: int = field(
         default=1, metadata=_about("Neurons that draw each activation together, each T levels of it.", limits=(1, 64))
+    )
+    layer_copies: str = field(
+        default="",
+        metadata=_about("The same of single layers, or of all that a module holds: layer1.0.conv1=2,layer3=4."),
     )
     neuron_budget: float = field(
         default=1.0,
@@ -117,10 +122,17 @@ class Recipe:
             elif kind is bool:
                 if not isinstance(value, bool):
                     found.append(Finding(name, f"{shown(value)} is neither True nor False", "give one of them"))
+            elif kind is str:
+                found += _unreadable(name, value)
             elif not (isinstance(value, str) and value in get_args(kind)):
                 found.append(Finding(name, f"unknown value {shown(value)}", f"use one of {', '.join(get_args(kind))}"))
         if found:
             raise Refused(found)
+
+    @property
+    def by_layer(self) -> dict[str, int]:
+        """The copies that ``layer_copies`` gives to layers and modules, by name."""
+        return dict(_assigned(self.layer_copies))
 
     @property
     def limits(self) -> chips.Chip:
@@ -130,6 +142,27 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types, as they are echoed into every artefact."""
         return asdict(self)
+
+
+def _assigned(text: str) -> Iterator[tuple[str, int]]:
+    """Read "name=2,other=4"; ``ValueError`` for what is no such list."""
+    for part in text.split(",") if text else ():
+        name, number = part.rsplit("=", 1)
+        yield name.strip(), int(number)
+
+
+def _unreadable(name: str, value: Any) -> list[Finding]:
+    """Find what is wrong with copies of single layers."""
+    low, high = _KINDS["copies"][1]
+    try:
+        given = list(_assigned(value))
+        if all(layer and low <= number <= high for layer, number in given) and len(dict(given)) == len(given):
+            return []
+    except (ValueError, AttributeError):
+        pass
+    return [
+        Finding(name, f"{shown(value)} given", f"give LAYER=G,LAYER=G with each layer once and G of {low} to {high}")
+    ]
 
 
 _HINTS = get_type_hints(Recipe)

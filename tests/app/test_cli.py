@@ -114,15 +114,13 @@ def test_convert_says_why_the_accuracy_is_what_it_is_with_and_without_labels(pla
 def test_options_reach_the_recipe(place: Workplace) -> None:
     out = place.folder / "options"
     options = ["--timesteps", 4, "--holdoff", 0, "--method", "ftbc", "--threshold", "max", "--initial", "zero"]
+    options += ["--layer-copies", "conv1=2"]
     assert run("convert", *place.arguments(), *options, "-o", out).exit_code == 0
     config = json.loads((out / "config.json").read_text())
-    assert [config[k] for k in ("timesteps", "holdoff", "method", "threshold", "initial")] == [
-        4,
-        0,
-        "ftbc",
-        "max",
-        "zero",
-    ]
+    wanted = {"timesteps": 4, "holdoff": 0, "method": "ftbc", "threshold": "max", "initial": "zero"}
+    assert config.items() >= (wanted | {"layer_copies": "conv1=2"}).items()
+    copied, plain = (netx.read(folder / "network.net").layers for folder in (out, place.bundle))
+    assert [a.size // b.size for a, b in zip(copied, plain, strict=True)] == [2, 1, 1, 1]
 
 
 def test_a_recipe_is_a_baseline_that_options_change(place: Workplace) -> None:

@@ -117,6 +117,26 @@ def test_without_a_budget_or_copies_nothing_changes_and_a_layer_may_bring_its_ow
     assert [layer.size for layer in made.network.layers] == [20, 8, 4]
 
 
+def test_copies_of_single_layers_and_of_modules() -> None:
+    block = nn.Sequential(nn.Linear(12, 3), nn.ReLU(), nn.Linear(3, 4), nn.ReLU())
+    model = randomise(nn.Sequential(block, nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)))
+    graph, x = import_model(model, (12,)), torch.rand(8, 12, generator=torch.Generator().manual_seed(1))
+    assert [layer.name for layer in graph.layers] == ["0.0", "0.2", "1", "3"]
+
+    def sizes(**options: Any) -> list[int]:
+        return [layer.size for layer in convert(graph, x, 1, weights="nearest", **options).network.layers]
+
+    assert sizes(layer_copies="0=2") == [6, 8, 5, 2]
+    assert sizes(layer_copies="0.2=1, 0=2", copies=3) == [6, 4, 15, 2]
+    first, second, third, _ = sizes(layer_copies="1=3", neuron_budget=2.2)
+    assert third == 15
+    assert 7 < first + second <= 11
+    with pytest.raises(
+        Refused, match=r"layer_copies: no spiking layer '0.1', '3'; give some of 0.0, 0.2, 1, or modules"
+    ):
+        sizes(layer_copies="3=2,0.1=2")
+
+
 @pytest.mark.numbers
 def test_a_budget_is_kept_and_goes_where_rounding_moves_the_outputs() -> None:
     model, x = randomise(mlp()), torch.rand(64, 12, generator=torch.Generator().manual_seed(1))

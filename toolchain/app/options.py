@@ -105,7 +105,7 @@ def _option(field: Field[Any]) -> str | None:
 
 
 def _shown(default: Any) -> str:
-    return ("no", "yes")[default] if isinstance(default, bool) else str(default)
+    return ("no", "yes")[default] if isinstance(default, bool) else str(default) or "none"
 
 
 with_recipe = with_options(Recipe)

@@ -14,7 +14,7 @@ does, or that of cores.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import cache
 
@@ -45,7 +45,8 @@ def with_copies(graph: FloatGraph, x: Tensor, recipe: Recipe) -> FloatGraph:
     ``x`` (B, *model_shape). Raises :class:`Refused` where the network takes more cores without.
     """
     size = {layer.name: math.prod(layer.shape) for layer in graph.layers if layer.kind == "spiking"}
-    copies = {layer.name: max(layer.copies, recipe.copies) for layer in graph.layers if layer.name in size}
+    asked = _asked(size, recipe)
+    copies = {layer.name: max(layer.copies, asked[layer.name]) for layer in graph.layers if layer.name in size}
 
     def copied() -> FloatGraph:
         if all(number == 1 for number in copies.values()):
@@ -73,6 +74,22 @@ def with_copies(graph: FloatGraph, x: Tensor, recipe: Recipe) -> FloatGraph:
                 copies[best] -= 1
                 growing.remove(best)
     return copied()
+
+
+def _asked(layers: Collection[str], recipe: Recipe) -> dict[str, int]:
+    """Return the copies that a recipe asks for by spiking layer: what stands for it, its innermost module, or all."""
+    given = recipe.by_layer
+
+    def holding(layer: str) -> list[str]:
+        return [name for name in given if layer == name or layer.startswith(f"{name}.")]
+
+    if unknown := set(given).difference(*map(holding, layers)):
+        problem = f"no spiking layer {', '.join(map(repr, sorted(unknown)))}"
+        raise refuse("layer_copies", problem, f"give some of {', '.join(layers)}, or modules that hold them")
+    return {
+        layer: max(((len(name), given[name]) for name in holding(layer)), default=(0, recipe.copies))[1]
+        for layer in layers
+    }
 
 
 def within_cores(network: Network, recipe: Recipe) -> None:
