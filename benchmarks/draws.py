@@ -32,7 +32,7 @@ from sim.operations import operations
 from sim.progress import track
 from toolchain import assessment
 from toolchain.app.console import bars, guarded, out
-from toolchain.convert import convert
+from toolchain.convert import Conversion, convert
 from toolchain.frontends import import_model
 from toolchain.graph import FloatGraph
 from toolchain.recipe import Recipe, named
@@ -57,18 +57,21 @@ class Wanted:
 
 
 def measure(work: workload.Workload, graph: FloatGraph, wanted: Wanted) -> Row:
-    """Convert on a draw, run the test images once, and count."""
+    """Convert on a draw, and measure that."""
     drawn = work.calibration_x[wanted.draw * wanted.calibration :][: wanted.calibration]
     start = time.perf_counter()
     conversion = convert(graph, drawn, recipe=wanted.recipe)
-    seconds = time.perf_counter() - start
+    return {"convert_seconds": time.perf_counter() - start, **measured(work, conversion)}
+
+
+def measured(work: workload.Workload, conversion: Conversion) -> Row:
+    """Run the test images once, and count."""
     network, payload = conversion.network, conversion.network.input.encode(work.test_x.numpy())
-    trace = fast.run(network, payload, chip=wanted.recipe.limits, overflow="count", record=False, count=True)
+    trace = fast.run(network, payload, chip=conversion.recipe.limits, overflow="count", record=False, count=True)
     score = assessment.accuracy(conversion.decode(trace), work.test_y)
     done = operations(network, trace.fired, payload).values()
     return {
         **score.as_dict(),
-        "convert_seconds": seconds,
         "overflows": trace.overflows,
         "steps": network.steps,
         "period": interval(network),

@@ -10,18 +10,21 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional
 from typer.testing import CliRunner, Result
 
-from benchmarks import accuracy, calibration_time, imagenet, portable, simulation
+from benchmarks import accuracy, calibration_time, depth, imagenet, portable, simulation, workload
 from benchmarks import compared as comparison
 from benchmarks import draws as drawing
+from examples.resnet20 import ResNet
 from exporters import placement
 from exporters.bundle import load
 from sim import fast
 from sim.findings import refuse
 from toolchain.convert import convert
 from toolchain.demo import data, load_model
-from toolchain.recipe import Method, Recipe
+from toolchain.recipe import Method, Recipe, named
 
 N = 60  #: test digits
 SMALL = ("--rules", "none,exact", "--timesteps", "1,2", "--holdoffs", "0,1", "--samples", str(N), "--calibration", "64")
@@ -264,6 +267,34 @@ def test_conversions_are_measured_on_several_draws_and_gone_on_with(
     assert "nothing to measure" in run("--recipes", ",", "--resume").stderr
     (tmp_path / "rows.json").write_text("[]")
     assert "does not hold results" in run("--resume").stderr
+
+
+def test_depths_are_trained_converted_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 3, 16, 16, generator=generator), torch.arange(40) % 10
+    monkeypatch.setattr(workload, "decode", lambda path, count: (x, y))
+
+    def run(*options: str) -> Result:
+        arguments = ["--data", ".", "--blocks", "1", "--timesteps", "2", "--epochs", "1", "-o", str(tmp_path), *options]
+        return CliRunner().invoke(depth.app, arguments, catch_exceptions=False)
+
+    done = run("--recipes", "default,1.5 x neurons")
+    assert done.exit_code == 0, done.stderr
+    plain, wider = (
+        json.loads((tmp_path / "resnet8" / f"T2-{name}.json").read_text()) for name in ("default", "1.5-x-neurons")
+    )
+    assert plain["recipe"] == named(timesteps=2).as_dict()
+    assert 1.2 < wider["neurons"] / plain["neurons"] <= 1.5
+    for row in (plain, wider):
+        assert sum(row["own"].values()) == pytest.approx(1)
+        model, images = ResNet(1), functional.avg_pool2d(x, 2)
+        model.load_state_dict(torch.load(tmp_path / "resnet8" / "trained.pt", weights_only=True)["state_dict"])
+        conversion = convert(model, images, recipe=Recipe(**row["recipe"]))
+        assert row["accuracy"] == 100 * np.mean(conversion.predict(images) == y.numpy())
+    assert f"{plain['trained'] - plain['accuracy']:.2f}" in done.stdout
+    monkeypatch.setattr(depth, "convert", None)  # nothing is converted again
+    assert run("--recipes", "default").exit_code == 0
+    assert "--recipes: unknown 'deep'; use some of default, 1.5 x neurons, tuned" in run("--recipes", "deep").stderr
 
 
 @pytest.mark.slow
