@@ -40,7 +40,7 @@ from toolchain.task import shares_scale
 BATCH = 16  #: inputs an update
 #: How far an update moves a parameter at first: a share of the weights' rms, of the activations' standard deviation
 #: for biases, and of each threshold itself.
-RATE = 2e-2
+RATE = 1e-2
 MIDDLE = 0.1  #: what the layers' errors weigh beside that of the logits
 
 
