@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 #: Okabe and Ito's colours, told apart by readers with any common colour vision deficiency.
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#595959"
 COLOURS = dict(zip(PARTS, ("#C8C8C8", BLUE, VERMILION, "#56B4E9", "#009E73", "#000000"), strict=True))
-COLUMNS, PANEL = 4, 2.6  #: panels in a row of small multiples, and the side of one in inches
+#: Panels in a row of small multiples; in inches, the side of one, what lies between two beside and below each other,
+#: and around all: left, below, right with the colour bar, above.
+COLUMNS, PANEL, BESIDE, BELOW, AROUND, BAR = 4, 1.95, 0.45, 0.68, (0.75, 0.62, 1.0, 0.5), 0.13
 DPI = 150
 LONGEST = 26  #: letters that fit above a panel
 BINS = 40  #: of wanted rates
@@ -263,9 +265,7 @@ def rates_figure(rates: Rates) -> Figure:
         _title(axes, name, f"r = {np.corrcoef(wanted, rate)[0, 1]:.3f}" if known else "r undefined")
         axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-    figure.supxlabel(r"clip(activation / $\theta$, 0, 1)")
-    figure.supylabel("spikes per step")
-    _bar(figure, image, panels, "neurons x samples")
+    _labels(figure, image, r"clip(activation / $\theta$, 0, 1)", "spikes per step", "neurons x samples")
     return figure
 
 
@@ -311,9 +311,7 @@ def schedule_figure(network: Network) -> Figure:
         _title(axes, layer.name, rf"$\theta$ = {layer.threshold}")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    figure.supxlabel("window step")
-    figure.supylabel("channel")
-    _bar(figure, image, panels, r"bias in units of $\theta$")
+    _labels(figure, image, "window step", "channel", r"bias in units of $\theta$")
     return figure
 
 
@@ -323,17 +321,26 @@ def _in_thresholds(layer: Layer) -> np.ndarray:
 
 
 def _panels(number: int) -> tuple[Figure, list[Axes]]:
-    """Lay out so many small multiples, up to ``COLUMNS`` in a row."""
+    """Lay out so many small multiples, up to ``COLUMNS`` in a row: by hand, which is far quicker than to find out."""
     columns = min(number, COLUMNS)
     rows = math.ceil(number / columns)
-    figure = Figure(figsize=(PANEL * columns + 1.2, (PANEL + 0.1) * rows + 0.5), layout="constrained")
+    left, below, right, above = AROUND
+    width = left + columns * (PANEL + BESIDE) - BESIDE + right
+    height = below + rows * (PANEL + BELOW) - BELOW + above
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(
+        left / width, below / height, 1 - right / width, 1 - above / height, BESIDE / PANEL, BELOW / PANEL
+    )
     return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(number)]
 
 
-def _bar(figure: Figure, image: ScalarMappable, panels: list[Axes], label: str) -> None:
-    """Add the one colour bar that all panels share, of the same thickness however many rows there are."""
-    rows = math.ceil(len(panels) / COLUMNS)
-    figure.colorbar(image, ax=panels, label=label, aspect=20 * rows, fraction=0.04, pad=0.01)
+def _labels(figure: Figure, image: ScalarMappable, across: str, up: str, colours: str) -> None:
+    """Say what all panels share: axes, and a colour bar of the same thickness however many rows there are."""
+    (width, height), (_, below, right, above) = figure.get_size_inches(), AROUND
+    figure.supxlabel(across, y=BAR / height)
+    figure.supylabel(up, x=BAR / width)
+    place = (1 - (right - BAR) / width, below / height, BAR / width, 1 - (below + above) / height)
+    figure.colorbar(image, cax=figure.add_axes(place, label="<colorbar>"), label=colours)
 
 
 def _title(axes: Axes, name: str, value: str) -> None:
