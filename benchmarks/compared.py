@@ -62,12 +62,9 @@ def main(
         with bars():
             for place in track("converting and measuring", missing):
                 conversion = convert(work.model, work.calibration_x, recipe=missing[place])
-                rates = assessment.rates(conversion, work.test_x)
-                report = assessment.report(
-                    conversion, work.model, work.test_x, work.test_y, rates, name=work.name, data=about
-                )
+                report = assessment.report(conversion, work.model, work.test_x, work.test_y, name=work.name, data=about)
                 place.parent.mkdir(parents=True, exist_ok=True)
-                conversion.save(place, report, rates)
+                conversion.save(place, report)
     found = compare(list(recipes))
     if json_file is not None:
         workload.write_json(json_file, {"rows": [row.as_dict() for row in found]})

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from exporters import files, netx, nir
-from exporters.report import Rates, Report
+from exporters.report import Report
 from exporters.report.markdown import PICTURES
 from sim.arguments import checked
 from sim.findings import Finding, Refused, refuse
@@ -116,16 +116,15 @@ def save(
     config: dict[str, Any],
     provenance: dict[str, Any],
     report: Report | None = None,
-    rates: Rates | None = None,
     inputs: np.ndarray | None = None,
 ) -> None:
     """Write a bundle; ``directory`` takes its new content at once when all is written, or stays as it was.
 
     An existing directory is replaced if it is empty or a bundle itself, with nothing else in it. A ``report`` is
-    written as JSON and as Markdown with the pictures that there is data for; ``rates`` are for one of them.
-    ``inputs`` (B, *input's model_shape) are kept for whoever runs the network again. Raises :class:`Refused` with all
-    findings: a place that :func:`check_place` refuses, a full disk, values that JSON cannot hold, absolute paths in
-    ``provenance``, a network that is not deployable.
+    written as JSON and as Markdown with the pictures that there is data for. ``inputs`` (B, *input's model_shape) are
+    kept for whoever runs the network again. Raises :class:`Refused` with all findings: a place that
+    :func:`check_place` refuses, a full disk, values that JSON cannot hold, absolute paths in ``provenance``, a network
+    that is not deployable.
     """
     directory, texts = Path(directory), {}
     findings: list[Finding] = []
@@ -146,7 +145,7 @@ def save(
         raise Refused(findings)
     contents = {NET: netx.dump(network)} | texts
     if report is not None:
-        contents |= _illustrated(report, rates or {}, network)
+        contents |= _illustrated(report, network)
         contents[PAGE] = _page(network, config, provenance, report)
     if inputs is not None:
         archive = io.BytesIO()
@@ -165,12 +164,12 @@ def check_place(directory: str | Path) -> None:
         raise Refused(findings)
 
 
-def _illustrated(report: Report, rates: Rates, network: Network) -> dict[str, bytes]:
+def _illustrated(report: Report, network: Network) -> dict[str, bytes]:
     """Render ``report.md`` and the pictures that there is data for, by file name."""
     from exporters.report import figures, markdown  # matplotlib loads where something is drawn
 
     pictures = {}
-    for name, figure in figures.drawn(report, rates, network).items():
+    for name, figure in figures.drawn(report, network).items():
         picture = io.BytesIO()
         figure.savefig(picture, dpi=figures.DPI, format="png")
         pictures[name] = picture.getvalue()

@@ -15,7 +15,6 @@ from sim.network import INPUT, Dense, Edge, Input, Layer, Network
 
 CONFIG = {"timesteps": 2, "method": "exact", "chip": "loihi2"}
 PROVENANCE = {"seed": 1, "packages": {"numpy": "1.26"}, "created": "2026-01-01T00:00:00+00:00"}
-RATES = {"hidden": (np.array([0.0, 0.5, 1.0], np.float32), np.array([0.0, 0.5, 0.5], np.float32))}
 
 
 def network(skip: bool = False, weight: int = 5) -> Network:

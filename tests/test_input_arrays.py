@@ -165,7 +165,7 @@ def test_a_model_that_writes_into_its_input_changes_nobodys_data() -> None:
     model = Forward(lambda self, x: self.trained(x.mul_(2).sub_(0.5).add_(0.5).div_(2)), trained=trained)
     x, y = digits.test_x[:40].clone(), digits.test_y[:40]
     conversion = convert(model, x, 4)
-    report = assessment.report(conversion, model, x, y, assessment.rates(conversion, x))
+    report = assessment.report(conversion, model, x, y)
     assert torch.equal(x, digits.test_x[:40])
     assert report.agreement["folded"].value == 100
 
@@ -175,7 +175,7 @@ def test_a_report_takes_what_the_conversion_takes() -> None:
     grey = (digits.test_x[:40] * 16).round() * 15  # 0..240, which bytes hold
     conversion = convert(model, digits.calibration_x[:64], 4)
     found = [
-        assessment.report(conversion, model, x, digits.test_y[:40], assessment.rates(conversion, x)).as_dict()
+        assessment.report(conversion, model, x, digits.test_y[:40]).as_dict()
         for x in (grey / 255, grey.to(torch.uint8), grey.to(torch.uint8).numpy())
     ]
     assert found[0] == found[1] == found[2]

@@ -23,7 +23,7 @@ from sim.trace import first_difference
 from toolchain import assessment
 from toolchain.convert import Conversion, convert, in_every_form
 from toolchain.graph import FloatConv2d, FloatDense, FloatEdge, FloatGraph, FloatLayer
-from toolchain.graph.channels import spread
+from toolchain.graph.channels import spatial, spread
 from toolchain.recipe import Recipe
 from toolchain.scales.input_neurons import NAME, with_input_neurons
 
@@ -136,8 +136,9 @@ def test_input_neurons_are_a_layer_that_all_others_read(name: str, signed: bool)
     assert network.steps == plain.steps + 1
     torch.testing.assert_close(conversion.graph.logits(x), converted(name, "payload", signed)[0].graph.logits(x))
     # Rates are the staircase of T levels that the activations are cut to: x / theta, from above or from below.
-    wanted, rate = assessment.rates(conversion, x)[NAME]
-    assert np.abs(rate - wanted).max() < 0.5 / network.timesteps + 0.03
+    activation = next(a for layer, _, a in conversion.graph.walk(x) if layer.name == NAME)
+    wanted = (activation / spatial(conversion.scales[NAME].theta, first.shape)).clamp(0, 1).numpy()
+    assert np.abs(conversion.run(x).rates(NAME) - wanted).max() < 0.5 / network.timesteps + 0.03
 
 
 def test_copies_draw_the_input_in_more_levels() -> None:
@@ -235,7 +236,7 @@ def test_a_report_puts_the_forms_beside_each_other() -> None:
     forms = in_every_form(conversion, conversion.graph, x)
     assert [made.recipe.input_form for made in forms] == list(FORMS)
     assert forms[1] is conversion
-    report = assessment.report(conversion, model, x, None, assessment.rates(conversion, x), forms=forms)
+    report = assessment.report(conversion, model, x, None, forms=forms)
     assert [row.input for row in report.forms] == list(FORMS)
     assert [row.steps for row in report.forms] == [made.network.steps for made in forms]
     assert report.forms[1].agreement == report.agreement["int8"].value
@@ -258,7 +259,7 @@ def test_the_recipe_plans_for_a_power_of_two(tmp_path: Path) -> None:
     assert legal_period(network, "stock") == 16
     assert legal_period(network, "native") == 8
     assert legal_period(network, "stock", 9) == 9
-    report = assessment.report(conversion, build().eval(), x, None, {})
+    report = assessment.report(conversion, build().eval(), x, None)
     assert "Samples follow each other every 16 steps, which silicon's resets take; 9 suffice." in report.input
     conversion.save(tmp_path / "a")
     assert bundle.load(tmp_path / "a").network == network

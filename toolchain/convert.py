@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from exporters import bundle, engines
-from exporters.report import Rates, Report, TaskName
+from exporters.report import Report, TaskName
 from sim import chip as chips
 from sim import fast
 from sim.arguments import checked
@@ -109,10 +109,10 @@ class Conversion:
         )
 
     @checked
-    def save(self, directory: str | Path, report: Report | None = None, rates: Rates | None = None) -> None:
+    def save(self, directory: str | Path, report: Report | None = None) -> None:
         """Write ``network.net``, ``config.json``, ``provenance.json``, and what was measured, if it was.
 
-        ``report`` and ``rates`` come from :mod:`toolchain.assessment`. Raises :class:`Refused` where the directory
+        ``report`` comes from :func:`toolchain.assessment.report`. Raises :class:`Refused` where the directory
         holds something else or cannot be written (see :func:`exporters.bundle.save`).
         """
         bundle.save(
@@ -121,7 +121,6 @@ class Conversion:
             config=self.recipe.as_dict(),
             provenance=bundle.provenance(seed=None, sha256=self.origin, processor=self.processor),
             report=report,
-            rates=rates,
         )
 
 

@@ -15,7 +15,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from exporters.report.schema import MEASURES, PARTS, Rates, Report, Sensitivity, Share, Trial
+from exporters.report.schema import MEASURES, PARTS, WANTED, Report, Sensitivity, Share, Trial
 from sim.network import Layer, Network
 
 if TYPE_CHECKING:
@@ -29,11 +29,9 @@ COLOURS = dict(zip(PARTS, ("#C8C8C8", BLUE, VERMILION, "#56B4E9", "#009E73", "#0
 COLUMNS, PANEL, BESIDE, BELOW, AROUND, BAR = 4, 1.95, 0.45, 0.68, (0.75, 0.62, 1.0, 0.5), 0.13
 DPI = 150
 LONGEST = 26  #: letters that fit above a panel
-BINS = 40  #: of wanted rates
-FINEST = 64  #: bins of a rate axis at most; beyond it the single rates k / T cannot be seen anyway
 
 
-def drawn(report: Report, rates: Rates, network: Network) -> dict[str, Figure]:
+def drawn(report: Report, network: Network) -> dict[str, Figure]:
     """Draw what there is data for: figures by the file names of :data:`exporters.report.markdown.PICTURES`."""
     figures: dict[str, Figure] = {}
     if report.accuracy_by_step or report.accuracy_by_timesteps:
@@ -44,8 +42,8 @@ def drawn(report: Report, rates: Rates, network: Network) -> dict[str, Figure]:
         figures["attribution.png"] = attribution_figure(report.model, report.attribution.layers)
     if report.sensitivity:
         figures["sensitivity.png"] = sensitivity_figure(report.model, report.sensitivity)
-    if rates:
-        figures["rates.png"] = rates_figure(rates)
+    if any(row.histogram for row in report.layers):
+        figures["rates.png"] = rates_figure(report)
     if len(network.layers) > 1:
         figures["bias_schedule.png"] = schedule_figure(network)
     return figures
@@ -246,47 +244,26 @@ def sensitivity_figure(model: str, rows: Sequence[Sensitivity]) -> Figure:
     return figure
 
 
-def rates_figure(rates: Rates) -> Figure:
-    """Draw per layer how often each pair of wanted and measured rate occurs, with the identity and the correlation.
+def rates_figure(report: Report) -> Figure:
+    """Draw per spiking layer how often each pair of wanted and measured rate occurs, with the identity.
 
-    ``rates`` holds, by layer, ``clip(activation / theta, 0, 1)`` and the spikes per window step, both (n,) in 0..1.
+    The wanted one is ``clip(activation / theta, 0, 1)``, the measured one spikes per window step.
     """
-    figure, panels = _panels(len(rates))
-    timesteps = _timesteps(rates)
-    # Bin edges half way between the rates k / T.
-    wanted_edges, rate_edges = np.linspace(0, 1, BINS + 1), (np.arange(timesteps + 2) - 0.5) / timesteps
-    counts = {name: _counted(*pair, timesteps) for name, pair in rates.items()}
-    norm = LogNorm(1, max(2, *(count.max() for count in counts.values())))
-    for axes, (name, count) in zip(panels, counts.items(), strict=True):
+    rows = [row for row in report.layers if row.histogram]
+    figure, panels = _panels(len(rows))
+    counts = [np.array(row.histogram) for row in rows]
+    norm = LogNorm(1, max(2, *(count.max() for count in counts)))
+    wanted_edges = np.linspace(0, 1, WANTED + 1)
+    for axes, row, count in zip(panels, rows, counts, strict=True):
+        # Bin edges half way between the rates k / n.
+        rate_edges = (np.arange(len(count) + 1) - 0.5) / (len(count) - 1)
         image = axes.pcolormesh(wanted_edges, rate_edges, np.ma.masked_equal(count, 0), norm=norm, cmap="YlGnBu")
         axes.plot([0, 1], [0, 1], color=VERMILION, linewidth=1.2)
-        wanted, rate = rates[name]
-        known = wanted.std() > 0 and rate.std() > 0
-        _title(axes, name, f"r = {np.corrcoef(wanted, rate)[0, 1]:.3f}" if known else "r undefined")
+        _title(axes, row.name, "r undefined" if row.correlation is None else f"r = {row.correlation:.3f}")
         axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
     _labels(figure, image, r"clip(activation / $\theta$, 0, 1)", "spikes per step", "neurons x samples")
     return figure
-
-
-def _timesteps(rates: Rates) -> int:
-    """Find the smallest T whose k / T explain every rate that occurs, or ``FINEST``."""
-    fine = 1 << 16  # far finer than the rates to tell apart, and counted far sooner than sorted
-    occurs = sum(np.bincount(_nearest(rate, fine), minlength=fine + 1) for _, rate in rates.values())
-    levels = np.flatnonzero(occurs) / fine
-    misses = ((np.abs(levels * t - np.rint(levels * t)).max(), t) for t in range(1, FINEST))
-    return next((t for miss, t in misses if miss < 1e-3), FINEST)
-
-
-def _counted(wanted: np.ndarray, rate: np.ndarray, timesteps: int) -> np.ndarray:
-    """Count pairs of rates (n,): (timesteps + 1, BINS)."""
-    column = np.minimum((wanted * BINS).astype(int), BINS - 1)
-    counts = np.bincount(_nearest(rate, timesteps) * BINS + column, minlength=(timesteps + 1) * BINS)
-    return counts.reshape(timesteps + 1, BINS)
-
-
-def _nearest(rate: np.ndarray, timesteps: int) -> np.ndarray:
-    return np.rint(rate * timesteps).astype(int)
 
 
 def schedule_figure(network: Network) -> Figure:

@@ -9,12 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
-import numpy as np
-
 from exporters.report.record import Record
 from sim.network import InputForm
-
-Rates = Mapping[str, tuple[np.ndarray, np.ndarray]]  #: by spiking layer: wanted and measured rates, float32 (n,) both
 
 TaskName = Literal["classes", "binary", "labels", "pixels", "regression"]
 #: What the outputs may mean, and what tells how good they are.

@@ -11,16 +11,17 @@ import pytest
 import torch
 from handmade import Spiking, conversion
 
-from exporters import bundle
-from exporters.report import Agreement, Report
+from exporters import bundle, placement
+from exporters.report import WANTED, Agreement, Report
 from sim.findings import Refused
 from sim.network import INPUT
 from toolchain import assessment
+from toolchain.assessment import attribution
 from toolchain.assessment.score import wilson
 from toolchain.convert import Conversion, convert
 from toolchain.demo import data, load_model
 from toolchain.frontends import import_model
-from toolchain.graph.channels import spread
+from toolchain.graph.channels import spatial, spread
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_the_report_holds_agreement_and_attribution_without_labels_as_json(
     converted: Conversion, digits: data.Digits
 ) -> None:
     x, model = digits.test_x[:40], load_model()
-    report = assessment.report(converted, model, x, None, assessment.rates(converted, x))
+    report = assessment.report(converted, model, x, None)
     assert Report.from_dict(json.loads(json.dumps(report.as_dict())), "report") == report
     assert "accuracy" not in report.as_dict()
     assert list(report.agreement) == ["folded", "thresholds", "int8"]
@@ -52,7 +53,7 @@ def test_the_report_holds_agreement_and_attribution_without_labels_as_json(
 
 
 def test_a_report_reads_like_its_json_form(converted: Conversion, digits: data.Digits) -> None:
-    report = assessment.report(converted, load_model(), digits.test_x[:8], None, {})
+    report = assessment.report(converted, load_model(), digits.test_x[:8], None)
     assert report["attribution"]["verdict"] == report.attribution.verdict
     assert report["agreement"]["folded"] == report.agreement["folded"].as_dict()
     assert report.get("accuracy") is None
@@ -60,18 +61,53 @@ def test_a_report_reads_like_its_json_form(converted: Conversion, digits: data.D
         report["accuracy"]
 
 
-def test_attribution_looks_at_the_same_few_inputs_from_all_over_the_data_as_rates_do(
-    converted: Conversion, digits: data.Digits
-) -> None:
+def test_attribution_looks_at_a_few_inputs_from_all_over_the_data(converted: Conversion, digits: data.Digits) -> None:
     x, few = digits.test_x[:300], digits.test_x[spread(300)]
-    measured = assessment.rates(converted, x)
-    report = assessment.report(converted, load_model(), x, digits.test_y[:300], measured)
+    report = assessment.report(converted, load_model(), x, digits.test_y[:300])
     assert report.attribution is not None
     assert report.attribution.samples == len(few) == 256
     assert report.attribution.layers == assessment.attribute(converted, few)
-    for name, pair in assessment.rates(converted, few).items():
-        assert all(np.array_equal(one, other) for one, other in zip(pair, measured[name], strict=True))
+    assert report.layers == assessment.report(converted, load_model(), few, None).layers
     assert report.accuracy["thresholds"].n == report.agreement["thresholds"].n == 300
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("neuron_steps", [1, attribution.NEURON_STEPS])  # the one takes one input at a time
+def test_rates_are_those_of_every_neuron_on_every_input(
+    neuron_steps: int, copies: int, digits: data.Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attribution, "NEURON_STEPS", neuron_steps)
+    made = convert(load_model(), digits.calibration_x, 2, copies=copies, weights="nearest")
+    x = digits.test_x[:20]
+    trace = made.run(x)
+    report = assessment.report(made, load_model(), x, None)
+    assert report.cost == placement.cost(made.network, made.network.input.encode(x))
+    rows = {row.name: row for row in report.layers}
+    for layer, _, activation in made.graph.walk(x):
+        row = rows[layer.name]
+        if layer.kind == "readout":
+            assert (row.histogram, row.rate_error, row.correlation) == ((), None, None)
+            continue
+        wanted = (activation / spatial(made.scales[layer.name].theta, layer.shape)).clamp(0, 1).double().numpy()
+        rate = trace.rates(layer.name).astype(float)
+        assert row.spikes_per_neuron == pytest.approx(2 * rate.mean())
+        assert row.rate_error == pytest.approx(abs(rate - wanted).mean())
+        assert row.correlation == pytest.approx(np.corrcoef(rate.ravel(), wanted.ravel())[0, 1])
+        counts = np.array(row.histogram)
+        assert counts.shape == (3, WANTED)
+        assert counts.sum(1).tolist() == [int((rate == k / 2).sum()) for k in range(3)]
+        edges = np.histogram(wanted, WANTED, (0, 1))[0]
+        assert abs(counts.sum(0) - edges).sum() <= 4  # activations on an edge
+
+
+def test_what_never_changes_has_no_correlation() -> None:
+    rate, wanted = torch.full((3, 4), 0.1, dtype=torch.float64), torch.rand(3, 4, dtype=torch.float64)
+    for one, other in ((rate, wanted), (wanted, rate), (rate, rate)):
+        pairs, moments = attribution._compared(one, other, 10)
+        assert int(pairs.sum()) == 12
+        zeros = torch.zeros(1)
+        sums = attribution._Sums(*[zeros] * 10, pairs, moments)
+        assert attribution._firing(sums).correlation is None
 
 
 def test_conversions_for_other_t_are_listed_with_the_one_that_is_reported(
@@ -79,7 +115,7 @@ def test_conversions_for_other_t_are_listed_with_the_one_that_is_reported(
 ) -> None:
     x, y = digits.test_x[:20], digits.test_y[:20]
     others = {4: convert(load_model(), digits.calibration_x, 4), 1: convert(load_model(), digits.calibration_x, 1)}
-    report = assessment.report(converted, load_model(), x, y, {}, wide=converted, others=others)
+    report = assessment.report(converted, load_model(), x, y, wide=converted, others=others)
     right = {t: int((other.predict(x) == y.numpy()).sum()) for t, other in (others | {2: converted}).items()}
     found = [(t, score.value) for t, score in report.accuracy_by_timesteps.items()]
     assert found == [(t, 100 * right[t] / 20) for t in (1, 2, 4)]
@@ -93,7 +129,7 @@ def test_samples_that_leave_the_registers_are_counted_in_a_finding() -> None:
     # u and v are 200,000 and 400,000 su of less than 131,072 at the two steps: the threshold is never reached.
     made = conversion(2, 1, a=Spiking(INPUT, [[1.0]], [[100]], 1 << 20, [8.0], v0=[0]))
     made = replace(made, peak={"a": 0, "out": 0})
-    report = assessment.report(made, torch.nn.Identity(), torch.tensor([[2000.0]]), None, {})
+    report = assessment.report(made, torch.nn.Identity(), torch.tensor([[2000.0]]), None)
     assert report.findings == ("T = 2: 1 of 1 samples leave the registers: on the chip these may end otherwise",)
 
 
@@ -107,9 +143,8 @@ def test_a_conversion_saves_itself_with_and_without_a_report(
         "config.json", "network.net", "provenance.json",
     ]  # fmt: skip
     x = digits.test_x[:20]
-    rates = assessment.rates(converted, x)
-    report = assessment.report(converted, load_model(), x, None, rates, name="digits", data="test")
-    converted.save(str(tmp_path / "bare"), report, rates)
+    report = assessment.report(converted, load_model(), x, None, name="digits", data="test")
+    converted.save(str(tmp_path / "bare"), report)
     assert bundle.load(tmp_path / "bare").report == report
     assert sorted(path.name for path in (tmp_path / "bare").iterdir()) == [
         "attribution.png", "bias_schedule.png", "config.json", "network.net", "provenance.json", "rates.png",

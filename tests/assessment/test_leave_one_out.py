@@ -12,6 +12,7 @@ from handmade import Spiking, conversion
 from exporters.report import LEVELS, WANTED
 from sim.network import INPUT
 from toolchain import assessment
+from toolchain.assessment.attribution import _compared
 from toolchain.assessment.layers import measured_layers
 from toolchain.convert import Conversion
 
@@ -35,10 +36,9 @@ def one(timesteps: int) -> Conversion:
 
 @pytest.mark.parametrize(("timesteps", "rows"), [(1, 2), (4, 5), (LEVELS, LEVELS + 1), (2 * LEVELS, LEVELS + 1)])
 def test_every_neuron_is_counted_once_at_its_rate_and_its_wanted_rate(timesteps: int, rows: int) -> None:
-    made = one(timesteps)
-    wanted, rate = np.array([0.0, 0.49, 1.0, 1.0], np.float32), np.array([0.0, 1.0, 1.0, 1.0], np.float32)
-    (row, _) = measured_layers(made, {"a": (wanted, rate)})
-    counts = np.array(row.histogram)
+    wanted, rate = torch.tensor([[0.0, 0.49, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
+    pairs, _ = _compared(rate, wanted, min(timesteps, LEVELS))
+    counts = pairs.numpy()
     assert counts.shape == (rows, WANTED)
     assert {tuple(place): int(counts[tuple(place)]) for place in np.argwhere(counts)} == {
         (0, 0): 1,

@@ -68,7 +68,7 @@ def mlp(*sizes: int) -> nn.Module:
 
 
 def report(made: Conversion, it: Trained, y: Any = None) -> Any:
-    return assessment.report(made, it.model, it.test_x, y, {})
+    return assessment.report(made, it.model, it.test_x, y)
 
 
 # ---- one output that decides -----------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def test_labels_that_no_output_stands_for_are_refused_everywhere(tmp_path: Path)
     with pytest.raises(Refused, match=message):
         convert(load_model(), x, 2, labels=wrong)
     with pytest.raises(Refused, match=message):
-        assessment.report(made, load_model(), x, wrong, {})
+        assessment.report(made, load_model(), x, wrong)
     with pytest.raises(Refused, match=message):
         assessment.accuracy(made.run(x).logits[:, -1], wrong)
     made.save(tmp_path / "out")

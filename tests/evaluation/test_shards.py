@@ -101,7 +101,7 @@ def test_what_is_counted_is_what_the_trace_shows() -> None:
 
 def test_the_report_of_a_conversion_says_the_same_of_its_layers() -> None:
     conversion, y = converted(), LABELS["classes"]
-    measured = a2l.assessment.report(conversion, model(), X, y, a2l.assessment.rates(conversion, X))
+    measured = a2l.assessment.report(conversion, model(), X, y)
     assert measured.activity == evaluated().layers
     assert measured.accuracy_by_step == evaluated().accuracy_by_step
     (table,) = (part for part in render(measured).split("## ") if part.startswith("Activity"))

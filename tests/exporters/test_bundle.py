@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundles import CONFIG, PROVENANCE, RATES, contents, network, save, save_reported
+from bundles import CONFIG, PROVENANCE, contents, network, save, save_reported
 from reports import REPORT
 
 from exporters import bundle
@@ -32,7 +32,7 @@ def test_a_bundle_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert bundle.load(saved) == bundle.Bundle(network(), CONFIG, PROVENANCE, REPORT, saved / "network.net")
     assert sorted(contents(saved)) == [
         "accuracy.png", "attribution.png", "bias_schedule.png", "config.json", "network.net", "provenance.json",
-        "report.html", "report.json", "report.md",
+        "rates.png", "report.html", "report.json", "report.md",
     ]  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def test_directories_above_are_made(tmp_path: Path) -> None:
 
 
 def test_a_report_is_written_as_json_and_as_text_with_the_pictures_that_it_refers_to(tmp_path: Path) -> None:
-    save(tmp_path / "out", report=REPORT, rates=RATES)
+    save(tmp_path / "out", report=REPORT)
     pictures = ["accuracy.png", "attribution.png", "rates.png", "bias_schedule.png"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "network.net", "config.json", "provenance.json", "report.html", "report.json", "report.md", *pictures
@@ -68,7 +68,7 @@ def test_a_report_is_written_as_json_and_as_text_with_the_pictures_that_it_refer
 
 
 def test_pictures_without_data_are_not_written(tmp_path: Path) -> None:
-    bare = replace(REPORT, accuracy_by_step=(), accuracy_by_timesteps={}, attribution=None)
+    bare = replace(REPORT, accuracy_by_step=(), accuracy_by_timesteps={}, attribution=None, layers=())
     (readout,) = (layer for layer in network().layers if layer.kind == "readout")
     alone = replace(readout, edges=(Edge(INPUT, Dense(np.full((2, 2), 7))),))
     save(tmp_path / "out", network=Network(Input((2,)), (alone,), 2), report=bare)

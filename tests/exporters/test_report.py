@@ -16,16 +16,29 @@ from matplotlib.figure import Figure
 from reports import REPORT, accuracy
 
 from exporters.comparison import Compared
-from exporters.report import PARTS, RUNGS, figures
+from exporters.report import PARTS, RUNGS, WANTED, Report, figures
 from exporters.report.markdown import PICTURES, render
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network
 
 #: The same where neither labels nor the rest were there to measure with.
 BARE = replace(REPORT, accuracy={}, accuracy_by_step=(), accuracy_by_timesteps={}, attribution=None, verification=None)
-RATES = {
-    "a": (np.array([0.0, 0.31, 0.51, 1.0], np.float32), np.array([0, 0.25, 0.75, 1], np.float32)),
-    "silent": (np.array([0.1, 0.2], np.float32), np.zeros(2, np.float32)),
-}
+
+
+def rated(**histograms: np.ndarray) -> Report:
+    """A report with layers of these histograms, (n + 1, WANTED), and a readout."""
+    conv, *_, readout = REPORT.layers
+    rows = [
+        replace(conv, name=name, histogram=tuple(map(tuple, counts.tolist())), correlation=r)
+        for (name, counts), r in zip(histograms.items(), (0.98765, None), strict=False)
+    ]
+    return replace(REPORT, layers=(*rows, readout))
+
+
+def counted(rows: int, *places: tuple[int, int]) -> np.ndarray:
+    counts = np.zeros((rows, WANTED), int)
+    for place in places:
+        counts[place] += 1
+    return counts
 
 
 def tiny() -> Network:
@@ -229,35 +242,28 @@ def meshes(figure: Figure) -> list[QuadMesh]:
     ]
 
 
-def test_the_rates_figure_counts_every_neuron_once_at_its_own_rate() -> None:
-    first, second = meshes(figures.rates_figure(RATES))
-    assert first.get_array().sum() == 4
+def test_the_rates_figure_shows_every_count_at_its_own_rate() -> None:
+    many = counted(5, (0, 0), (1, 7), (3, 12), (4, 23))
+    first, second = meshes(figures.rates_figure(rated(a=many, silent=counted(3, (0, 2), (0, 4)))))
+    assert np.ma.filled(first.get_array(), 0).reshape(5, WANTED).tolist() == many.tolist()
     assert second.get_array().sum() == 2
-    counts = np.ma.filled(first.get_array(), 0)
-    rate_bin, wanted_bin = np.nonzero(counts.reshape(5, 40))
-    assert [*zip(rate_bin.tolist(), wanted_bin.tolist(), strict=True)] == [(0, 0), (1, 12), (3, 20), (4, 39)]
     assert np.allclose(np.unique(first.get_coordinates()[..., 1]), np.arange(-0.125, 1.2, 0.25))
+    assert np.allclose(np.unique(second.get_coordinates()[..., 1]), np.arange(-0.25, 1.3, 0.5))
+    assert np.allclose(np.unique(first.get_coordinates()[..., 0]), np.linspace(0, 1, WANTED + 1))
 
 
 def test_the_rates_figure_names_layers_correlations_and_units() -> None:
-    figure = figures.rates_figure(RATES)
+    figure = figures.rates_figure(rated(a=counted(5, (1, 1)), silent=counted(5, (0, 1))))
     panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
-    r = np.corrcoef(*RATES["a"])[0, 1]
-    assert [axes.get_title() for axes in panels] == [f"a\nr = {r:.3f}", "silent\nr undefined"]
+    assert [axes.get_title() for axes in panels] == ["a\nr = 0.988", "silent\nr undefined"]
     assert all(axes.lines[0].get_xydata().tolist() == [[0, 0], [1, 1]] for axes in panels)
     assert figure.get_supxlabel() == r"clip(activation / $\theta$, 0, 1)"
     assert figure.get_supylabel() == "spikes per step"
 
 
 def test_the_rates_figure_shares_one_colour_scale() -> None:
-    rates = {"few": RATES["a"], "many": (np.full(1000, 0.5), np.full(1000, 0.5))}
-    assert {mesh.get_clim() for mesh in meshes(figures.rates_figure(rates))} == {(1, 1000)}
-
-
-@pytest.mark.parametrize(("levels", "bins"), [([0, 1], 2), ([0, 1 / 3], 4), ([0.25, 0.625], 9), ([0.1234, 0.9], 65)])
-def test_rate_bins_are_as_fine_as_the_rates_that_occur(levels: list[float], bins: int) -> None:
-    (mesh,) = meshes(figures.rates_figure({"a": (np.array(levels), np.array(levels, np.float32))}))
-    assert mesh.get_array().reshape(-1, 40).shape == (bins, 40)
+    report = rated(few=counted(5, (1, 1)), many=1000 * counted(5, (2, 12)))
+    assert {mesh.get_clim() for mesh in meshes(figures.rates_figure(report))} == {(1, 1000)}
 
 
 def test_the_schedule_figure_draws_biases_in_thresholds_with_one_scale_around_zero() -> None:
@@ -277,7 +283,7 @@ def test_the_schedule_figure_draws_biases_in_thresholds_with_one_scale_around_ze
 
 def test_long_names_keep_their_end_and_fit_above_their_panel() -> None:
     name = "backbone.features.denseblock1.denselayer1.conv2"
-    (axes, _) = figures.rates_figure({name: RATES["a"]}).axes
+    (axes, _) = figures.rates_figure(rated(**{name: counted(5, (1, 1))})).axes
     shown = axes.get_title().splitlines()[0]
     assert shown[0] == "…"
     assert name.endswith(shown[1:])
@@ -285,9 +291,9 @@ def test_long_names_keep_their_end_and_fit_above_their_panel() -> None:
 
 
 def test_pictures_are_drawn_of_what_was_measured() -> None:
-    drawn = figures.drawn(REPORT, RATES, tiny())
+    drawn = figures.drawn(REPORT, tiny())
     assert list(drawn) == ["accuracy.png", "attribution.png", "rates.png", "bias_schedule.png"]
-    drawn = figures.drawn(pages.full(), RATES, tiny())
+    drawn = figures.drawn(pages.full(), tiny())
     assert list(drawn) == list(PICTURES)
     text = render(REPORT, tuple(drawn))
     assert all(f"]({name})" in text for name in drawn)
@@ -298,7 +304,8 @@ def test_pictures_without_data_are_left_out() -> None:
     readout = Layer(
         "out", (2,), (Edge(INPUT, Dense(np.ones((2, 3), int))),), 0, np.zeros(2, int), np.zeros((4, 2), int), "readout"
     )
-    assert figures.drawn(BARE, {}, Network(network.input, (readout,), 4)) == {}
+    bare = replace(BARE, layers=())
+    assert figures.drawn(bare, Network(network.input, (readout,), 4)) == {}
     assert "Pictures" not in render(BARE)
 
 

@@ -14,7 +14,7 @@ import bundles
 import h5py
 import numpy as np
 import pytest
-from bundles import RATES, contents, network, save, save_reported
+from bundles import contents, network, save, save_reported
 from matplotlib.figure import Figure
 from reports import REPORT
 
@@ -222,7 +222,7 @@ def test_an_interrupt_at_any_rename_leaves_the_old_bundle_or_the_new_and_nothing
 FULL = """
 import resource, sys
 from pathlib import Path
-from bundles import RATES, network, save
+from bundles import network, save
 from exporters import netx
 from reports import REPORT
 from sim.findings import Refused
@@ -230,7 +230,7 @@ folder = Path(sys.argv[1])
 for limit in map(int, sys.argv[2:]):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     for action in (
-        lambda: save(folder / "out", config={"timesteps": 9}, report=REPORT, rates=RATES),
+        lambda: save(folder / "out", config={"timesteps": 9}, report=REPORT),
         lambda: save(folder / "new", network=network(weight=6)),
         lambda: netx.write(network(weight=6), folder / "a.net"),
     ):
@@ -244,7 +244,7 @@ for limit in map(int, sys.argv[2:]):
 
 def test_a_full_disk_is_one_line_wherever_it_fills_up_and_leaves_what_was_there(tmp_path: Path) -> None:
     place, file = tmp_path / "out", tmp_path / "a.net"
-    save(place, report=REPORT, rates=RATES)
+    save(place, report=REPORT)
     netx.write(network(), file)
     before, enough = everything(tmp_path), file.stat().st_size
     largest = max(place.iterdir(), key=lambda path: path.stat().st_size)

@@ -212,7 +212,7 @@ def test_a_converted_network_takes_inputs_as_the_model_does(change: Change, give
     payload = conversion.network.input.encode(x)
     assert np.array_equal(payload, other.network.input.encode(images))
     assert np.array_equal(conversion.predict(x), other.predict(images))
-    report = assessment.report(conversion, turned, x, None, assessment.rates(conversion, x))
+    report = assessment.report(conversion, turned, x, None)
     assert report.agreement["folded"].value == 100
     netx.write(conversion.network, tmp_path / "network.net")
     read = netx.read(tmp_path / "network.net")

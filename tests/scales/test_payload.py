@@ -310,12 +310,12 @@ def test_hot_pixels_in_some_calibration_images_cost_at_most_a_point(
 def test_a_report_says_what_has_become_of_hot_pixels(digits: data.Digits) -> None:
     x = hot(digits.calibration_x, 0.1, 100)[:128]
     conversion = convert(load_model(), x, 4)
-    report = assessment.report(conversion, load_model(), x, digits.calibration_y[:128], {})
+    report = assessment.report(conversion, load_model(), x, digits.calibration_y[:128])
     bound = 127 / conversion.network.input.scale
     count = 100 * float((x * conversion.network.input.scale > 127.5).double().mean())
     assert f"{count:.2g} % of the input values are clipped, at a magnitude of {bound:.3g}" in report.findings
     assert report.input == ()
-    assert not assessment.report(conversion, load_model(), digits.test_x[:128], None, {}).findings
+    assert not assessment.report(conversion, load_model(), digits.test_x[:128], None).findings
 
 
 def test_clean_images_are_not_looked_at_twice(digits: data.Digits, clean: Conversion) -> None:

@@ -233,14 +233,13 @@ def convert(
             # Labels only measure: the network is the same without them, and takes long enough to be kept.
             unusable, y = refused, None
             conversion, search = converted(None)
-        rates = assessment.rates(conversion, x)
         name, data = model.rpartition("/")[2], f"calibration data, {calibration.name}"
         data += f", {len(x)} of {len(whole)}" if len(x) < len(whole) else ""
         forms = in_every_form(conversion, net, gathered, **limits) if compare_forms else ()
         measured = assessment.report(
-            conversion, net, x, y, rates, name=name, data=data, choice=search, forms=forms, sensitive=sensitivity
+            conversion, net, x, y, name=name, data=data, choice=search, forms=forms, sensitive=sensitivity
         )
-        conversion.save(output, measured, rates)
+        conversion.save(output, measured)
     if as_json:
         print_json(measured.as_dict())
     else:

@@ -3,7 +3,7 @@
 from toolchain.assessment.attribution import attribute
 from toolchain.assessment.evaluation import evaluate
 from toolchain.assessment.ladder import model_logits, staircase_logits
-from toolchain.assessment.layers import layer_table, rates
+from toolchain.assessment.layers import layer_table
 from toolchain.assessment.leave_one_out import sensitivity
 from toolchain.assessment.measure import report
 from toolchain.assessment.score import accuracy, agreement, by_step
@@ -16,7 +16,6 @@ __all__ = [
     "evaluate",
     "layer_table",
     "model_logits",
-    "rates",
     "report",
     "sensitivity",
     "staircase_logits",

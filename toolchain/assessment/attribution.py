@@ -27,13 +27,15 @@ outputs have units of their own, each is measured by its root mean square, and a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from exporters.report import CAUSES, PARTS, Share
+from exporters.report import CAUSES, LEVELS, PARTS, WANTED, Share
 from sim.arguments import checked
 from sim.network import INPUT, Layer
 from sim.progress import track
@@ -63,13 +65,26 @@ class _Sums:
     saturated: Tensor  #: (C,): how often a neuron fires at every step and a > theta
     uneven: Tensor  #: (C,): how often the spikes are not those that the charge is good for
     neurons: Tensor  #: (C,): neurons times inputs
+    fired: Tensor  #: (*shape): spikes of every neuron
+    pairs: Tensor  #: (n + 1, WANTED): how often a rate, in n-ths, meets a wanted one, clip(a / theta, 0, 1)
+    moments: Tensor  #: (6,): of rates r and wanted ones w the sums of |r - w|, w, r, w ** 2, r ** 2, w r
 
     def __add__(self, other: _Sums) -> _Sums:
         return _Sums(*(mine + getattr(other, name) for name, mine in vars(self).items()))
 
 
+@dataclass(frozen=True, eq=False)
+class Firing:
+    """How a spiking layer fires, and how near that comes to the rates that are wanted, clip(a / theta, 0, 1)."""
+
+    spikes: np.ndarray  #: of every neuron, int64 (*shape)
+    per_neuron: float  #: spikes of a neuron on an input
+    error: float  #: mean of the difference between wanted and measured rate
+    correlation: float | None  #: between them; None where one of them is always the same
+    histogram: tuple[tuple[int, ...], ...]  #: see :class:`exporters.report.LayerRow`
+
+
 @checked
-@torch.no_grad()
 def attribute(conversion: Conversion, x: Any) -> tuple[Share, ...]:
     """Split every layer's error on model inputs ``x`` (B, *model_shape) by cause (see the module's docstring).
 
@@ -77,6 +92,12 @@ def attribute(conversion: Conversion, x: Any) -> tuple[Share, ...]:
     above theta; ``residual_outside``, the share whose last potential is outside 0..THETA although there was a step left
     to fire at, or a spike not to fire; ``dead_channels``, how many.
     """
+    return explain(conversion, x)[0]
+
+
+@torch.no_grad()
+def explain(conversion: Conversion, x: Any) -> tuple[tuple[Share, ...], dict[str, Firing]]:
+    """Return what :func:`attribute` does, and how every spiking layer fires on the same inputs."""
     network = conversion.network
     x = as_inputs(x, network.input.model_shape)
     batch = max(1, NEURON_STEPS // sum(layer.size * len(network.busy(layer)) for layer in network.layers))
@@ -87,7 +108,8 @@ def attribute(conversion: Conversion, x: Any) -> tuple[Share, ...]:
     readout, task = network.readout.name, conversion.recipe.task
     if not shares_scale(task):
         sums[readout] = _in_own_units(sums[readout], centred=task == "regression")
-    return tuple(_share(layer, sums[layer.name]) for layer in network.layers)
+    firing = {layer.name: _firing(sums[layer.name]) for layer in network.layers if layer.kind == "spiking"}
+    return tuple(_share(layer, sums[layer.name]) for layer in network.layers), firing
 
 
 def _in_own_units(sums: _Sums, centred: bool) -> _Sums:
@@ -152,7 +174,31 @@ def _layer(
         by_channel((fired == timesteps) & (a > theta)),
         by_channel(fired != good),
         by_channel(torch.ones_like(a)),
+        fired.sum(0),
+        *_compared(fired / timesteps, (a / theta).clamp(0, 1), min(timesteps, LEVELS)),
     ), s.float()
+
+
+def _compared(rate: Tensor, wanted: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Count pairs of a rate and the rate that is wanted, float64 (B, *shape) both, and sum up their moments."""
+    r, w = rate.flatten(), wanted.flatten()
+    place = (r * levels).round().int() * WANTED + (w * WANTED).int().clamp(max=WANTED - 1)
+    pairs = torch.bincount(place, minlength=(levels + 1) * WANTED).reshape(-1, WANTED)
+    return pairs, torch.stack([(r - w).abs().sum(), w.sum(), r.sum(), w @ w, r @ r, w @ r])
+
+
+def _firing(sums: _Sums) -> Firing:
+    n = int(sums.pairs.sum())  # each copy by itself
+    error, wanted, rate, wanted_square, rate_square, product = (sums.moments / n).tolist()
+    variances = wanted_square - wanted**2, rate_square - rate**2
+    known = min(variances) > 1e-13  # less is rounding: of what is always the same
+    return Firing(
+        sums.fired.long().numpy(),
+        float(sums.fired.sum()) / n,
+        error,
+        (product - wanted * rate) / math.sqrt(math.prod(variances)) if known else None,
+        tuple(map(tuple, sums.pairs.tolist())),
+    )
 
 
 def _half(recipe: Recipe, layer: Layer, floating: FloatLayer) -> Tensor:

@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
-
-from exporters.report import LEVELS, WANTED, EdgeRow, LayerRow, Rates
+from exporters.report import EdgeRow, LayerRow
 from sim.arguments import checked
 from sim.fixedpoint import worst_case
 from sim.network import Network
+from toolchain.assessment.attribution import Firing
 from toolchain.convert import Conversion
-from toolchain.graph.channels import spatial, spread
-from toolchain.inputs import as_inputs
-
-RATE_BATCH = 32  #: inputs traced at a time
-
-
-@checked
-def rates(conversion: Conversion, x: Any) -> Rates:
-    """Wanted rates, ``clip(activation / theta, 0, 1)``, and measured ones of each spiking layer; float32 (n,) both.
-
-    On some of the model inputs (see :func:`toolchain.graph.channels.spread`), enough for a stable picture.
-    """
-    x = as_inputs(x, conversion.network.input.model_shape)
-    x = x[spread(len(x))]
-    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for part in x.split(RATE_BATCH):
-        trace = conversion.run(part, overflow="count")
-        for layer, _, activation in conversion.graph.walk(part):
-            if layer.kind == "spiking":
-                theta = spatial(conversion.scales[layer.name].theta, layer.shape).float()
-                wanted = (activation / theta).clamp(0, 1).flatten().numpy()
-                found.setdefault(layer.name, []).append((wanted, trace.rates(layer.name).ravel()))
-    return {
-        name: (np.concatenate(w), np.concatenate(r))
-        for name, (w, r) in ((n, zip(*p, strict=True)) for n, p in found.items())
-    }
 
 
 @checked
@@ -68,7 +41,7 @@ def layer_table(network: Network) -> tuple[LayerRow, ...]:
     )
 
 
-def measured_layers(conversion: Conversion, measured: Rates) -> tuple[LayerRow, ...]:
+def measured_layers(conversion: Conversion, firing: Mapping[str, Firing]) -> tuple[LayerRow, ...]:
     """Build the layer table with what the run showed: register peaks, spikes, and rates against activations."""
     limit = conversion.recipe.limits.state_limit
     copies = {layer.name: layer.copies for layer in conversion.source.layers}
@@ -76,23 +49,14 @@ def measured_layers(conversion: Conversion, measured: Rates) -> tuple[LayerRow, 
     for row in layer_table(conversion.network):
         outside = conversion.outside.get(row.name)
         row = replace(row, copies=copies[row.name], peak=conversion.peak[row.name], outside=outside, state_limit=limit)
-        if row.name in measured:
-            wanted, rate = measured[row.name]
+        if row.name in firing:
+            found = firing[row.name]
             row = replace(
                 row,
-                spikes_per_neuron=float(rate.mean()) * conversion.network.timesteps,
-                rate_error=float(np.abs(rate - wanted).mean()),
-                histogram=_histogram(wanted, rate, min(conversion.network.timesteps, LEVELS)),
+                spikes_per_neuron=found.per_neuron,
+                rate_error=found.error,
+                correlation=found.correlation,
+                histogram=found.histogram,
             )
-            if wanted.std() > 0 and rate.std() > 0:  # a silent layer has no correlation
-                row = replace(row, correlation=float(np.corrcoef(wanted, rate)[0, 1]))
         table.append(row)
     return tuple(table)
-
-
-def _histogram(wanted: np.ndarray, rate: np.ndarray, levels: int) -> tuple[tuple[int, ...], ...]:
-    """Count by rate, 0/levels .. levels/levels, and by wanted rate; both (n,) of 0..1."""
-    column = np.minimum((wanted * WANTED).astype(int), WANTED - 1)
-    row = np.rint(rate * levels).astype(int)
-    counts = np.bincount(row * WANTED + column, minlength=(levels + 1) * WANTED).reshape(levels + 1, WANTED)
-    return tuple(map(tuple, counts.tolist()))

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from exporters import placement
 from exporters.comparison import row
 from exporters.placement.published import CORES
-from exporters.report import Attribution, Compared, Cost, Rates, Report, Search
+from exporters.report import Attribution, Compared, Cost, Report, Search
 from sim.arguments import checked
 from toolchain.assessment import layers
-from toolchain.assessment.attribution import attribute
+from toolchain.assessment.attribution import Firing, explain
 from toolchain.assessment.ladder import climb, run_spiking
 from toolchain.assessment.leave_one_out import sensitivity
 from toolchain.assessment.payload import prepared
@@ -32,7 +31,6 @@ def report(
     model: nn.Module,
     x: Any,
     y: Any,
-    rates: Rates,
     *,
     name: str | None = None,
     data: str | None = None,
@@ -44,12 +42,12 @@ def report(
 ) -> Report:
     """Measure a conversion on model inputs ``x`` and labels ``y``, where there are any, of its task.
 
-    For ``x`` see :func:`toolchain.inputs.as_inputs`. ``rates`` comes from :func:`toolchain.assessment.layers.rates`.
-    The report calls the model ``name``, or by its type, and the samples ``data``; ``choice`` is how the recipe was
-    found. ``wide`` is the same conversion for wide registers, ``others`` the conversions for other T, ``forms`` those
-    to compare by the form of their input. Errors are attributed, and spikes counted, on as many samples as
-    :func:`toolchain.graph.channels.spread` takes; so is, where ``sensitive``, each layer's :func:`sensitivity`. Raises
-    :class:`Refused` for labels that are not of the task.
+    For ``x`` see :func:`toolchain.inputs.as_inputs`. The report calls the model ``name``, or by its type, and the
+    samples ``data``; ``choice`` is how the recipe was found. ``wide`` is the same conversion for wide registers,
+    ``others`` the conversions for other T, ``forms`` those to compare by the form of their input. Errors are
+    attributed, rates compared, and spikes counted, on as many samples as :func:`toolchain.graph.channels.spread` takes;
+    so is, where ``sensitive``, each layer's :func:`sensitivity`. Raises :class:`Refused` for labels that are not of the
+    task.
     """
     recipe, task, x = conversion.recipe, conversion.task, as_inputs(x)
     labels = None if y is None else task.labels(y, len(x))
@@ -57,7 +55,7 @@ def report(
     ann = ladder.outputs["ann"]
     trained, spiking = (task.decide(ladder.outputs[rung]) for rung in ("ann", "int8"))
     explained = x[spread(len(x))]
-    shares = attribute(conversion, explained)
+    shares, firing = explain(conversion, explained)
     said = verdict(shares, recipe, trained, spiking, labels)
     findings = ladder.findings if conversion.assumed is None else (conversion.assumed, *ladder.findings)
     scores = {} if y is None else {rung: accuracy(outputs, y, task) for rung, outputs in ladder.outputs.items()}
@@ -80,7 +78,7 @@ def report(
         samples=len(x),
         import_error=conversion.graph.import_error,
         input=prepared(conversion),
-        layers=layers.measured_layers(conversion, rates),
+        layers=layers.measured_layers(conversion, firing),
         agreement={rung: agreement(outputs, ann, task) for rung, outputs in ladder.outputs.items() if rung != "ann"},
         errors=errors(spiking, trained) if task.name == "regression" else (),
         attribution=Attribution(
@@ -94,7 +92,7 @@ def report(
         forms=tuple(_compared(form, x, y, ann, explained) for form in forms),
         accuracy_by_timesteps={t: by_timesteps[t] for t in sorted(by_timesteps)},
         fit=placement.fit(conversion.network, recipe.chip) if recipe.chip in CORES else None,
-        cost=_cost(conversion, explained, rates),
+        cost=_cost(conversion, explained, firing),
     )
 
 
@@ -113,14 +111,11 @@ def _compared(conversion: Conversion, x: Tensor, y: Any, ann: Any, explained: Te
     )
 
 
-def _cost(conversion: Conversion, x: Tensor, rates: Rates) -> Cost | None:
-    """Count what the spikes behind the rates cause; None where rates, or the cores of the chip, are not known."""
+def _cost(conversion: Conversion, x: Tensor, firing: Mapping[str, Firing]) -> Cost | None:
+    """Count what spikes on ``x`` cause; None where the cores of the chip are not known."""
     network, chip = conversion.network, conversion.recipe.chip
-    spiking = [layer for layer in network.layers if layer.kind == "spiking"]
-    if chip not in CORES or any(layer.name not in rates for layer in spiking):
+    if chip not in CORES:
         return None
-    spikes = {
-        layer.name: np.rint(rates[layer.name][1] * network.timesteps).astype(np.int64).reshape(len(x), *layer.shape)
-        for layer in spiking
-    }
-    return placement.counted(network, spikes, network.input.encode(x), chip)
+    return placement.counted(
+        network, {name: found.spikes[None] for name, found in firing.items()}, network.input.encode(x), chip
+    )

@@ -31,13 +31,11 @@ def run(directory: Path, samples: int) -> Report:
     conversions = [convert(model, digits.calibration_x, **recipe) for recipe in track("converting", recipes)]
     *others, conversion, wide = conversions
 
-    rates = assessment.rates(conversion, x)
     report = assessment.report(
         conversion,
         model,
         x,
         y,
-        rates,
         name="digits_cnn",
         data="scikit-learn's handwritten digits, test part",
         wide=wide,
@@ -55,5 +53,5 @@ def run(directory: Path, samples: int) -> Report:
                 agreement={**report.agreement, "lava": assessment.agreement(logits, trained)},
             )
     report = replace(report, verification=Verification.from_dict(verification.as_dict(), "verification"))
-    conversion.save(directory, report, rates)
+    conversion.save(directory, report)
     return report
