@@ -39,8 +39,8 @@ Row = dict[str, Any]
 
 SETTINGS = Settings(
     activation="relu",
-    epochs=10,
-    learning_rate=0.1,
+    epochs=8,
+    learning_rate=0.03,
     augment="crop+flip",
     padding=2,
     precision="bfloat16",

@@ -37,6 +37,7 @@ from toolchain.recipe import Recipe, named
 from toolchain.scales.copies import with_copies, within_cores
 from toolchain.scales.input_neurons import with_input_neurons
 from toolchain.scales.integers import build
+from toolchain.scales.outliers import without_outliers
 from toolchain.scales.payload import carried
 from toolchain.scales.plan import Plan, Scales, choose_scales
 from toolchain.task import Task, resolve
@@ -62,7 +63,8 @@ class Conversion:
     scales: Scales  #: by layer: THETA and the activation that one spike per step stands for
     peak: dict[str, int]  #: by layer: largest register magnitude on the calibration inputs, su
     origin: dict[str, str]  #: SHA-256 of the trained ``weights`` and of the ``calibration`` inputs
-    assumed: str | None = None  #: what was taken for granted about the outputs' meaning, for want of labels
+    #: In sentences: what was assumed about the outputs' meaning, for want of labels, and which inputs were left out
+    assumed: tuple[str, ...] = ()
     processor: dict[str, str | int] = field(default_factory=processor)  #: what decided the order of float sums
     #: By spiking layer: largest u on the calibration inputs where it has to be silent, su
     outside: dict[str, int] = field(default_factory=dict)
@@ -156,6 +158,7 @@ def convert(
     extremes = torch.stack([gathered.lowest, gathered.highest]).reshape(2, *graph.model_shape)
     task, assumed = resolved(graph, x, recipe, labels)
     recipe = replace(recipe, task=task)
+    x, left_out = without_outliers(graph, x, recipe)
     graph = with_copies(graph, x, recipe)
     source = carried(graph, x, recipe, extremes)
     if recipe.input_form == "spikes":
@@ -176,7 +179,15 @@ def convert(
         "calibration": gathered.sha256,
     }
     return Conversion(
-        network, graph, source, recipe, scales, registers.peak, origin, assumed, outside=registers.outside
+        network,
+        graph,
+        source,
+        recipe,
+        scales,
+        registers.peak,
+        origin,
+        tuple(filter(None, (assumed, left_out))),
+        outside=registers.outside,
     )
 
 

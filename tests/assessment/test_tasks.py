@@ -86,7 +86,7 @@ def tumours() -> Trained:
 
 def test_one_output_decides_at_zero(tumours: Trained, tmp_path: Path) -> None:
     made = convert(tumours.model, tumours.x, 8, labels=tumours.y)
-    assert (made.recipe.task, made.assumed) == ("binary", None)
+    assert (made.recipe.task, made.assumed) == ("binary", ())
     y, found, wanted = tumours.test_y.numpy(), made.predict(tumours.test_x), tumours.outputs[:, 0] > 0
     assert (found == wanted).mean() > 0.95
     written = report(made, tumours, y)
@@ -115,7 +115,7 @@ def test_what_was_assumed_without_labels_is_a_finding(tumours: Trained) -> None:
     assert made.network == convert(tumours.model, tumours.x, 8, labels=tumours.y).network
     (finding,) = report(made, tumours).findings
     assert finding.startswith("The one output was taken for a decision at 0, without labels")
-    assert made.assumed == finding
+    assert made.assumed == (finding,)
 
 
 def test_a_decision_that_is_nowhere_the_same_is_a_loss(tumours: Trained) -> None:
@@ -301,8 +301,8 @@ def test_the_readouts_error_counts_outputs_alike(diabetes: Trained) -> None:
 def test_outputs_of_unlike_spread_are_taken_for_numbers_and_said_to_be(diabetes: Trained) -> None:
     made = convert(diabetes.model, diabetes.x, 8)
     assert made.recipe.task == "regression"
-    assert str(made.assumed).startswith("The outputs were taken for numbers, without labels: one spreads ")
-    assert convert(diabetes.model, diabetes.x, 8, task="classes").assumed is None
+    assert made.assumed[0].startswith("The outputs were taken for numbers, without labels: one spreads ")
+    assert convert(diabetes.model, diabetes.x, 8, task="classes").assumed == ()
 
 
 def test_steps_are_chosen_by_r2_where_outputs_are_numbers(diabetes: Trained) -> None:

@@ -57,7 +57,7 @@ def report(
     explained = x[spread(len(x))]
     shares, firing = explain(conversion, explained)
     said = verdict(shares, recipe, trained, spiking, labels)
-    findings = ladder.findings if conversion.assumed is None else (conversion.assumed, *ladder.findings)
+    findings = (*conversion.assumed, *ladder.findings)
     scores = {} if y is None else {rung: accuracy(outputs, y, task) for rung, outputs in ladder.outputs.items()}
     by_timesteps = {}
     if y is not None and others:
