@@ -89,8 +89,8 @@ def table(rows: list[Row], ann: Row) -> Table:
         f"(95 %: {ann['low']:.2f} to {ann['high']:.2f})",
         title_justify="left",
         caption="draws x calibration images; accuracy: mean, standard deviation and extremes over them; steps "
-        "to the answer, and between samples; cores of Loihi 2; events: spikes and effective synaptic operations of a "
-        "sample; seconds of converting, the median",
+        "to the answer, and between samples; cores of Loihi 2, none where a layer fits on none; events: spikes and "
+        "effective synaptic operations of a sample; seconds of converting, the median",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
     )
@@ -110,7 +110,7 @@ def table(rows: list[Row], ann: Row) -> Table:
             f"{recipe['timesteps']}, {recipe['holdoff']}",
             f"{statistics.mean(found):.2f}{spread}",
             f"{first['steps']}\n{first['period']}",
-            f"{first['neurons']:,}\n{first['cores']} cores",
+            f"{first['neurons']:,}\n{'no' if first['cores'] is None else first['cores']} cores",
             f"{statistics.mean(row['spikes'] for row in group):,.0f}\n"
             f"{statistics.mean(row['operations'] for row in group) / 1e6:.3g} M",
             f"{statistics.median(row['convert_seconds'] for row in group):.0f}",
