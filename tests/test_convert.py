@@ -167,6 +167,7 @@ def test_peaks_are_what_the_calibration_data_reached(method: str, digits: Digits
         ({"layer_copies": "a=2,a=3"}, "layer_copies: 'a=2,a=3' given"),
         ({"layer_copies": "=2"}, "layer_copies: '=2' given"),
         ({"layer_copies": {"a": 2}}, "layer_copies: {'a': 2} given"),
+        ({"layer_copies": None}, "layer_copies: None given"),
         ({"input_bits": 1}, "input_bits: 1 is out of range; give 2 to 24"),
     ],
 )

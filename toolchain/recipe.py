@@ -155,11 +155,11 @@ def _unreadable(name: str, value: Any) -> list[Finding]:
     """Find what is wrong with copies of single layers."""
     low, high = _KINDS["copies"][1]
     try:
-        given = list(_assigned(value))
-        if all(layer and low <= number <= high for layer, number in given) and len(dict(given)) == len(given):
-            return []
-    except (ValueError, AttributeError):
-        pass
+        given = list(_assigned(value)) if isinstance(value, str) else [("", 0)]
+    except ValueError:
+        given = [("", 0)]
+    if all(layer and low <= number <= high for layer, number in given) and len(dict(given)) == len(given):
+        return []
     return [
         Finding(name, f"{shown(value)} given", f"give LAYER=G,LAYER=G with each layer once and G of {low} to {high}")
     ]
