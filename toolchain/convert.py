@@ -158,7 +158,7 @@ def convert(
     extremes = torch.stack([gathered.lowest, gathered.highest]).reshape(2, *graph.model_shape)
     task, assumed = resolved(graph, x, recipe, labels)
     recipe = replace(recipe, task=task)
-    x, left_out = without_outliers(graph, x, recipe)
+    x, left_out = without_outliers(carried(graph, x, recipe, extremes), x, recipe)
     graph = with_copies(graph, x, recipe)
     source = carried(graph, x, recipe, extremes)
     if recipe.input_form == "spikes":

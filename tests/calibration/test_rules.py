@@ -22,6 +22,7 @@ from toolchain.calibration.batch import Batch
 from toolchain.calibration.rules import RULES, cheapest_bias
 from toolchain.convert import convert
 from toolchain.graph.channels import positions
+from toolchain.scales import outliers
 
 BITS = 13  #: of the two's complement numbers that a test's currents are written in
 CORRECTING = [rule for rule in RULES if rule not in ("none", "once")]  #: the others keep what has been trained
@@ -444,8 +445,13 @@ def outlier() -> tuple[nn.Module, Tensor]:
 
 
 @pytest.mark.parametrize("method", RULES)
-def test_calibration_data_that_overflows_is_refused_with_the_place_whatever_the_rule(method: str) -> None:
+def test_calibration_data_that_overflows_is_refused_with_the_place_whatever_the_rule(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, x = outlier()
+    said = "1 of 257 calibration inputs (255)"
+    assert convert(model, x, method=method, weights="nearest").assumed[-1].startswith(said)
+    monkeypatch.setattr(outliers, "FEWEST", len(x) + 1)  # as if it were one of few
     with pytest.raises(Refused, match=r"calibration: layer 0, channel 0, step \d+: v = -\d+ leaves the register of"):
         convert(model, x, method=method, weights="nearest")
     convert(model, torch.cat([x[:-2], x[-1:]]), method=method, weights="nearest")
