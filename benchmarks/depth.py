@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks import workload
-from benchmarks.draws import measured
+from benchmarks.draws import Row, measured
 from benchmarks.workload import Workload, integers, names
 from examples.resnet20 import ResNet
 from exporters.report import CAUSES
@@ -34,8 +34,6 @@ from toolchain.convert import convert
 from toolchain.graph.channels import spread
 from toolchain.recipe import Recipe, named
 from toolchain.training import Settings, train
-
-Row = dict[str, Any]
 
 SETTINGS = Settings(
     activation="relu",
@@ -118,7 +116,9 @@ def main(
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = SETTINGS.epochs,
 ) -> None:
     """Train, convert and measure, and print all of it."""
-    wanted = names(recipes)
+    wanted, depths, windows = names(recipes), integers("--blocks", blocks), integers("--timesteps", timesteps)
+    if not (wanted and depths and windows):
+        raise refuse("--recipes, --blocks, --timesteps", "nothing to measure", "name at least one of each")
     if unknown := [name for name in wanted if name not in RECIPES]:
         raise refuse("--recipes", f"unknown {unknown[0]!r}", f"use some of {', '.join(RECIPES)}")
     settings = replace(SETTINGS, epochs=epochs, every=epochs)  # the last epoch is the one that counts
@@ -126,14 +126,14 @@ def main(
     with bars():
         train_x, train_y = halved(data, "train")
         test_x, test_y = halved(data, "test")
-        for depth in integers("--blocks", blocks):
+        for depth in depths:
             name = f"resnet{6 * depth + 2}"
             torch.manual_seed(0)
             trained = train(ResNet(depth), train_x, train_y, settings, directory=output / name, resume=True)
             model = trained.model
             ann = assessment.accuracy(assessment.model_logits(model, test_x), test_y).value
             work = Workload(name, model, train_x[:TUNED], test_x, test_y)
-            for t in integers("--timesteps", timesteps):
+            for t in windows:
                 for way in wanted:
                     recipe = replace(RECIPES[way], timesteps=t)
                     path = output / name / f"T{t}-{way.replace(' ', '-')}.json"

@@ -295,6 +295,8 @@ def test_depths_are_trained_converted_and_gone_on_with(tmp_path: Path, monkeypat
     monkeypatch.setattr(depth, "convert", None)  # nothing is converted again
     assert run("--recipes", "default").exit_code == 0
     assert "--recipes: unknown 'deep'; use some of default, 1.5 x neurons, tuned" in run("--recipes", "deep").stderr
+    for option in ("--recipes", "--blocks", "--timesteps"):
+        assert "nothing to measure; name at least one of each" in run(option, ",").stderr
 
 
 @pytest.mark.slow

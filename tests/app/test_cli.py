@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -121,6 +122,14 @@ def test_options_reach_the_recipe(place: Workplace) -> None:
     assert config.items() >= (wanted | {"layer_copies": "conv1=2"}).items()
     copied, plain = (netx.read(folder / "network.net").layers for folder in (out, place.bundle))
     assert [a.size // b.size for a, b in zip(copied, plain, strict=True)] == [2, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("columns", "width"), [({}, "160\n"), ({"COLUMNS": "90"}, "90\n")])
+def test_a_pipe_is_wide_unless_told(columns: dict[str, str], width: str) -> None:
+    code = "from toolchain.app.console import out; print(out.width)"
+    known = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=known | columns)
+    assert done.stdout == width, done.stderr
 
 
 def test_a_recipe_is_a_baseline_that_options_change(place: Workplace) -> None:

@@ -27,7 +27,7 @@ from toolchain.graph.activations import NQ
 from toolchain.loading import load_model as load
 from toolchain.recipe import Recipe
 from toolchain.task import Task
-from toolchain.training.data import batches, cropped, one_by_one, split
+from toolchain.training.data import batches, cropped, one_by_one
 from toolchain.training.noise import induce, measure
 from toolchain.training.settings import Settings
 from toolchain.training.trainer import Trained, distillation, train
@@ -193,17 +193,18 @@ def test_transforms_of_single_samples_are_drawn_anew_for_each() -> None:
     assert calls[0].shape == (1, 8, 8)
 
 
-@pytest.mark.parametrize(("samples", "held"), [(330, 33), (9, 1), (3, 1)])
+@pytest.mark.parametrize(("samples", "held"), [(12_000, 1000), (330, 33), (9, 1), (3, 1)])
 def test_a_tenth_is_held_out_by_itself(samples: int, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, int]] = []
+    class SplitError(Exception):
+        pass
 
-    def noted(n: int, validation: int, seed: int) -> tuple[Tensor, Tensor]:
-        asked.append((n, validation))
-        return split(n, validation, seed)
+    def split(*arguments: int) -> None:
+        raise SplitError(*arguments[:2])
 
-    monkeypatch.setattr("toolchain.training.data.split", noted)
-    train(load_model(), X[:samples], Y[:samples], replace(SMALL, epochs=1, validation=0))
-    assert asked == [(samples, held)]
+    monkeypatch.setattr("toolchain.training.data.split", split)
+    with pytest.raises(SplitError) as caught:
+        train(load_model(), X.repeat(40, 1, 1, 1)[:samples], Y.repeat(40)[:samples], replace(SMALL, validation=0))
+    assert caught.value.args == (samples, held)
 
 
 @pytest.mark.parametrize(

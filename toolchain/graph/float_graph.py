@@ -43,9 +43,9 @@ class FloatConv2d:
         weight, (stride, padding, _, _) = self.weight, self.geometry
         if weight.shape[1:] == (1, 1, 1) and len(weight) == x.shape[1] and padding == (0, 0):  # as a shortcut
             return (x[:, :, :: stride[0], :: stride[1]] * weight[:, 0]).to(x.dtype)
-        if self.weight.dtype == torch.float64:
-            return precise.conv2d(x, self.weight, self.geometry)
-        return functional.conv2d(x.to(self.weight.dtype), self.weight, None, *self.geometry).to(x.dtype)
+        if weight.dtype == torch.float64:
+            return precise.conv2d(x, weight, self.geometry)
+        return functional.conv2d(x.to(weight.dtype), weight, None, *self.geometry).to(x.dtype)
 
 
 FloatMap = FloatDense | FloatConv2d

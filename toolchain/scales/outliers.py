@@ -41,12 +41,12 @@ def without_outliers(graph: FloatGraph, x: Tensor, recipe: Recipe) -> tuple[Tens
     kept, looked_at = x[~outlying], x[spread(len(x))]
     if _error(graph, looked_at, kept, recipe) > (1 - WORTH) * _error(graph, looked_at, x, recipe):
         return x, None
-    times, where = (reached / usual).where(far, torch.zeros_like(reached)).max(0).values.max(), int(far.sum(1).argmax())
+    times, where = float((reached / usual)[far].max()), layers[int(far.sum(1).argmax())]
     which = outlying.nonzero()[:, 0].tolist()
     shown = ", ".join(map(str, which[:5])) + (", ..." if len(which) > 5 else "")
     return kept, (
-        f"{len(which)} of {len(x)} calibration inputs ({shown}) drive the trained network up to {float(times):.0f} "
-        f"times as far as nine in ten do, most of them in {layers[where]}; they were left out."
+        f"{len(which)} of {len(x)} calibration inputs ({shown}) drive the trained network up to {times:.0f} "
+        f"times as far as nine in ten do, most of them in {where}; they were left out."
     )
 
 
