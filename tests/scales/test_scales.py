@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sim import chip
+from sim import chip, fast
 from sim.chip import LOIHI2, WIDE
 from sim.findings import Refused
 from sim.network import INPUT, Geometry, Network
@@ -194,6 +194,37 @@ def test_one_large_bias_costs_its_own_channel_resolution_and_no_other() -> None:
     assert scales["a"].su[0] < most
     assert scales["a"].su[1:].min() > 2 * most
     assert not chip.check(network)
+
+
+@pytest.mark.parametrize("form", ["payload", "currents"])
+@pytest.mark.parametrize("factor", [0.0, 1.0, 30.0, 1e5])
+def test_a_channel_that_never_fires_costs_the_others_nothing_whatever_its_weights_are(factor: float, form: str) -> None:
+    """As batch normalisation makes them that divides a dead channel by next to nothing."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.rand(64, 6, generator=generator), torch.rand(5, 6, generator=generator) - 0.3
+
+    def scales(factor: float) -> tuple[Network, Scales]:
+        dead, bias = weight.clone(), torch.zeros(5)
+        dead[2] *= factor
+        bias[2] = -10 * factor
+        base = graph(dead, bias, torch.rand(3, 4, generator=torch.Generator().manual_seed(1)) - 0.5)
+        readers = FloatDense(torch.rand(4, 5, generator=torch.Generator().manual_seed(2)) - 0.4)
+        hidden = FloatLayer("b", (4,), (FloatEdge("a", readers),), torch.zeros(4))
+        out = replace(base.layers[1], edges=(replace(base.layers[1].edges[0], source="b"),))
+        return quantised(FloatGraph(base.input_shape, (base.layers[0], hidden, out)), x, LOIHI2, input_form=form)
+
+    (network, found), (_, plain) = scales(factor), scales(0.0)
+    alive = [0, 1, 3, 4]
+    assert found.unit == plain.unit
+    assert found["a"].threshold == plain["a"].threshold
+    assert torch.equal(found["a"].su[alive], plain["a"].su[alive])
+    for name in ("b", "out"):
+        assert torch.equal(found[name].su, plain[name].su)
+    assert not chip.check(network)
+    assert np.abs(network["a"].edges[0].synapse.weight[2]).max() <= 127
+    # What it would take to fire is kept: its currents are as negative as those of the trained network, or as can be.
+    trace = fast.run(network, network.input.encode(x.numpy()), chip=LOIHI2, overflow="strict")
+    assert trace.spikes["a"][..., 2].sum() == 0
 
 
 def test_wide_registers_get_finer_weights_than_the_chip() -> None:

@@ -38,7 +38,9 @@ class Plan:
 
     threshold: int  #: THETA, su; for the readout 0
     theta: Tensor  #: float32 (C,): the activation that one spike per step stands for
-    su: Tensor  #: float64 (C,): synaptic units per unit of activation, THETA / theta, or the readout's scales
+    #: float64 (C,): synaptic units per unit of activation, THETA / theta, or less of a channel that never fires; the
+    #: readout has its scales here
+    su: Tensor
     cost: float = 0.0  #: expected squared error of the activations, summed over channels
     exponent: int = 0  #: of the weights of the graded input, which a shift to the right makes finer than a su
 
@@ -177,6 +179,10 @@ def plan_layer(
     input get the exponent at which they use all bits; so do those that only the host knows, because it brings their
     currents as biases, which have to fit the bias register over the window. Potentials and biases must stay inside the
     registers, with ``MARGIN`` to spare. Raises :class:`Refused` where no THETA satisfies them.
+
+    A channel that never fires costs the others nothing: it has no error, its threshold is raised until it fits the
+    registers, and those who read it take its spike for ``theta`` still, or what it sends would make all that they
+    read coarse.
     """
     chip, timesteps = recipe.limits, recipe.timesteps
     largest = largest_weights(graph, layer, units)
@@ -185,30 +191,34 @@ def plan_layer(
     energy = (a.double() ** 2).sum(1)
     low, high = by_channel(current).amin(1).double(), by_channel(current).amax(1).double()
     beta = layer.bias.reshape(len(theta), -1).double().abs().amax(1)
+    fires = high > 0
+    fires |= ~fires.any()  # in a layer that is all silent, there is nothing else to go by
 
     by_bias = _by_bias(layer, recipe)
-    brought = MARGIN * timesteps * torch.maximum(-low, high)
+    brought = torch.maximum(-low, high) if by_bias else torch.zeros_like(low)
+    window = MARGIN * timesteps
 
     best: Plan | None = None
     for threshold in legal_thresholds(chip, min(chip.threshold_limit, 1 << 24)):
-        room = (chip.bias_limit - threshold) / (MARGIN * timesteps)
-        held = beta * threshold / room
-        if room <= 0 or float(energy[held > theta * timesteps].sum()) > float(energy.sum()) / 2:
+        bias_room, room = ((limit - threshold) / (window * threshold) for limit in (chip.bias_limit, chip.state_limit))
+        if min(bias_room, room) <= 0:
             break
-        raised = torch.maximum(torch.maximum(theta.double(), largest * threshold / chip.weight_limit), held)
-        su = threshold / raised
+        held = beta / bias_room
+        if float(energy[held > theta * timesteps].sum()) > float(energy.sum()) / 2:
+            break
         # Below zero a potential only sinks; above theta one spike a step takes theta off; u also lacks the bias.
-        reach = timesteps * su * (torch.maximum(-low, high - raised).clamp_min(0) + beta)
-        if float(reach.max()) * MARGIN + threshold >= chip.state_limit:
+        reach = torch.stack([(beta - low) / room, (beta + high) / (room + 1), brought / bias_room]).amax(0)
+        raised = torch.stack([theta.double(), largest * threshold / chip.weight_limit, held]).amax(0)
+        raised = raised.where(fires, torch.maximum(raised, reach))
+        if bool((reach > raised).any()):
             break
-        if by_bias and float((brought * su).max()) + threshold > chip.bias_limit:
-            break
+        su = threshold / raised
         shifted = (recipe.shift_input or by_bias) and graded
         exponent = _exponent(float((largest * su).max()), chip) if shifted else 0
         rounded = (noise + graded * 4.0**exponent) * su**-2 + rounding
-        cost = float((quantisation_error(a, raised.float(), timesteps * layer.copies) + rounded).sum())
+        cost = float((quantisation_error(a, raised.float(), timesteps * layer.copies) + rounded * fires).sum())
         if best is None or cost < best.cost:
-            best = Plan(threshold, raised.float(), su, cost, exponent)
+            best = Plan(threshold, raised.where(fires, theta).float(), su, cost, exponent)
     if best is None:
         raise refuse(
             layer.name,
