@@ -55,7 +55,7 @@ LOGIC = {"and": "or", "or": "and"}
 #: Mutants that do what the original does: file, what their line holds, and why.
 ALIKE = (
     ("exporters/report/figures.py", "markersize=3, markerfacecolor", "it changes how large a mark is"),
-    ("exporters/report/figures.py", "MaxNLocator(3, integer=True)", "it changes how many ticks there are"),
+    ("exporters/report/figures.py", "whole_numbers(3)", "it changes how many ticks there are"),
     ("toolchain/calibration/batch.py", "values.ndim > 3", "a layer's values have 2 or 4 dimensions"),
     ("toolchain/assessment/workers.py", "AHEAD = 3", "no result knows how far ahead work is given out"),
     ("toolchain/frontends/operations/arithmetic.py", "factors[(-1)]", "the factors of all samples are equal there"),

@@ -31,14 +31,13 @@ import numpy as np
 import torch
 import typer
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.table import Table
 from torch import nn
 
 from benchmarks import accuracy, workload
 from benchmarks.workload import Calibration, Data, JsonFile, Weights, names, write_json
-from exporters.report.figures import BLUE, DPI, GREY, VERMILION
+from exporters.report.figures import BLUE, DPI, GREY, VERMILION, whole_numbers
 from sim.findings import refuse
 from sim.progress import counting
 from toolchain.app.console import bars, guarded, out, say
@@ -594,7 +593,7 @@ def epoch_figure(histories: dict[str, Any]) -> Figure:
         axes.plot(at, [e["snn"] for e in history], color=VERMILION, marker="s", markersize=4, label="SNN, T = 4, K = 0")
         axes.set_title(kind(name), loc="left", fontsize=10)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(whole_numbers())
     panels[0].set_ylabel("accuracy on the validation part (%)")
     panels[-1].legend(frameon=False, fontsize=8)
     return figure

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import cycle
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -95,7 +95,7 @@ def accuracy_figure(report: Report) -> Figure:
     )
     axes.set_xlabel("time steps")
     axes.set_ylabel(f"{measure} (%)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(whole_numbers())
     # R² has no lower end, and early steps may be far below 0.
     axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]) if report.task == "regression" else None, top=100.5)
     axes.grid(axis="y", alpha=0.3)
@@ -140,7 +140,7 @@ def front_figure(model: str, trials: Sequence[Trial]) -> Figure:
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[:2]:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(whole_numbers())
     panels[0].set_ylim(top=100.5)
     panels[0].set_ylabel("agreement with the trained network (%)")
     panels[0].set_title(f"{_plain(model)}: what was tried on held-out inputs", loc="left", fontsize=11)
@@ -176,7 +176,7 @@ def compared_figure(rows: Sequence[Compared]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     labelled = all(row.accuracy is not None for row in rows)
     panels[0].set_ylabel(f"{rows[0].measure if labelled else 'agreement with the trained network'} (%)")
-    panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[1].xaxis.set_major_locator(whole_numbers())
     panels[1].legend(frameon=False)
     return figure
 
@@ -286,8 +286,8 @@ def schedule_figure(network: Network) -> Figure:
             extent=(0.5, len(schedule) + 0.5, schedule.shape[1] - 0.5, -0.5),
         )
         _title(axes, layer.name, rf"$\theta$ = {layer.threshold}")
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_locator(whole_numbers(4))
+        axes.yaxis.set_major_locator(whole_numbers(4))
     _labels(figure, image, "window step", "channel", r"bias in units of $\theta$")
     return figure
 
@@ -295,6 +295,11 @@ def schedule_figure(network: Network) -> Figure:
 def _in_thresholds(layer: Layer) -> np.ndarray:
     """Bias per window step and channel in units of theta, float64 (T, C)."""
     return layer.bias.reshape(*layer.bias.shape[:2], -1).mean(axis=2) / layer.threshold
+
+
+def whole_numbers(most: int | Literal["auto"] = "auto") -> MaxNLocator:
+    """Put ticks at whole numbers only, even where that leaves a single one."""
+    return MaxNLocator(most, integer=True, min_n_ticks=1)
 
 
 def _panels(number: int) -> tuple[Figure, list[Axes]]:

@@ -281,6 +281,18 @@ def test_the_schedule_figure_draws_biases_in_thresholds_with_one_scale_around_ze
     assert bar.get_ylabel() == r"bias in units of $\theta$"
 
 
+@pytest.mark.parametrize("timesteps", [1, 2, 4])
+def test_steps_are_whole_numbers_however_few_there_are(timesteps: int) -> None:
+    network = tiny()
+    layers = tuple(replace(layer, bias=layer.bias[:timesteps]) for layer in network.layers)
+    figure = figures.schedule_figure(replace(network, layers=layers, timesteps=timesteps))
+    for axes in (axes for axes in figure.axes if axes.images):
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert set(ticks) <= set(range(1, timesteps + 1))
+        assert ticks
+
+
 def test_long_names_keep_their_end_and_fit_above_their_panel() -> None:
     name = "backbone.features.denseblock1.denselayer1.conv2"
     (axes, _) = figures.rates_figure(rated(**{name: counted(5, (1, 1))})).axes

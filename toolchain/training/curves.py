@@ -6,9 +6,8 @@ import io
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from exporters.report.figures import BLUE, DPI, GREY, VERMILION
+from exporters.report.figures import BLUE, DPI, GREY, VERMILION, whole_numbers
 from toolchain.training.settings import Settings
 from toolchain.training.trainer import Epoch
 
@@ -37,7 +36,7 @@ def figure(history: Sequence[Epoch], settings: Settings) -> Figure:
     errors.set_ylabel("standard deviation of the residual error")
     for axes in (losses, scores, errors):
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(whole_numbers())
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     drawn.suptitle(f"{settings.activation}, L = {settings.levels}", x=0.01, ha="left", fontsize=11)
