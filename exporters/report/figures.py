@@ -115,7 +115,9 @@ def front_figure(model: str, trials: Sequence[Trial]) -> Figure:
         for budget, colour in zip(budgets, cycle((BLUE, "#009E73", GREY)), strict=False):
             some = [trial for trial in points if trial.neuron_budget == budget]
             x, y = [getattr(trial, field) for trial in some], [trial.agreement for trial in some]
-            axes.errorbar(x, y, [trial.error for trial in some], color=colour, linestyle="none", marker="o", alpha=0.8)
+            below = [trial.error for trial in some]
+            above = [min(trial.error, 100 - trial.agreement) for trial in some]
+            axes.errorbar(x, y, (below, above), color=colour, linestyle="none", marker="o", alpha=0.8)
             axes.plot([], [], color=colour, linestyle="none", marker="o", label=f"{budget:g} x the neurons")
         front: list[Trial] = []
         for trial in sorted(points, key=lambda t: (getattr(t, field), -t.agreement)):

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from reports import REPORT, accuracy
 
 from exporters.comparison import Compared
-from exporters.report import PARTS, RUNGS, WANTED, Report, figures
+from exporters.report import PARTS, RUNGS, WANTED, Report, Trial, figures
 from exporters.report.markdown import PICTURES, render
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network
 
@@ -279,6 +279,13 @@ def test_the_schedule_figure_draws_biases_in_thresholds_with_one_scale_around_ze
     assert figure.get_supylabel() == "channel"
     (bar,) = (axes for axes in figure.axes if axes.get_label() == "<colorbar>")
     assert bar.get_ylabel() == r"bias in units of $\theta$"
+
+
+def test_the_front_is_drawn_with_standard_errors_that_end_at_all_agreed() -> None:
+    best = Trial(timesteps=1, holdoff=0, method="mse", steps=5, agreement=99.5, error=2.0, refused=None)
+    figure = figures.front_figure("tiny", [best, replace(best, timesteps=2, steps=6, agreement=97.0)])
+    (bars,) = (c for c in figure.axes[0].containers if isinstance(c, ErrorbarContainer))
+    assert [segment.tolist() for segment in bars[2][0].get_segments()] == [[[5, 97.5], [5, 100]], [[6, 95], [6, 99]]]
 
 
 @pytest.mark.parametrize("timesteps", [1, 2, 4])
