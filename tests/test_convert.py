@@ -26,7 +26,7 @@ from toolchain.demo import data, load_model
 from toolchain.demo.data import Digits
 from toolchain.frontends import import_model
 from toolchain.graph.activations import QCFS, TReLU
-from toolchain.recipe import WeightRule
+from toolchain.recipe import Method, WeightRule
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +123,18 @@ def test_exact_meets_the_mean_to_within_one_sample_where_no_two_potentials_are_e
         fired = torch.from_numpy(trace.spikes[layer.name][:, -4:]).transpose(0, 2).flatten(2).double().sum(2).T
         met.append(((fired - wanted).abs() <= 1).double().mean().item())
     assert min(met) > 0.9
+
+
+def test_with_one_step_and_no_copies_the_default_keeps_every_rate(digits: Digits, trained: nn.Module) -> None:
+    x = digits.calibration_x
+
+    def schedules(method: Method, copies: str = "") -> list[list[list[int]]]:
+        network = convert(trained, x, 1, method=method, layer_copies=copies).network
+        return [layer.bias.tolist() for layer in network.layers]
+
+    assert schedules("mse") == schedules("exact")
+    # Two copies draw two levels, and each has a target of its own.
+    assert schedules("mse", "conv1=2")[0] != schedules("exact", "conv1=2")[0]
 
 
 @pytest.mark.parametrize("method", RULES)

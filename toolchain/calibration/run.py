@@ -19,7 +19,7 @@ from sim.progress import track
 from toolchain.calibration import fit
 from toolchain.calibration.batch import Batch
 from toolchain.calibration.rules import RULES, arrived, readout
-from toolchain.graph import FloatGraph
+from toolchain.graph import FloatGraph, FloatLayer
 from toolchain.graph.channels import spatial
 from toolchain.recipe import Method, Recipe
 from toolchain.scales.integers import bias_schedule, su_weights
@@ -60,7 +60,7 @@ def calibrate(
         apart = recipe.per_neuron and layer.kind == "spiking"
         if apart:
             layer = replace(layer, bias=layer.per_neuron(layer.bias))
-        rule = readout if layer.kind == "readout" and recipe.method != "none" else RULES[recipe.method]
+        rule = readout if layer.kind == "readout" and recipe.method != "none" else RULES[_method(recipe, floating)]
         turn = (torch.arange(layer.shape[0]) % floating.copies + 0.5) / floating.copies - 0.5
         beside = spatial(turn, layer.shape).float()
         batch = Batch(network, layer, outputs, target, chip.bias_limit, apart, registers, beside)
@@ -75,6 +75,16 @@ def calibrate(
             if network.last_reader[edge.source] == layer.name:
                 outputs.pop(edge.source, None)
     return replace(network, layers=tuple(layers), output=output), registers
+
+
+def _method(recipe: Recipe, layer: FloatLayer) -> Method:
+    """Return the bias rule of a layer.
+
+    A neuron with one step and no copies cannot make up for a spike later. There the least squared error lets those
+    fire that are likelier above half a threshold than below, which hardly any neuron is, and so next to nothing is
+    said: to fire as often as it should says more.
+    """
+    return "exact" if recipe.method == "mse" and recipe.timesteps * layer.copies == 1 else recipe.method
 
 
 def _without_constant(batch: Batch, method: Method) -> tuple[Batch, Output]:
