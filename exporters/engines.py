@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -125,7 +125,7 @@ class EngineRun:
     differences: int  #: spikes and potentials that disagree with the first engine
     neuron_steps: int  #: (sample, step, neuron) whose spikes were compared; of the first engine: recorded
     seconds: float  #: wall time, building and loading included
-    logits: np.ndarray  #: readout potentials at each window step, (B, T, N)
+    logits: np.ndarray = field(repr=False)  #: readout potentials at each window step, (B, T, N)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def _freeze_real(record: Any, field: str) -> None:
 class Dense(_Record):
     """All-to-all synapses; a (C, H, W) source is read in C, H, W order, as ``torch.flatten`` does."""
 
-    weight: np.ndarray  #: su, (N_out, N_in)
+    weight: np.ndarray = field(repr=False)  #: su, (N_out, N_in)
 
     def __post_init__(self) -> None:
         _freeze(self, "weight")
@@ -119,7 +119,7 @@ class Dense(_Record):
 class Conv2d(_Record):
     """Cross-correlation with zero padding, exactly as ``torch.nn.functional.conv2d``."""
 
-    weight: np.ndarray  #: su, (C_out, C_in / groups, kH, kW)
+    weight: np.ndarray = field(repr=False)  #: su, (C_out, C_in / groups, kH, kW)
     geometry: Geometry = field(default_factory=Geometry)
 
     def __post_init__(self) -> None:
@@ -188,8 +188,8 @@ class Layer(_Record):
     shape: Shape  #: (C, H, W) or (N,)
     edges: tuple[Edge, ...]
     threshold: int  #: theta, su, one per population; unused by a readout (0 there)
-    v0: np.ndarray  #: initial potential, su, (C,)
-    bias: np.ndarray  #: schedule b[tau], su, (T, C) or (T, *shape)
+    v0: np.ndarray = field(repr=False)  #: initial potential, su, (C,)
+    bias: np.ndarray = field(repr=False)  #: schedule b[tau], su, (T, C) or (T, *shape)
     kind: Literal["spiking", "readout"] = "spiking"
     holdoff: int | None = None  #: K of this layer; None takes the network's
 
@@ -229,7 +229,7 @@ class Input(_Record):
     #: Payload units per unit of the model's input; float64 (C,) where channels or features differ
     scale: float | np.ndarray = 1.0
     #: Which value of the model's flattened input each neuron gets, int32 (*shape); None where it is given in order
-    order: np.ndarray | None = None
+    order: np.ndarray | None = field(default=None, repr=False)
     given: Shape | None = None  #: shape of the model's input, without the batch; None where it is ``shape``
     form: InputForm = "payload"
 

@@ -14,14 +14,15 @@ class Trace:
     """Spikes and potentials of some or all layers over their busy steps (``network.busy(layer)``)."""
 
     engine: str
-    network: Network
-    spikes: dict[str, np.ndarray]  #: by layer, uint8 (B, busy steps, *shape)
-    potentials: dict[str, np.ndarray]  #: by layer, su after the reset, integer (B, busy steps, *shape)
+    network: Network = field(repr=False)
+    spikes: dict[str, np.ndarray] = field(repr=False)  #: by layer, uint8 (B, busy steps, *shape)
+    #: By layer, su after the reset, integer (B, busy steps, *shape)
+    potentials: dict[str, np.ndarray] = field(repr=False)
     overflows: int = 0  #: neuron-steps outside the registers; always 0 under the strict policy
     peak: dict[str, int] = field(default_factory=dict)  #: by layer, largest register magnitude met, su
     overflowed: frozenset[int] = frozenset()  #: samples in which there were overflows
     #: By layer, how often each neuron fired, over all samples, int64 (*shape); empty where it was not counted
-    fired: dict[str, np.ndarray] = field(default_factory=dict)
+    fired: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     @property
     def logits(self) -> np.ndarray:

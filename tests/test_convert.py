@@ -137,6 +137,15 @@ def test_with_one_step_and_no_copies_the_default_keeps_every_rate(digits: Digits
     assert schedules("mse", "conv1=2")[0] != schedules("exact", "conv1=2")[0]
 
 
+def test_what_python_shows_of_the_results_is_no_wall_of_numbers(digits: Digits, trained: nn.Module) -> None:
+    x = digits.calibration_x[:32]
+    conversion = convert(trained, x, 2)
+    verification = conversion.verify(x[:2], ["reference", "fast"])
+    for shown in (conversion, conversion.graph, conversion.scales, conversion.run(x), verification):
+        assert len(repr(shown)) < 2500
+    assert "threshold=" in repr(conversion)
+
+
 @pytest.mark.parametrize("method", RULES)
 def test_peaks_are_what_the_calibration_data_reached(method: str, digits: Digits, trained: nn.Module) -> None:
     x = digits.calibration_x[:96]

@@ -57,10 +57,12 @@ class Conversion:
     """The result: the deployable network, and the float graph and scales that it came from."""
 
     network: Network
-    graph: FloatGraph  #: equals the torch model, up to its ``import_error``; with input neurons, where it has some
-    source: FloatGraph  #: what was quantised: the same graph, as far as a payload carries its input, or a tuned copy
+    #: Equals the torch model, up to its ``import_error``; with input neurons, where it has some
+    graph: FloatGraph = field(repr=False)
+    #: What was quantised: the same graph, as far as a payload carries its input, or a tuned copy
+    source: FloatGraph = field(repr=False)
     recipe: Recipe
-    scales: Scales  #: by layer: THETA and the activation that one spike per step stands for
+    scales: Scales = field(repr=False)  #: by layer: THETA and the activation that one spike per step stands for
     peak: dict[str, int]  #: by layer: largest register magnitude on the calibration inputs, su
     origin: dict[str, str]  #: SHA-256 of the trained ``weights`` and of the ``calibration`` inputs
     #: In sentences: what was assumed about the outputs' meaning, for want of labels, and which inputs were left out

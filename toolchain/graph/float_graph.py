@@ -24,7 +24,7 @@ from toolchain.graph.activations import clipped, slipped
 class FloatDense:
     """``weight @ flatten(x)``, computed in the weight's type and returned in that of x."""
 
-    weight: Tensor  #: float32 (N_out, N_in), N_in in C, H, W order
+    weight: Tensor = field(repr=False)  #: float32 (N_out, N_in), N_in in C, H, W order
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (B, *source shape) to (B, N_out)."""
@@ -35,7 +35,7 @@ class FloatDense:
 class FloatConv2d:
     """``torch.nn.functional.conv2d`` with zero padding and without a bias, in the types of :class:`FloatDense`."""
 
-    weight: Tensor  #: float32 (C_out, C_in / groups, kH, kW)
+    weight: Tensor = field(repr=False)  #: float32 (C_out, C_in / groups, kH, kW)
     geometry: Geometry = field(default_factory=Geometry)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class FloatLayer:
     name: str  #: qualified name of the torch module that the layer's current comes from
     shape: Shape
     edges: tuple[FloatEdge, ...]
-    bias: Tensor  #: float32 (C,), or (*shape) where it differs over space
+    bias: Tensor = field(repr=False)  #: float32 (C,), or (*shape) where it differs over space
     kind: Literal["spiking", "readout"] = "spiking"
     #: Where the activation ends, in its own unit, for all channels or float32 (C,); None for a ReLU, which does not.
     upper: float | Tensor | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -37,10 +37,10 @@ class Plan:
     """The integer scale of one layer."""
 
     threshold: int  #: THETA, su; for the readout 0
-    theta: Tensor  #: float32 (C,): the activation that one spike per step stands for
+    theta: Tensor = field(repr=False)  #: float32 (C,): the activation that one spike per step stands for
     #: float64 (C,): synaptic units per unit of activation, THETA / theta, or less of a channel that never fires; the
     #: readout has its scales here
-    su: Tensor
+    su: Tensor = field(repr=False)
     cost: float = 0.0  #: expected squared error of the activations, summed over channels
     exponent: int = 0  #: of the weights of the graded input, which a shift to the right makes finer than a su
 
