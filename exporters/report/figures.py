@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import cycle
 from operator import itemgetter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -299,7 +299,7 @@ def _in_thresholds(layer: Layer) -> np.ndarray:
     return layer.bias.reshape(*layer.bias.shape[:2], -1).mean(axis=2) / layer.threshold
 
 
-def whole_numbers(most: int | Literal["auto"] = "auto") -> MaxNLocator:
+def whole_numbers(most: int = 10) -> MaxNLocator:
     """Put ticks at whole numbers only, even where that leaves a single one."""
     return MaxNLocator(most, integer=True, min_n_ticks=1)
 

@@ -56,14 +56,14 @@ def test_a_widened_graph_is_the_same_function_with_all_copies_as_neurons(
         torch.testing.assert_close(after[1], before.repeat_interleave(copies, 1), rtol=1e-4, atol=1e-5)
 
 
-def ramp(copies: int, timesteps: int, **options: object) -> tuple[Conversion, np.ndarray]:
+def ramp(copies: int, timesteps: int, lowest: float = -0.2, **options: object) -> tuple[Conversion, np.ndarray]:
     """One neuron in so many copies that reads one value, on which nothing but levels limits it; and inputs to it."""
     one = FloatDense(torch.ones(1, 1))
     layers = (
         FloatLayer("a", (1,), (FloatEdge(INPUT, one),), torch.zeros(1), upper=1.0, copies=copies),
         FloatLayer("out", (1,), (FloatEdge("a", one),), torch.zeros(1), "readout"),
     )
-    x = np.linspace(-0.2, 1.2, 1400, dtype=np.float32)[:, None]
+    x = np.linspace(lowest, 1.2, 1400, dtype=np.float32)[:, None]
     recipe = Recipe(
         timesteps=timesteps, weights="nearest", input_bits=12, threshold="given", task="regression", **options
     )
@@ -98,10 +98,13 @@ def test_all_engines_draw_the_levels_of_copies() -> None:
 
 
 @pytest.mark.numbers
-@pytest.mark.parametrize("method", ["mse", "exact", "ftbc"])
-def test_bias_rules_leave_copies_their_turns(method: str) -> None:
+@pytest.mark.parametrize("lowest", [-0.2, -3.0])
+@pytest.mark.parametrize("method", ["mse", "exact", "ftbc", "static"])
+def test_bias_rules_leave_copies_their_turns(method: str, lowest: float) -> None:
+    """A copy that fires at less than others does not fire at nothing, which most neurons are sent."""
+
     def error(copies: int) -> float:
-        made, x = ramp(copies, 2, holdoff=1, method=method)
+        made, x = ramp(copies, 2, lowest, holdoff=1, method=method)
         return float(np.sqrt(((made.predict(x) - np.clip(x, 0, 1)) ** 2).mean()))
 
     # A staircase of n levels is wrong by about 1 / (n sqrt 12).

@@ -61,8 +61,11 @@ class Batch:
 
     @property
     def rates(self) -> Tensor:
-        """What can be fired of the target, spikes per step in 0..1, float32 (B, *shape)."""
-        return (self.target + self.beside / self.network.timesteps).clamp(0, 1)
+        """What can be fired of the target, spikes per step in 0..1, float32 (B, *shape); of copies, what each adds."""
+        if not self.beside.any():
+            return self.target.clamp(0, 1)
+        most = self.network.timesteps
+        return (most * self.target + self.beside + 0.5).floor().clamp(0, most) / most
 
     def finish(self, layer: Layer) -> tuple[Layer, Tensor]:
         """Return the layer and its spikes, as a rule does."""
