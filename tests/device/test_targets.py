@@ -72,7 +72,7 @@ def test_lavas_processes_are_killed_when_a_visit_is_broken_off() -> None:
     with Visit("lava-cpu", Job(NETWORK, PAYLOAD, ("out",))) as visit:
         group = visit._process.pid
         next(visit.answers())
-        assert len(alive()) > 5  # the process that asks Lava, and one for every process of Lava
+        assert len(alive()) > 1  # the process that asks Lava, and those of Lava, which come and go
     deadline = time.monotonic() + 120  # what is killed ends when the system has time for it
     while alive() and time.monotonic() < deadline:
         time.sleep(0.05)
