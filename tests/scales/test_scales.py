@@ -221,8 +221,6 @@ def test_a_channel_that_never_fires_costs_the_others_nothing_whatever_its_weight
     for name in ("b", "out"):
         assert torch.equal(found[name].su, plain[name].su)
     assert not chip.check(network)
-    assert np.abs(network["a"].edges[0].synapse.weight[2]).max() <= 127
-    # What it would take to fire is kept: its currents are as negative as those of the trained network, or as can be.
     trace = fast.run(network, network.input.encode(x.numpy()), chip=LOIHI2, overflow="strict")
     assert trace.spikes["a"][..., 2].sum() == 0
 
@@ -279,7 +277,7 @@ def test_thresholds_of_channels_are_taken_as_they_are() -> None:
 # ---- registers -------------------------------------------------------------------------------------------------------
 
 
-def planned(current: Any, theta: list[float], beta: list[float], shift_input: bool = False) -> plan.Plan:
+def planned(current: Any, theta: list[float], beta: list[float], **options: Any) -> plan.Plan:
     """Plan a layer for 8 steps on Loihi 2 that currents (B, C) reach whatever its weights are."""
     n = len(theta)
     net = graph(torch.full((n, 1), 1e-3), torch.tensor(beta), torch.eye(n))
@@ -288,7 +286,7 @@ def planned(current: Any, theta: list[float], beta: list[float], shift_input: bo
         units={INPUT: torch.tensor(1.0)},
         values={INPUT: torch.ones(1, 1)},
         current=torch.tensor(current),
-        recipe=Recipe(timesteps=8, threshold="max", shift_input=shift_input),
+        recipe=Recipe(timesteps=8, threshold="max", **options),
     )
 
 
@@ -313,6 +311,26 @@ def test_the_threshold_is_the_finest_whose_potentials_stay_in_the_state_register
 def test_the_threshold_itself_counts_among_what_the_state_register_holds() -> None:
     # 1.5 * 8 * 11 * 992.9 = 131,062.8 fits the register's 131,072, and 11 more do not.
     assert planned([[1.0], [-992.9]], [1.0], [0.0]).threshold == 10
+
+
+def test_currents_that_the_host_brings_fit_the_bias_register_with_the_margin_to_spare() -> None:
+    # 1.5 * 8 * su * 10 + THETA <= 4095: 3,872 at 32 su; the next legal threshold is 38.
+    assert planned([[1.0], [-10.0]], [1.0], [0.0], input_form="currents").threshold == 32
+
+
+@pytest.mark.parametrize("form", ["payload", "currents"])
+def test_currents_of_a_channel_that_never_fires_raise_its_own_threshold_only(form: str) -> None:
+    alone = planned([[1.0], [0.5]], [1.0], [0.0], input_form=form)
+    beside = planned([[1.0, -1e6], [0.5, -1e5]], [1.0, 1.0], [0.0, 0.0], input_form=form)
+    assert beside.threshold == alone.threshold
+    assert beside.su[0] == alone.su[0]
+    limit = 4095 if form == "currents" else 131072
+    assert beside.su[1].item() == pytest.approx((limit - beside.threshold) / (1.5 * 8 * 1e6))
+    assert beside.theta.tolist() == [1, 1]
+
+
+def test_a_layer_that_never_fires_keeps_fine_weights() -> None:
+    assert planned([[-1.0], [-0.5]], [1.0], [0.0]).threshold > 1000
 
 
 @pytest.mark.parametrize(("shift", "unit"), [(False, 1.0), (True, 2**-6)])
