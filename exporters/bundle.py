@@ -274,7 +274,7 @@ def legality(path: str | Path, x: Any = None) -> list[netx.Issue]:
     What no bound proves is measured on model inputs ``x`` (B, *input's model_shape), where given, or taken from the
     bundle's report. Raises :class:`Refused` for what cannot be read.
     """
-    path, measured = Path(path), None
+    path, found = Path(path), None
     if nir.is_nir(path):
         remedy = f"write one: `ann2loihi export {path} -o network.net`"
         raise refuse(str(path), "it is in NIR, and what is checked is a .net", remedy)
@@ -284,15 +284,16 @@ def legality(path: str | Path, x: Any = None) -> list[netx.Issue]:
         rows = () if bundle.report is None else bundle.report.layers
         if known := {row.name: row.peak for row in rows if row.peak is not None}:
             outside = {row.name: row.outside for row in rows if row.outside is not None}
-            measured = netx.Measured("the calibration inputs", known, outside)
+            found = netx.Measured("the calibration inputs", known, outside)
     elif x is not None:
         network = netx.read(path)
     if x is not None:
-        measured = _measured(network, network.input.encode(x))
-    return netx.legality(path, measured)
+        found = measured(network, network.input.encode(x))
+    return netx.legality(path, found)
 
 
-def _measured(network: Network, payload: np.ndarray) -> netx.Measured:
+def measured(network: Network, payload: np.ndarray) -> netx.Measured:
+    """Run a network on an encoded payload, and return what its registers reach, whether they hold it or not."""
     from exporters.engines import run  # torch loads where something runs
 
     peak = dict.fromkeys((layer.name for layer in network.layers), 0)

@@ -90,7 +90,7 @@ def legal_period(
     if period is None and form != "native":
         period = network.reset_interval
     if period == "power of two":
-        return 1 << (smallest - 1).bit_length()
+        return reset_interval(network.period, form)
     if period is not None and period < smallest:
         raise refuse(
             "period",
@@ -98,6 +98,11 @@ def legal_period(
             f"give at least {smallest}",
         )
     return smallest if period is None else period
+
+
+def reset_interval(period: int, form: Form | Literal["clock"] = "stock") -> int:
+    """Return the fewest steps, a power of two, between samples in ``form`` of a network whose period is ``period``."""
+    return 1 << (period + AFTER[form] - 1).bit_length()
 
 
 def inexact(

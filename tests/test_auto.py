@@ -51,6 +51,9 @@ def test_every_recipe_converts_the_kind_of_network_that_it_is_for() -> None:
         assert conversion.recipe == replace(meant, timesteps=4, task="classes", updates=2)
         assert conversion.network.holdoff == (1 if name in ("ann2loihi", "tuned") else 0)
         if meant.threshold == "given":
+            spiking = convert(model, x, 4, recipe=name, input_form="spikes")
+            off = (torch.from_numpy(spiking.decode(spiking.run(x))) - model(x)).norm() / model(x).norm()
+            assert off < 0.5, name
             with pytest.raises(Refused, match="0: its ReLU has no threshold of its own; choose another threshold rule"):
                 convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), x, 4, recipe=name)
 
@@ -164,6 +167,23 @@ def test_a_period_is_kept_too(calibration: Tensor) -> None:
     assert all((trial.period or 99) <= 3 for trial in choice.trials)
     taken = choice.conversion.network.period
     assert choice.reason.endswith(f"of what takes at most 3 steps between samples; it takes {taken}.")
+
+
+def test_the_period_counts_what_the_reset_interval_takes() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.rand(64, 6)
+    for budget in (2, 3, 4):
+        choice = choose(model, x, Recipe(reset_interval="power-of-two"), period_budget=budget)
+        network = choice.conversion.network
+        assert network.reset_interval <= budget
+        assert choice.reason.endswith(f"at most {budget} steps between samples; it takes {network.reset_interval}.")
+    with pytest.raises(Refused, match="period budget: 1 steps; this network takes at least 2"):
+        choose(model, x, Recipe(reset_interval="power-of-two"), period_budget=1)
+
+
+def test_for_files_that_netx_resets_only_what_has_no_hold_off_is_tried(calibration: Tensor) -> None:
+    choice = choose(load_model(), calibration, named("stock"), latency_budget=6)
+    assert {trial.holdoff for trial in choice.trials} == {0}
 
 
 def test_a_budget_below_the_networks_depth_is_refused(calibration: Tensor) -> None:

@@ -19,12 +19,13 @@ from sim import fast
 from sim.arguments import Count, checked
 from sim.findings import Refused, refuse
 from sim.progress import counting, reporting
+from sim.stock import reset_interval
 from toolchain.assessment.score import certainty
 from toolchain.convert import Conversion, convert, imported, resolved
 from toolchain.data import gather
 from toolchain.graph import FloatGraph
 from toolchain.recipe import Method, Recipe
-from toolchain.scales.copies import stand_in, with_copies, within_cores
+from toolchain.scales.copies import stand_in, with_copies, within_cores, within_neurons
 
 TIMESTEPS = (1, 2, 4, 8, 16, 32)
 HOLDOFFS = (0, 1, 2)
@@ -84,7 +85,9 @@ def choose(
 
     wide, base = base, replace(base, neuron_budget=1.0, core_budget=0)
     widens = wide != base
-    within_cores(stand_in(with_copies(graph, x, base), base), wide)  # what the trials without the budget take
+    copied = with_copies(graph, x, base)  # as the trials without the budget
+    within_neurons(copied, wide)
+    within_cores(stand_in(copied, base), wide)
     budgets = (latency_budget or math.inf, period_budget or math.inf)
 
     def inside(recipe: Recipe) -> bool:
@@ -92,7 +95,8 @@ def choose(
 
     trials: list[tuple[Trial, Recipe]] = []
     stairs = any(layer.levels for layer in graph.layers)
-    most, previous = len(TIMESTEPS) * (len(HOLDOFFS) + len(METHODS) - 1 + widens + stairs), -math.inf
+    holdoffs = HOLDOFFS[:1] if base.chip == "netx" else HOLDOFFS  # its own resets know of none
+    most, previous = len(TIMESTEPS) * (len(holdoffs) + len(METHODS) - 1 + widens + stairs), -math.inf
     with counting("choosing T and K", most) as advance:
 
         def attempt(recipe: Recipe) -> None:
@@ -101,8 +105,8 @@ def choose(
             advance(1)
 
         for timesteps in TIMESTEPS:
-            candidates = [replace(base, timesteps=timesteps, holdoff=k, method=METHODS[0]) for k in HOLDOFFS]
-            if stairs:  # without unevenness, spikes draw them exactly
+            candidates = [replace(base, timesteps=timesteps, holdoff=k, method=METHODS[0]) for k in holdoffs]
+            if stairs and max(holdoffs):  # without unevenness, spikes draw them exactly
                 candidates.append(replace(base, timesteps=timesteps, holdoff=timesteps - 1, method="once"))
             candidates = [recipe for recipe in candidates if inside(recipe)]
             if not candidates:
@@ -141,6 +145,8 @@ def choose(
 def _steps(graph: FloatGraph, recipe: Recipe) -> tuple[int, int]:
     """Count the steps until the logits, and between samples; input neurons take one more to the logits."""
     steps, period = graph.steps(recipe.timesteps, recipe.holdoff)
+    if recipe.reset_interval == "power-of-two":
+        period = reset_interval(period)
     return steps + (recipe.input_form == "spikes"), period
 
 

@@ -23,7 +23,7 @@ from sim.arguments import checked
 from sim.findings import Refused
 from sim.fixedpoint import Policy
 from sim.network import InputForm, Network
-from sim.stock import legal_period
+from sim.stock import reset_interval
 from sim.trace import Trace
 from toolchain.calibration.run import calibrate
 from toolchain.calibration.tune import tune
@@ -165,17 +165,23 @@ def convert(
     source = carried(graph, x, recipe, extremes)
     if recipe.input_form == "spikes":
         signed = bool((graph.arrange(extremes) < 0).any())
-        graph, source = (with_input_neurons(one, signed, recipe.copies) for one in (graph, source))
+        own = extremes if recipe.threshold == "given" else None
+        source = with_input_neurons(source, signed, recipe.copies, own)
+        graph = with_input_neurons(graph, signed, recipe.copies)
     if recipe.weights == "tuned":
         source = tune(source, x, choose_scales(source, x, recipe, extremes).thetas, recipe)
     graph, source = graph.widened(), source.widened()
     scales = choose_scales(source, x, recipe, extremes)
     network, registers = calibrate(build(source, scales, recipe), source, scales, x, recipe)
     if recipe.reset_interval == "power-of-two":
-        network = replace(network, reset_interval=legal_period(network, "stock", "power of two"))
+        network = replace(network, reset_interval=reset_interval(network.period))
     if findings := chips.check(network, recipe.limits):
         raise Refused(findings)
     within_cores(network, recipe)  # it was planned on a stand-in
+    peak, outside = registers.peak, registers.outside
+    if left_out or source.limit is not None:  # which the network may be given all the same
+        reached = bundle.measured(network, network.input.encode(as_inputs(gathered.x, network.input.model_shape)))
+        peak, outside = dict(reached.peak), dict(reached.outside)
     origin = {
         "weights": bundle.digest(_arrays(model if isinstance(model, FloatGraph) else unwrapped(model))),
         "calibration": gathered.sha256,
@@ -186,10 +192,10 @@ def convert(
         source,
         recipe,
         scales,
-        registers.peak,
+        peak,
         origin,
         tuple(filter(None, (assumed, left_out))),
-        outside=registers.outside,
+        outside=outside,
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sim import chip
+from sim.findings import Refused
 from sim.network import INPUT
 from sim.progress import reporting
 from toolchain import assessment
@@ -19,7 +20,7 @@ from toolchain.convert import convert
 from toolchain.demo import data, load_model
 from toolchain.frontends import import_model
 from toolchain.graph import FloatDense, FloatEdge, FloatGraph, FloatLayer
-from toolchain.graph.activations import staircase
+from toolchain.graph.activations import SlipReLU, staircase
 from toolchain.recipe import Recipe
 
 T = 2
@@ -128,14 +129,27 @@ def test_the_same_inputs_give_the_same_network(residual: FloatGraph) -> None:
 
 def test_mirrored_inputs_teach_both_sides_alike() -> None:
     """One half of every input is 0, so that only what is mirrored says anything of that half's weights."""
-    x = torch.rand(64, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1, 0, 0])
+    x = torch.rand(64, 1, 1, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1, 0, 0])
     hidden = FloatLayer("a", (1,), (FloatEdge(INPUT, FloatDense(torch.tensor([[1.0, 2, 3, 4]]))),), torch.zeros(1))
     out = FloatLayer("out", (1,), (FloatEdge("a", FloatDense(torch.ones(1, 1))),), torch.zeros(1), "readout")
-    graph = FloatGraph((4,), (hidden, out))
+    graph = FloatGraph((1, 1, 4), (hidden, out))
     for mirrored in (False, True):
         made = tune(graph, x, {"a": torch.tensor([3.0])}, replace(recipe(50), mirrored=mirrored))
         moved = made.layers[0].edges[0].map.weight != graph.layers[0].edges[0].map.weight
         assert moved.tolist() == [[True, True, mirrored, mirrored]]
+
+
+@pytest.mark.parametrize(("model", "shape"), [(nn.Linear(4, 3), (4,)), (nn.Conv1d(2, 3, 4), (2, 4))])
+def test_what_has_no_width_is_not_mirrored(model: nn.Module, shape: tuple[int, ...]) -> None:
+    with pytest.raises(Refused, match=r"mirrored: inputs of shape \S+ have no width; leave it out"):
+        convert(nn.Sequential(model, nn.Flatten()), torch.randn(8, *shape), 2, recipe="tuned", mirrored=True, updates=1)
+
+
+def test_what_slips_between_steps_is_taught_the_steps_alone() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 6), SlipReLU(4, 1.5, 0.8), nn.Linear(6, 3)), torch.rand(64, 4)
+    made = convert(model, x, T, recipe="tuned", updates=2).source
+    assert len(made.run(x)["0"][:, 0].unique()) <= T + 1
 
 
 @pytest.mark.parametrize("samples", [1, 5])

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from importing import randomise
-from networks import Forward, conv, lenet, mlp
+from networks import Forward, conv, lenet, mlp, resampled
 from torch import nn
 
 from exporters.placement import fit
 from sim.findings import Refused
 from sim.network import INPUT, InputForm
 from toolchain.assessment.attribution import attribute
+from toolchain.auto import choose
 from toolchain.convert import Conversion, convert
 from toolchain.frontends import import_model
 from toolchain.graph import FloatDense, FloatEdge, FloatGraph, FloatLayer
@@ -42,7 +43,9 @@ def each(graph: FloatGraph, copies: Callable[[int], int]) -> FloatGraph:
     return replace(graph, layers=tuple(layers))
 
 
-@pytest.mark.parametrize(("build", "shape"), [(mlp, (12,)), (lenet, (1, 28, 28)), (residual, (2, 6, 6))])
+@pytest.mark.parametrize(
+    ("build", "shape"), [(mlp, (12,)), (lenet, (1, 28, 28)), (residual, (2, 6, 6)), (resampled, (3, 8, 8))]
+)
 def test_a_widened_graph_is_the_same_function_with_all_copies_as_neurons(
     build: Callable[[], nn.Module], shape: tuple[int, ...]
 ) -> None:
@@ -154,6 +157,29 @@ def test_a_budget_is_kept_and_goes_where_rounding_moves_the_outputs() -> None:
     with torch.no_grad():
         model[2].weight *= 0.1  # now the first layer moves less
     assert sizes(1.6) == [10, 16, 4]
+
+
+def test_a_budget_is_no_hair_too_small_for_what_just_fits() -> None:
+    first, second = FloatDense(torch.ones(85, 2)), FloatDense(torch.ones(15, 85))
+    layers = (
+        FloatLayer("a", (85,), (FloatEdge(INPUT, first),), torch.zeros(85)),
+        FloatLayer("b", (15,), (FloatEdge("a", second),), torch.zeros(15)),
+        FloatLayer("out", (2,), (FloatEdge("b", FloatDense(torch.ones(2, 15))),), torch.zeros(2), "readout"),
+    )
+    graph, x = FloatGraph((2,), layers), torch.rand(64, 2, generator=torch.Generator().manual_seed(1))
+    assert 1.15 * 100 < 115  # floats
+    made = copies.with_copies(graph, x, Recipe(neuron_budget=1.15, task="classes"))
+    assert [layer.copies for layer in made.layers] == [1, 2, 1]
+
+
+@pytest.mark.parametrize(("given", "taken"), [({"copies": 3}, 54), ({"layer_copies": "0=4"}, 48)])
+def test_copies_that_take_more_than_the_budget_are_refused(given: dict[str, Any], taken: int) -> None:
+    model, x = randomise(mlp()), torch.rand(64, 12, generator=torch.Generator().manual_seed(1))
+    wanted = rf"neuron_budget: 1.5 times the network's neurons are 27, and its copies take {taken}; give more, or fewer"
+    with pytest.raises(Refused, match=wanted):
+        convert(model, x, 2, neuron_budget=1.5, **given)
+    with pytest.raises(Refused, match=wanted):
+        choose(model, x, Recipe(neuron_budget=1.5, **given), latency_budget=6)
 
 
 @pytest.mark.parametrize("form", ["payload", "spikes"])

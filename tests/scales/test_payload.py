@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sim.network import INPUT, Geometry, Input
+from sim.findings import Refused
+from sim.network import INPUT, Geometry, Input, InputForm
+from sim.stock import peak_outside
 from toolchain import assessment
 from toolchain.assessment.payload import clipped, prepared
 from toolchain.convert import Conversion, convert
@@ -88,6 +90,17 @@ def test_the_noise_of_a_payload_is_that_of_each_channel_and_its_weights() -> Non
     assert rounding.tolist() == pytest.approx([(1 * 2 * 0.4) ** 2 + (10 * 0.5 * 0.2) ** 2])
     assert graded == pytest.approx((1.6**2 + 0.2**2) / 2 * 2 / 12)
     assert others == 0
+
+
+def test_a_dense_layer_with_space_has_the_noise_of_the_convolution_that_it_is() -> None:
+    kernel, x = drawn(3, 2, 3, 3) - 0.5, drawn(5, 2, 6, 6, seed=1)
+    matrix = functional.conv2d(torch.eye(72).reshape(72, 2, 6, 6), kernel).flatten(1).T
+    noise = []
+    for first in (FloatConv2d(kernel), FloatDense(matrix)):
+        net = two_layers(first, (2, 6, 6), (3, 4, 4), torch.zeros(3))
+        unit = {INPUT: torch.tensor(0.01, dtype=torch.float64)}
+        noise.append(plan.rounding_noise(net, net.layers[0], unit, {INPUT: x})[2])
+    torch.testing.assert_close(*noise, rtol=0.3, atol=0)  # places are hit by the input's noise unequally
 
 
 def test_weights_are_lined_up_by_the_channel_that_they_read() -> None:
@@ -266,12 +279,13 @@ def test_an_ordinary_constant_is_a_payload_like_any_other() -> None:
     assert carried(net, x, Recipe()) is net
 
 
-@pytest.mark.parametrize("value", [0.0, 2.0])
-def test_calibration_data_that_never_change_at_all_are_converted(value: float) -> None:
+@pytest.mark.parametrize("value", [(0.0, 0, 0, 0), (2.0, 2, 2, 2), (0.0, 1, 2, 3)])
+def test_calibration_data_that_never_change_at_all_are_converted(value: tuple[float, ...]) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    conversion = convert(model, torch.full((8, 4), value), 4)
+    conversion = convert(model, torch.tensor(value).expand(8, 4), 4)
     assert np.isfinite(conversion.network.input.scale).all()
     assert len(conversion.predict(drawn(5, 4))) == 5
+    assert conversion.source is conversion.graph  # it reads all features still
 
 
 # ---- outliers --------------------------------------------------------------------------------------------------------
@@ -362,6 +376,31 @@ def test_outliers_are_cut_off_in_calibration_where_a_coarse_payload_reaches_beyo
     wanted = net.logits(test).argmax(1)
     # 2000 decisions; where 5 % differ, they differ by chance by sqrt(0.05 / 2000) = 0.5 points.
     assert right(conversion, test, wanted) >= right(clean, test, wanted) - 1.5
+
+
+def test_peaks_are_those_of_all_calibration_inputs_whatever_calibration_saw_of_them() -> None:
+    torch.manual_seed(2)
+    model, x = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(33, 5)
+    x[0] *= 100
+    conversion = convert(model, x, 8)
+    assert conversion.source.limit is not None
+    trace = conversion.run(x, overflow="count")
+    assert trace.peak == conversion.peak
+    assert trace.overflows > 0
+    assert conversion.outside["0"] == peak_outside(conversion.network, conversion.network["0"], trace.potentials["0"])
+
+
+@pytest.mark.parametrize("form", ["payload", "currents", "spikes"])
+def test_where_no_scale_fits_without_a_limit_there_is_one(form: InputForm) -> None:
+    """A code for what is missing, in every fortieth sample: with it, no bias register holds what the host brings."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(200, 6)
+    x[::40, 0] = -999
+    conversion = convert(model, x, 64, input_form=form)
+    assert conversion.source.limit is not None
+    assert conversion.source.limit[0] < 20
+    with pytest.raises(Refused, match="0: its ReLU has no threshold of its own"):  # the cause, and not what it causes
+        convert(model, x, 64, input_form=form, recipe="qcfs")
 
 
 def test_dark_calibration_images_are_no_reason_to_cut_off_bright_ones(digits: data.Digits) -> None:

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sim.findings import refuse
 from sim.network import Shape
 from sim.progress import track
 from toolchain.calibration.fit import selects
@@ -52,6 +53,8 @@ def tune(graph: FloatGraph, x: Tensor, thetas: Mapping[str, Tensor], recipe: Rec
     their weights, and weights that are all the same over a map, as behind a mean over it, stay so. Outputs that are not
     compared with each other count alike, whatever their unit. Deterministic.
     """
+    if recipe.mirrored and (x.ndim < 3 or x.shape[-1] == 1):
+        raise refuse("mirrored", f"inputs of shape {'x'.join(map(str, x.shape[1:]))} have no width", "leave it out")
     if not shares_scale(recipe.task):
         outputs = by_channel(graph.logits(x[spread(len(x))])).std(1)
         unit = outputs.where(outputs > 0, torch.ones_like(outputs))
@@ -139,7 +142,7 @@ class _Copy:
         layer = replace(self.layer, edges=edges, bias=self.bias)
         if self.log_theta is None:
             return layer
-        return replace(layer, upper=self.log_theta.exp(), levels=timesteps * layer.copies)
+        return replace(layer, upper=self.log_theta.exp(), levels=timesteps * layer.copies, slope=0.0)
 
 
 def _tied(map_: FloatMap, source: Shape) -> Tensor:

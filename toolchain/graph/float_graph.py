@@ -51,9 +51,11 @@ class FloatConv2d:
 FloatMap = FloatDense | FloatConv2d
 
 
-def _widened(map_: FloatMap, source: Shape, read: int, copies: int) -> FloatMap:
-    """Repeat a map's weights for so many copies of what it reads, of shape ``source``, and of what reads by it."""
-    weight = map_.weight.repeat_interleave(copies, 0) / read
+def _widened(map_: FloatMap, source: Shape, target: Shape, read: int, copies: int) -> FloatMap:
+    """Repeat a map's weights for so many copies of what it reads, of shape ``source``, and of its ``target``."""
+    # A channel's copies follow it as a whole: of a dense map into space, all its rows.
+    rows = map_.weight.reshape(target[0], -1, *map_.weight.shape[1:])
+    weight = rows.repeat_interleave(copies, 0).flatten(0, 1) / read
     if isinstance(map_, FloatDense):
         by_channel = weight.reshape(len(weight), source[0], -1)
         return FloatDense(by_channel.repeat_interleave(read, 1).flatten(1))
@@ -167,7 +169,10 @@ class FloatGraph:
         layers = []
         for layer in self.layers:
             edges = tuple(
-                FloatEdge(edge.source, _widened(edge.map, self.shapes[edge.source], copies[edge.source], layer.copies))
+                FloatEdge(
+                    edge.source,
+                    _widened(edge.map, self.shapes[edge.source], layer.shape, copies[edge.source], layer.copies),
+                )
                 for edge in layer.edges
             )
             bias, upper = layer.bias.repeat_interleave(layer.copies, 0), layer.upper

@@ -42,7 +42,7 @@ def with_copies(graph: FloatGraph, x: Tensor, recipe: Recipe) -> FloatGraph:
     """Give every spiking layer its number of copies: the recipe's, or more where the layer brings more.
 
     What the recipe's budget of neurons, of cores, or of both leaves goes where it pays most on some of the model inputs
-    ``x`` (B, *model_shape). Raises :class:`Refused` where the network takes more cores without.
+    ``x`` (B, *model_shape). Raises :class:`Refused` where the network takes more cores, or neurons, without.
     """
     size = {layer.name: math.prod(layer.shape) for layer in graph.layers if layer.kind == "spiking"}
     asked = _asked(size, recipe)
@@ -54,8 +54,9 @@ def with_copies(graph: FloatGraph, x: Tensor, recipe: Recipe) -> FloatGraph:
         return replace(graph, layers=tuple(replace(layer, copies=copies.get(layer.name, 1)) for layer in graph.layers))
 
     within_cores(stand_in(copied(), recipe), recipe)
+    within_neurons(copied(), recipe)
     bounded = recipe.neuron_budget > 1 or not recipe.core_budget
-    neurons = int(recipe.neuron_budget * sum(size.values())) if bounded else math.inf
+    neurons = _allowed(sum(size.values()), recipe) if bounded else math.inf
 
     def taken() -> int:
         return sum(size[name] * copies[name] for name in size)
@@ -90,6 +91,22 @@ def _asked(layers: Collection[str], recipe: Recipe) -> dict[str, int]:
         layer: max(((len(name), given[name]) for name in holding(layer)), default=(0, recipe.copies))[1]
         for layer in layers
     }
+
+
+def _allowed(neurons: int, recipe: Recipe) -> int:
+    return math.floor(round(recipe.neuron_budget * neurons, 6))  # 1.15 times 100 are 115, and not 114.99...
+
+
+def within_neurons(graph: FloatGraph, recipe: Recipe) -> None:
+    """Refuse a graph whose copies alone take more neurons than the recipe's budget, if it has one."""
+    spiking = [(math.prod(layer.shape), layer.copies) for layer in graph.layers if layer.kind == "spiking"]
+    taken, allowed = sum(size * copies for size, copies in spiking), _allowed(sum(size for size, _ in spiking), recipe)
+    if recipe.neuron_budget > 1 and taken > allowed:
+        raise refuse(
+            "neuron_budget",
+            f"{recipe.neuron_budget:g} times the network's neurons are {allowed}, and its copies take {taken}",
+            "give more, or fewer copies",
+        )
 
 
 def within_cores(network: Network, recipe: Recipe) -> None:

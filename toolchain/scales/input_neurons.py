@@ -9,17 +9,19 @@ from torch import Tensor
 
 from sim.network import INPUT, Geometry, Shape
 from toolchain.graph import FloatConv2d, FloatDense, FloatEdge, FloatGraph, FloatLayer, FloatMap
+from toolchain.scales import thresholds
 from toolchain.scales.plan import by_source
 
 NAME = "input.neurons"
 
 
-def with_input_neurons(graph: FloatGraph, signed: bool, copies: int = 1) -> FloatGraph:
+def with_input_neurons(graph: FloatGraph, signed: bool, copies: int = 1, extremes: Tensor | None = None) -> FloatGraph:
     """Return the same network with a first layer that rectifies the input, which all others read in its place.
 
     Each value x gets a neuron, and where inputs are ``signed`` a second one: x = relu(x) - relu(-x). The two stand next
     to each other, as channels, or as features of an input without space. What no layer reads drives no neuron.
-    ``copies`` of them draw each value together, once the graph is widened.
+    ``copies`` of them draw each value together, once the graph is widened. With ``extremes``
+    (:func:`toolchain.scales.plan.extremes_of`) they have thresholds of their own, what is reached at most.
     """
     signs = torch.tensor([1.0, -1.0] if signed else [1.0])
     name, taken = NAME, {layer.name for layer in graph.layers}
@@ -45,6 +47,9 @@ def with_input_neurons(graph: FloatGraph, signed: bool, copies: int = 1) -> Floa
     )
     # The input comes evenly: there is nothing to wait for.
     neurons = FloatLayer(name, shape, (FloatEdge(INPUT, map_),), torch.zeros(shape[0]), holdoff=0, copies=copies)
+    if extremes is not None:
+        reached = neurons.activate(map_(graph.arrange(extremes)).reshape(-1, *shape))
+        neurons = replace(neurons, upper=thresholds.choose("max", reached, 1))
     return replace(graph, layers=(neurons, *layers))
 
 

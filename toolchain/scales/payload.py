@@ -43,7 +43,7 @@ def _settled(graph: FloatGraph, extremes: Tensor) -> FloatGraph:
     lowest, highest = (by_channel(extreme[None]) for extreme in graph.arrange(extremes))
     lowest, highest = lowest.amin(1), highest.amax(1)
     constant, reach = (lowest == highest) & (lowest != 0), torch.maximum(-lowest, highest)
-    if not constant.any() or constant.all():
+    if not constant.any() or (lowest == highest).all():
         return graph
     layers = tuple(
         _without(graph, layer, lowest * constant) if _dominates(graph, layer, reach, constant) else layer
@@ -124,7 +124,9 @@ def _typical(x: Tensor, ranges: Tensor) -> Tensor:
 
 
 def _missed(task: Task, logits: Tensor, wanted: Tensor) -> float:
-    """Share of decisions that differ; a regression decides nothing."""
+    """Share of decisions that differ: all, where no scale fits; a regression decides nothing."""
+    if logits.isnan().any():
+        return 1.0
     return 0.0 if task.name == "regression" else float((task.decide(logits) != task.decide(wanted)).mean())
 
 

@@ -113,7 +113,8 @@ def rounding_noise(
             graded += uniform
             lost = by_channel((sent.round() - sent) ** 2).mean(1).sqrt()
             weights = scaled(edge.map, lost * units[INPUT], graph.shapes[INPUT])
-            rounding += (weights**2).reshape(layer.shape[0], -1).sum(1)
+            neurons = weights.square().reshape(layer.shape[0], len(weights) // layer.shape[0], -1).sum(2)
+            rounding += neurons.mean(1)
     return graded, others, rounding
 
 
@@ -209,7 +210,7 @@ def plan_layer(
         # Below zero a potential only sinks; above theta one spike a step takes theta off; u also lacks the bias.
         reach = torch.stack([(beta - low) / room, (beta + high) / (room + 1), brought / bias_room]).amax(0)
         raised = torch.stack([theta.double(), largest * threshold / chip.weight_limit, held]).amax(0)
-        raised = raised.where(fires, torch.maximum(raised, reach))
+        raised = raised.where(high > 0, torch.maximum(raised, reach))
         if bool((reach > raised).any()):
             break
         su = threshold / raised
