@@ -164,6 +164,13 @@ def check_place(directory: str | Path) -> None:
         raise Refused(findings)
 
 
+def apart(path: str | Path) -> None:
+    """Refuse a path at which a file of a conversion lies: another one in its place would make the directory none."""
+    path = Path(path)
+    if path.name in BEGINNINGS and all((path.parent / name).is_file() for name in (NET, CONFIG)):
+        raise refuse(str(path), "belongs to the conversion in its directory", "give another name")
+
+
 def _illustrated(report: Report, network: Network) -> dict[str, bytes]:
     """Render ``report.md`` and the pictures that there is data for, by file name."""
     from exporters.report import figures, markdown  # matplotlib loads where something is drawn

@@ -18,7 +18,7 @@ from torch.nn import functional
 from sim.arguments import Count, checked, shown
 from sim.findings import Finding, Refused, refuse
 from sim.network import Shape
-from toolchain.frontends.plain import unwrapped
+from toolchain.frontends.plain import copied, unwrapped
 from toolchain.graph.activations import NQ, QCFS, RNL, TCL, SlipReLU, TReLU
 from toolchain.scales import thresholds
 
@@ -59,7 +59,7 @@ def replace_max_pooling(model: nn.Module) -> nn.Module:
         pooling = _AVERAGES[type(m)](m)
         return (nn.Sequential(pooling, nn.ReLU()) if np.any(getattr(m, "padding", 0)) else pooling).train(m.training)
 
-    return copy.deepcopy(model, {id(m): average(m) for m in found.values()})
+    return copied(model, {id(m): average(m) for m in found.values()})
 
 
 ActivationName = Literal["nq", "qcfs", "sliprelu", "tcl", "rnl", "trelu"]
@@ -84,8 +84,14 @@ _FUNCTIONS = (functional.relu, functional.relu_, functional.relu6, torch.relu, t
 _METHODS = ("relu", "relu_")
 _DROPOUTS: dict[Any, type[nn.Module]] = {
     functional.dropout: nn.Dropout,
+    functional.dropout1d: nn.Dropout1d,
     functional.dropout2d: nn.Dropout2d,
+    functional.dropout3d: nn.Dropout3d,
     functional.alpha_dropout: nn.AlphaDropout,
+    functional.feature_alpha_dropout: nn.FeatureAlphaDropout,
+    torch.dropout: nn.Dropout,
+    torch.alpha_dropout: nn.AlphaDropout,
+    torch.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }
 
 
@@ -127,15 +133,17 @@ def _traced(model: nn.Module, shape: Shape) -> tuple[fx.GraphModule, dict[fx.Nod
     name = type(model).__name__
     try:
         graph = _Tracer(shape).trace(model)
+    except Refused:
+        raise
     except Exception as error:  # whatever the user's own forward does with symbolic values
         problem = f"torch.fx cannot trace its forward: {' '.join(str(error).split())}"
         raise refuse(name, problem, "write it without control flow on values") from error
-    copied = fx.GraphModule(copy.deepcopy(model), graph, name)
-    copied.train(model.training)
-    found = [node for node in graph.nodes if _rectifies(copied, node)]
+    traced = fx.GraphModule(copied(model), graph, name)
+    traced.train(model.training)
+    found = [node for node in graph.nodes if _rectifies(traced, node)]
     if not found:
         raise refuse(name, "has no ReLU", "nothing is to be replaced; train it as it is")
-    return copied, dict(zip(found, _paths(copied, found), strict=True))
+    return traced, dict(zip(found, _paths(traced, found), strict=True))
 
 
 def _finished(replaced: fx.GraphModule) -> fx.GraphModule:
@@ -217,7 +225,7 @@ class _Tracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         """Trace a module."""
-        self.shadow = copy.deepcopy(root).to("meta").eval()
+        self.shadow = copied(root).to("meta").eval()
         return super().trace(root, concrete_args)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -291,12 +299,12 @@ def _chosen(
 
     place = next(model.parameters(), sample).device
     with torch.no_grad():
-        copied = copy.deepcopy(model).eval()
-        for module in copied.modules():
+        watched = copy.deepcopy(model).eval()
+        for module in watched.modules():
             if getattr(module, "num_batches_tracked", None) == 0:
                 module.train()  # a norm that has no statistics yet: those of the sample
         try:
-            Watch(copied, graph=model.graph).run(sample.to(place))
+            Watch(watched, graph=model.graph).run(sample.to(place))
         except Exception as error:  # whatever the model's own operations raise
             problem = f"the model fails on inputs of shape {tuple(sample.shape[1:])}: {' '.join(str(error).split())}"
             raise refuse("sample", problem[:300], "give inputs as the model takes them") from error

@@ -151,20 +151,25 @@ def front_figure(model: str, trials: Sequence[Trial]) -> Figure:
 
 
 def compared_figure(rows: Sequence[Compared]) -> Figure:
-    """Draw what conversions get right, or how often they agree, against synaptic events and against steps.
+    """Draw what conversions get right against synaptic events and against steps, or how often they agree.
 
-    At least one of them must have been measured.
+    The latter if any had no labels. At least one of them must have been measured.
     """
+    labelled = all(row.accuracy is not None for row in rows)
+
+    def score(row: Compared) -> float | None:
+        return row.accuracy if labelled else row.agreement
+
     figure = Figure(figsize=(9.2, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, field, what in zip(
         panels, ("synaptic_events", "steps"), ("synaptic events per sample", "steps to the answer"), strict=True
     ):
-        points = [row for row in rows if row.score is not None and getattr(row, field) is not None]
+        points = [row for row in rows if score(row) is not None and getattr(row, field) is not None]
         kinds = sorted({(row.input, row.holdoff) for row in points})
         for (form, holdoff), colour in zip(kinds, cycle((BLUE, VERMILION, GREY)), strict=False):
             line = sorted(
-                (getattr(row, field), row.score, row.timesteps)
+                (getattr(row, field), score(row), row.timesteps)
                 for row in points
                 if (row.input, row.holdoff) == (form, holdoff)
             )
@@ -176,8 +181,8 @@ def compared_figure(rows: Sequence[Compared]) -> Figure:
         axes.margins(x=0.12, y=0.12)
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    labelled = all(row.accuracy is not None for row in rows)
-    panels[0].set_ylabel(f"{rows[0].measure if labelled else 'agreement with the trained network'} (%)")
+    measured = " or ".join(dict.fromkeys(row.measure for row in rows))
+    panels[0].set_ylabel(f"{measured if labelled else 'agreement with the trained network'} (%)")
     panels[1].xaxis.set_major_locator(whole_numbers())
     panels[1].legend(frameon=False)
     return figure

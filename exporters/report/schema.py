@@ -300,11 +300,6 @@ class Compared(Record):
     synaptic_events: float | None = None  #: per sample
     host: float | None = None  #: values that the host sends, per sample
 
-    @property
-    def score(self) -> float | None:
-        """The accuracy, or the agreement where there were no labels."""
-        return self.agreement if self.accuracy is None else self.accuracy
-
 
 @dataclass(frozen=True, kw_only=True)
 class Activity(Record):

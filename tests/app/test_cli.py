@@ -736,11 +736,37 @@ def test_recordings_with_time_first_and_units_of_their_own_go_through_every_comm
     assert re.search(r"2[0-9] % of the input values are clipped, most of them in channel", " ".join(loud.split()))
 
 
+def test_no_command_puts_a_file_in_the_place_of_a_conversions_own(place: Workplace) -> None:
+    before = {path.name: path.read_bytes() for path in place.bundle.iterdir()}
+    for arguments in (
+        ("evaluate", place.bundle, "--data", place.test, "--report", place.bundle / "report.json"),
+        ("evaluate", place.bundle, "--data", place.test, "--resume", place.bundle / "config.json"),
+        ("compare", place.bundle, "--plot", place.bundle / "attribution.png"),
+        ("export", place.bundle, "--form", "graph", "-o", place.bundle / "network.net"),
+        ("export", "nir", place.bundle, place.bundle / "report.md"),
+    ):
+        assert refused(run(*arguments)).endswith(": belongs to the conversion in its directory; give another name")
+    assert {path.name: path.read_bytes() for path in place.bundle.iterdir()} == before
+
+
+def test_what_the_file_system_refuses_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    message = refused(run("device", "selftest", "--record", tmp_path / "taken"))
+    assert message == f"error: {tmp_path / 'taken'}: file exists; check the path, its permissions and its disk"
+
+
+def test_names_are_no_emoji(tmp_path: Path) -> None:
+    (tmp_path / "networks.py").write_text("def two():\n    return 1, 2\n")
+    assert "networks.py:two" in refused(run("check", "--model", f"{tmp_path / 'networks.py'}:two", "--input-shape", 4))
+
+
 def test_export_writes_a_form_or_names_what_it_cannot_hold(place: Workplace, tmp_path: Path) -> None:
     first = (place.bundle / "network.net").read_bytes()
     shown = run("export", place.bundle, "-o", tmp_path / "same.net")
     assert (shown.exit_code, (tmp_path / "same.net").read_bytes() == first) == (0, True)
     assert "in the form netx" in " ".join(shown.output.split())
+    said = json.loads(run("export", place.bundle, "-o", tmp_path / "same.net", "--json").stdout)
+    assert said == {"file": str(tmp_path / "same.net"), "form": "netx", "loader": "lava-dl netx"}
     assert "recurrent synapses in dense layers alone" in refused(
         run("export", place.bundle, "--form", "stock", "-o", tmp_path / "stock.net")
     )

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from handmade import Spiking, conversion
+from torch import nn
 
 from exporters import bundle, placement
 from exporters.report import WANTED, Agreement, Report
 from sim.findings import Refused
 from sim.network import INPUT
 from toolchain import assessment
-from toolchain.assessment import attribution
+from toolchain.assessment import attribution, ladder
 from toolchain.assessment.score import wilson
 from toolchain.convert import Conversion, convert
 from toolchain.demo import data, load_model
@@ -50,6 +51,23 @@ def test_the_report_holds_agreement_and_attribution_without_labels_as_json(
     assert [share.name for share in report.attribution.layers] == ["conv1", "conv2", "conv3", "fc"]
     assert f"like the trained one on {same} of 40 samples" in report.attribution.verdict
     assert (report.model, report.data) == ("DigitsCNN", None)
+
+
+@pytest.mark.parametrize(("outputs", "end"), [(1, nn.Sigmoid()), (3, nn.Sigmoid()), (4, nn.Softmax(1))])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_trained_network_is_measured_before_what_is_left_off(outputs: int, end: nn.Module, labelled: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, outputs), end).eval()
+    x = torch.randn(64, 6)
+    with torch.no_grad():
+        y = model(x).argmax(1) if outputs == 4 else (model(x) > 0.5).long()
+    task = {1: "binary", 3: "labels", 4: "classes"}[outputs]
+    made = convert(model, x, 32, task=task, leave_off_last=True)
+    report = assessment.report(made, model, x, y if labelled else None)
+    assert report.agreement["folded"].value == 100
+    assert report.agreement["int8"].value > 85
+    assert not labelled or report.accuracy["ann"].value == 100
+    assert ladder.LEFT_OFF in report.findings
 
 
 def test_a_report_reads_like_its_json_form(converted: Conversion, digits: data.Digits) -> None:
@@ -129,7 +147,7 @@ def test_samples_that_leave_the_registers_are_counted_in_a_finding() -> None:
     # u and v are 200,000 and 400,000 su of less than 131,072 at the two steps: the threshold is never reached.
     made = conversion(2, 1, a=Spiking(INPUT, [[1.0]], [[100]], 1 << 20, [8.0], v0=[0]))
     made = replace(made, peak={"a": 0, "out": 0})
-    report = assessment.report(made, torch.nn.Identity(), torch.tensor([[2000.0]]), None)
+    report = assessment.report(made, nn.Identity(), torch.tensor([[2000.0]]), None)
     assert report.findings == ("T = 2: 1 of 1 samples leave the registers: on the chip these may end otherwise",)
 
 
@@ -169,7 +187,7 @@ def test_provenance_digests_the_trained_weights_and_the_calibration_inputs(
 def test_a_float_graph_has_digests_of_its_own() -> None:
     torch.manual_seed(0)
     x = np.random.default_rng(0).random((9, 3), np.float32)
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     graph = import_model(model, (3,))
     origins = [convert(graph, x, 2).origin]
     with torch.no_grad():
@@ -182,7 +200,7 @@ def test_a_float_graph_has_digests_of_its_own() -> None:
 
 def test_weights_of_a_type_that_numpy_lacks_have_a_digest_too() -> None:
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)).bfloat16()
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).bfloat16()
     origin = convert(model, torch.rand(9, 3), 2).origin
     assert origin["weights"] == bundle.digest({name: value.float() for name, value in model.state_dict().items()})
 

@@ -151,13 +151,13 @@ def images(*names: str, mode: str = "RGB", size: tuple[int, int] = (5, 4)) -> di
 
 
 def test_a_folder_of_images_has_classes_in_the_order_of_names() -> None:
-    pixels = images("im/cat/b.png", "im/cat/a.PNG", "im/ant/sub/z.bmp", "im/ant/y.png")
+    pixels = images("im/cat/b.png", "im/cat/a.PNG", "im/ant/sub/of/a/sub/z.bmp", "im/ant/y.png")
     source = open_data("im")
     x, y = source.read(range(4))
     assert source.shape == (3, 4, 5)
     assert y is not None
     assert y.tolist() == [0, 0, 1, 1]
-    order = ["im/ant/y.png", "im/ant/sub/z.bmp", "im/cat/a.PNG", "im/cat/b.png"]
+    order = ["im/ant/y.png", "im/ant/sub/of/a/sub/z.bmp", "im/cat/a.PNG", "im/cat/b.png"]
     assert torch.equal(
         x, torch.stack([torch.from_numpy(pixels[name].transpose(2, 0, 1) / np.float32(255)) for name in order])
     )

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from reports import REPORT, accuracy
 
 from exporters.comparison import Compared
-from exporters.report import PARTS, RUNGS, WANTED, Report, Trial, figures
+from exporters.report import MEASURES, PARTS, RUNGS, WANTED, Report, Trial, figures
 from exporters.report.markdown import PICTURES, render
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network
 
@@ -373,18 +373,23 @@ def test_conversions_are_drawn_by_hold_off_and_only_where_they_were_measured() -
         period=5,
         cores=3,
         accuracy=90.0,
+        agreement=70.0,
         synaptic_events=1e6,
     )
     found = (
         row,
-        replace(row, name="b", timesteps=2, steps=4, accuracy=80.0, synaptic_events=5e5),
-        replace(row, name="c", holdoff=1, accuracy=95.0),
-        replace(row, name="old", accuracy=None, synaptic_events=None),
+        replace(row, name="b", timesteps=2, steps=4, accuracy=80.0, agreement=60.0, synaptic_events=5e5),
+        replace(row, name="c", holdoff=1, accuracy=95.0, agreement=75.0),
+        replace(row, name="old", accuracy=None, agreement=None, synaptic_events=None),
     )
-    events, steps = figures.compared_figure(found).axes
+    events, steps = figures.compared_figure(found[:3]).axes
     assert [line.get_xydata().tolist() for line in steps.lines] == [[[4, 80], [6, 90]], [[6, 95]]]
     assert [line.get_xydata().tolist() for line in events.lines] == [[[5e5, 80], [1e6, 90]], [[1e6, 95]]]
+    assert events.get_ylabel() == "accuracy (%)"
+    events, steps = figures.compared_figure(found).axes
+    assert [line.get_xydata().tolist() for line in steps.lines] == [[[4, 60], [6, 70]], [[6, 75]]]
     assert events.get_ylabel() == "agreement with the trained network (%)"
-    assert figures.compared_figure(found[:3]).axes[0].get_ylabel() == "accuracy (%)"
+    numbers = replace(row, measure=MEASURES["regression"])
+    assert figures.compared_figure((row, numbers)).axes[0].get_ylabel() == f"accuracy or {numbers.measure} (%)"
     mixed = figures.compared_figure((row, replace(row, input="spikes", steps=7))).axes[1].get_legend()
     assert [text.get_text() for text in mixed.get_texts()] == ["payload, K = 0", "spikes, K = 0"]

@@ -265,6 +265,27 @@ def test_an_unknown_operation_is_refused_and_what_follows_is_still_examined(tmp_
     ]
 
 
+def test_what_is_not_known_of_weights_is_refused_and_no_zeros(tmp_path: Path) -> None:
+    sizes = {"v": {"sizes": [{"as_int": 2}, {"as_int": 3}]}}
+    nodes = [node("sign.default", "v", self="w"), node("linear.default", "r", input="x", weight="v")]
+    weights = drawn(w=(2, 3))
+    content = document((3,), nodes, weights)
+    content["graph_module"]["graph"]["tensor_values"] |= sizes
+    with pytest.raises(Refused, match="sign is not known"):
+        import_model(exported.load(written(tmp_path / "model.pt2", content, weights)), (3,))
+
+
+@pytest.mark.parametrize("end", [nn.Softmax(1), nn.LogSoftmax(1), nn.Sigmoid(), nn.LogSigmoid()])
+def test_what_is_left_off_at_the_end_is_still_what_the_program_computes(end: nn.Module, tmp_path: Path) -> None:
+    model = randomise(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), end)).eval()
+    program, x = through_export(model, (4,), tmp_path), torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(program(x), model(x))
+        torch.testing.assert_close(end(import_model(program, (4,), leave_off_last=True).logits(x)), model(x))
+    with pytest.raises(Refused, match="leave it off: pass leave_off_last=True"):
+        import_model(program, (4,))
+
+
 @pytest.mark.parametrize(
     "change",
     [

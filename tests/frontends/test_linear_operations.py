@@ -281,6 +281,16 @@ def test_products_with_constants_give_named_layers_with_the_constants_as_weights
     assert torch.equal(graph.layers[0].edges[0].map.weight, model.first.weight)
 
 
+def test_new_tensors_have_the_type_that_is_asked_for() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = x @ x.new_ones(x.shape[-1], 3, dtype=torch.float32)
+        return self.last(x[:, x.new_tensor([2, 0], dtype=torch.long)].flatten(1))
+
+    model, x = Forward(forward, last=nn.Linear(30, 3)), torch.randn(5, 4, 5, 6, generator=generator())
+    with torch.no_grad():
+        torch.testing.assert_close(import_model(model, (4, 5, 6)).logits(x), model(x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "product",
     [

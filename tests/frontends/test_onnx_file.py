@@ -105,6 +105,16 @@ OPERATIONS: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], int]] =
         {"from": integers(1, -1), "to": integers(9, -(2**63) + 1), "axes": integers(2, -1), "steps": integers(2, -2)},
         13,
     ),
+    "Slice, back on two axes": (
+        one("Slice", "x", "from", "to", "axes", "steps"),
+        {"from": integers(-1, 4, 3), "to": integers(-(2**63) + 1, 0, 0), "axes": integers(3, 2, 1),
+         "steps": integers(-1, -2, -1)},
+        13,
+    ),
+    "Sigmoid": (one("Sigmoid", "x"), {}, 13),
+    "Softmax": (one("Softmax", "x"), {}, 13),
+    "Softmax of maps": (one("Softmax", "x", axis=1), {}, 13),
+    "LogSoftmax": (one("LogSoftmax", "x", axis=1), {}, 13),
     "Slice, attributes": (one("Slice", "x", starts=[1], ends=[3], axes=[1]), {}, 9),
     "Split": (one("Split", "x", "sizes", axis=1, outputs=2), {"sizes": integers(1, 3)}, 13),
     "Split, equal": (one("Split", "x", axis=1, outputs=2), {}, 13),
@@ -402,6 +412,34 @@ def test_shapes_computed_in_the_file_fit_every_batch(batch: Any, tmp_path: Path)
 
 
 # ---- what cannot be read --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["Round", "Abs", "Erf"])
+def test_what_is_not_known_of_weights_is_refused_and_no_zeros(operation: str, tmp_path: Path) -> None:
+    nodes = [helper.make_node(operation, ["w"], ["v"]), helper.make_node("Conv", ["x", "v"], ["y"])]
+    onnx.save(model_of(nodes, {"w": W * 4}), tmp_path / "model.onnx")
+    with pytest.raises(Refused, match=f"{operation} is not known"):
+        import_model(onnx_file.load(tmp_path / "model.onnx"), (4, 6, 7))
+
+
+@pytest.mark.parametrize(("opset", "kept"), [(13, True), (11, False)])
+def test_a_softmax_over_the_classes_of_maps_may_be_left_off_where_it_is_one(
+    opset: int, kept: bool, tmp_path: Path
+) -> None:
+    """Before version 13 it is one over classes and places together."""
+    nodes = [helper.make_node("Conv", ["x", "w"], ["z"]), helper.make_node("Softmax", ["z"], ["y"], axis=1)]
+    model = model_of(nodes, {"w": W}, opset)
+    onnx.save(model, tmp_path / "model.onnx")
+    program = onnx_file.load(tmp_path / "model.onnx")
+    if not kept:
+        with pytest.raises(Refused, match="softmax of a version before 13, of maps in Softmax_1: it normalises"):
+            import_model(program, (4, 6, 7), leave_off_last=True)
+        return
+    graph = import_model(program, (4, 6, 7), leave_off_last=True)
+    x = torch.from_numpy(X.copy())
+    assert graph.left_off
+    torch.testing.assert_close(graph.logits(x).softmax(1), program(x), rtol=1e-5, atol=1e-6)
+    assert float(program(x).std()) > 0.01
 
 
 def refusal(path: Path) -> str:

@@ -195,6 +195,9 @@ def test_a_rate_norm_layer_follows_the_largest_currents_in_training_only() -> No
     channels = RNL(torch.tensor([1.0, 1.0])).train()
     channels(x)
     assert channels.maximum.tolist() == pytest.approx([0.95, 1.5])
+    maps = RNL(torch.ones(2, 1, 1)).train()
+    maps(x.reshape(2, 2, 1, 1).expand(2, 2, 3, 4))
+    assert maps.maximum.flatten().tolist() == pytest.approx([0.95, 1.5])
     activation.share.data.fill_(0.5)
     assert activation.eval()(torch.tensor([9.0])).tolist() == pytest.approx([0.75])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from sim.findings import Refused
 from toolchain.frontends import import_model
 from toolchain.graph.activations import NQ, QCFS, RNL, TCL, SlipReLU, TReLU
 from toolchain.loading import load_model
-from toolchain.surgery import ACTIVATIONS, replace_activations
+from toolchain.surgery import ACTIVATIONS, replace_activations, replace_max_pooling
+from toolchain.training.noise import as_cpu
 
 KINDS = {"nq": NQ, "qcfs": QCFS, "sliprelu": SlipReLU, "tcl": TCL, "rnl": RNL, "trelu": TReLU}
 
@@ -77,9 +79,21 @@ def test_what_is_rectified_in_place_is_rectified_for_all_who_read_it() -> None:
     assert torch.allclose(replaced(X), model(X), atol=1e-3)
 
 
-def test_functional_dropout_follows_the_mode() -> None:
+@pytest.mark.parametrize(
+    "dropout",
+    [
+        functional.dropout,
+        functional.dropout1d,
+        functional.alpha_dropout,
+        functional.feature_alpha_dropout,
+        torch.dropout,
+        torch.alpha_dropout,
+        torch.feature_alpha_dropout,
+    ],
+)
+def test_functional_dropout_follows_the_mode(dropout: Any) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
-        x = functional.dropout(functional.relu(self.a(x)), 0.5, self.training)
+        x = dropout(functional.relu(self.a(x)), 0.5, self.training)
         return self.c(functional.relu(self.b(x)))
 
     model = build(forward).train()
@@ -111,7 +125,13 @@ def test_a_norm_without_statistics_uses_those_of_the_sample() -> None:
     assert 1 < float(threshold.detach()) < 5  # of normalised values, not of hundredths
 
 
+@pytest.mark.filterwarnings("ignore:torch.nn.utils.weight_norm is deprecated:UserWarning")
 def test_what_cannot_be_replaced_is_refused() -> None:
+    computed = nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 2)), nn.ReLU(), nn.Linear(2, 2))
+    computed(X)
+    for change in (partial(replace_activations, activation="nq", sample=X), replace_max_pooling, as_cpu):
+        with pytest.raises(Refused, match=r"Sequential: it cannot be copied: .*; make every weight a plain parameter"):
+            change(computed)
     with pytest.raises(Refused, match="Linear: has no ReLU; nothing is to be replaced"):
         replace_activations(nn.Linear(6, 2), "nq", sample=X)
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -216,6 +217,7 @@ def test_a_tenth_is_held_out_by_itself(samples: int, held: int, monkeypatch: pyt
         ({"validation": 330}, "validation: 330 samples of 330; hold out fewer"),
         ({"validation": -1}, "validation: -1 is out of range; give 0 or more"),
         ({"learning_rate": 1e9}, "learning_rate: 1e\\+09 is out of range"),
+        ({"seed": 10**20}, "seed: 1e\\+20 is out of range; give 0 to 1e\\+09"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -242,6 +244,9 @@ def test_labels_and_models_that_cannot_be_used_are_refused() -> None:
         train(load_model(), X, Y + (Y == 9), SMALL)
     with pytest.raises(Refused, match="DigitsCNN: it fails on inputs of shape"):
         train(load_model(), X[:, :, :5, :5], Y, SMALL)
+    normalised = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10), torch.nn.BatchNorm1d(10))
+    with pytest.raises(Refused, match=r"training: the model fails on a batch of shape .*; give other batches"):
+        train(normalised, X, Y, replace(SMALL, activation="relu", batch=1))
     with pytest.raises(Refused, match="device: 'tpu' is not there"):
         train(load_model(), X, Y, SMALL, device="tpu")
 
@@ -270,6 +275,13 @@ def test_the_command_trains_and_its_weights_convert_and_verify(tmp_path: Path) -
     assert done.exit_code == 0, done.stderr
     done = command("verify", tmp_path / "bundle", "--data", train_data, "--samples", "1")
     assert done.exit_code == 0, done.output
+    for place, label in enumerate((0, 1, 1, 0)):
+        (tmp_path / "images" / str(label)).mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray((X[place, 0].numpy() * 255).astype("uint8"))
+        image.save(tmp_path / "images" / str(label) / f"{place}.png")
+    short = ("--epochs", "1", "--validation", "1", "--calibration", "2", "--batch", "2", "--activation", "relu")
+    done = command("train", *model, *weights, "--data", tmp_path / "images", *short, "-o", tmp_path / "seen", "--json")
+    assert done.exit_code == 0, done.stderr
     again = command("train", *model, *weights, "--data", train_data, *options, "-o", tmp_path / "out")
     assert again.exit_code == 2
     assert "exists; go on with --resume, or choose another place" in again.stderr

@@ -79,11 +79,13 @@ def compare(
 
     Example: `ann2loihi compare build/t4 build/t8 --plot build/compared.png`
     """
+    from exporters import bundle as bundles
     from exporters.comparison import compare as run
 
     found = run(directories)
     if plot is not None:
-        if all(row.score is None for row in found):
+        bundles.apart(plot)
+        if all(row.agreement is None for row in found):
             raise refuse("--plot", "nothing was measured", "convert again, or leave --plot out")
         from io import BytesIO
 

@@ -291,6 +291,8 @@ def evaluate(
 
     if report is not None and report.suffix not in (".md", ".json"):
         raise refuse("--report", f"{report} is of neither kind", "give a FILE.md or a FILE.json")
+    for written in filter(None, (report, resume)):
+        bundles.apart(written)
     loaded = bundles.read(bundle)
     source = open_data(data, loaded.network.input.model_shape).first(samples)
     # Single files do not name theirs, nor do bundles of before tasks were known.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -24,7 +25,7 @@ from sim.progress import reporting
 
 WIDTH = 160  #: letters in a line where no terminal says how many there are; COLUMNS may
 
-out, err = Console(), Console(stderr=True)
+out, err = Console(emoji=False), Console(stderr=True, emoji=False)
 for _console in (out, err):
     if not _console.is_terminal and "COLUMNS" not in os.environ:
         _console.width = WIDTH
@@ -45,6 +46,13 @@ def guarded(function: F) -> F:
             for line in str(error).splitlines():
                 err.print(f"[red]error:[/red] {escape(line)}", soft_wrap=True, highlight=False)
             raise typer.Exit(getattr(error, "exit_code", 2)) from None
+        except OSError as error:
+            if error.filename is None or error.errno == errno.EPIPE:
+                raise
+            problem = (error.strerror or str(error)).lower()
+            line = f"{error.filename}: {problem}; check the path, its permissions and its disk"
+            err.print(f"[red]error:[/red] {escape(line)}", soft_wrap=True, highlight=False)
+            raise typer.Exit(2) from None
 
     return run  # type: ignore[return-value]
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from toolchain.app.console import guarded, say
+from toolchain.app.console import guarded, print_json, say
+from toolchain.app.options import Json
 
 
 class _NetByDefault(TyperGroup):
@@ -48,6 +49,7 @@ def net(
             "too; for us.  [netx, else graph]",
         ),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Write a `.net` in a form of its own choice; every layer that the form cannot hold is named.
 
@@ -58,8 +60,13 @@ def net(
 
     network = bundles.read_network(path)
     kind: Any = form  # which there are is the exporter's to say
+    bundles.apart(output)
     netx.save(network, output, form=kind)
-    say(f"written to {output}, in the form {netx.form_of(output)}; loads with {netx.loader_of(output)}")
+    written, loader = netx.form_of(output), netx.loader_of(output)
+    if as_json:
+        print_json({"file": str(output), "form": written, "loader": loader})
+    else:
+        say(f"written to {output}, in the form {written}; loads with {loader}")
 
 
 @app.command()
@@ -75,6 +82,7 @@ def nir(
             "[exact, else portable]",
         ),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Write a graph in NIR, which other tools execute, and which is read back as the same network.
 
@@ -85,16 +93,23 @@ def nir(
 
     network = bundles.read_network(path)
     kind: Any = form  # which there are is the exporter's to say
+    bundles.apart(output)
     exporter.save(network, output, form=kind)
     written = exporter.form_of(exporter.read_graph(output))
+    exact = written == "exact"
+    steps = exporter.steps(network) if exact else network.timesteps
+    if as_json:
+        answer = exporter.answer(network) + 1 if exact else None
+        print_json({"file": str(output), "form": written, "steps": steps, "answer": answer})
+        return
     say(f"written to {output}, in the form {written}")
-    if written == "exact":
+    if exact:
         say(
-            f"run {exporter.steps(network)} steps, the payload in the first {network.timesteps} and 0 after them: the "
+            f"run {steps} steps, the payload in the first {network.timesteps} and 0 after them: the "
             f"output after step {exporter.answer(network) + 1} holds the logits"
         )
     else:
         say(
-            f"run {network.timesteps} steps and sum the output up: tools that reset to zero lose what is above the "
+            f"run {steps} steps and sum the output up: tools that reset to zero lose what is above the "
             "threshold; read here, it is the same network"
         )

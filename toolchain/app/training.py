@@ -37,7 +37,7 @@ def train(
 
     Example: `ann2loihi train --model model.py:build --weights relu.pt --data train.npz --levels 4 -o build/trained`
     """
-    from toolchain.inputs import load_arrays
+    from toolchain.data import open_data
     from toolchain.loading import load_model
     from toolchain.training import checkpoint
     from toolchain.training.trainer import train as run
@@ -46,7 +46,8 @@ def train(
     first = os.environ.get("RANK", "0") == "0"
     if first:
         checkpoint.prepare(output, resume)
-    x, y = load_arrays(data)
+    source = open_data(data)
+    x, y = source.read(range(len(source)))
     net = load_model(model, weights)
     with bars() as bar:
 

@@ -22,6 +22,8 @@ from toolchain.convert import Conversion
 from toolchain.frontends.plain import as_float32, unwrapped
 from toolchain.inputs import as_inputs
 
+LEFT_OFF = "The trained network counts without the softmax or sigmoid at its end, which was left off."
+
 
 @dataclass(frozen=True, eq=False)
 class Ladder:
@@ -36,7 +38,7 @@ class Ladder:
 def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion | None = None) -> Ladder:
     """Run every rung on model inputs (B, *model_shape); ``wide`` is the conversion for wide registers."""
     inputs = as_inputs(x, conversion.network.input.model_shape)
-    findings: list[str] = []
+    findings = [LEFT_OFF] if conversion.graph.left_off else []
 
     def spiking(which: Conversion) -> Spiking:
         found = run_spiking(which, x)
@@ -44,7 +46,7 @@ def climb(conversion: Conversion, model: nn.Module, x: Tensor, wide: Conversion 
         return found
 
     rungs: dict[Rung, Callable[[], Any]] = {
-        "ann": lambda: model_logits(model, x),
+        "ann": lambda: conversion.graph.logits(inputs) if conversion.graph.left_off else model_logits(model, x),
         "folded": lambda: conversion.graph.logits(inputs),
         "thresholds": lambda: staircase_logits(conversion, inputs),
     }

@@ -27,6 +27,7 @@ from sim.fixedpoint import RegisterOverflow
 from toolchain.assessment.tally import Job, Tally, measure
 from toolchain.data import Source
 
+MOST = 1024  #: processes here
 AHEAD = 2  #: shards for each worker that are on their way
 PATIENCE = 15  #: seconds until a scheduler has answered, and has a worker
 SAME = "give scheduler and workers the same version of ann2loihi, and the data under the same path"
@@ -45,8 +46,9 @@ def remote(workers: Workers) -> bool:
     """Whether shards are measured on other machines. Raises :class:`Refused` for what is no number and no address."""
     if isinstance(workers, str) and workers.startswith(ADDRESS):
         return True
-    if isinstance(workers, str) or (workers is not None and workers < 1):
-        raise refuse("workers", f"{workers!r} asked for", "give how many processes, or a scheduler as tcp://HOST:PORT")
+    if isinstance(workers, str) or (workers is not None and not 1 <= workers <= MOST):
+        remedy = f"give 1 to {MOST} processes, or a scheduler as tcp://HOST:PORT"
+        raise refuse("workers", f"{workers!r} asked for", remedy)
     return False
 
 

@@ -24,7 +24,6 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".w
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  #: of Pillow's; others start interpreters
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}  #: of Pillow's, of 8 bits a value
 GREY = {"1", "L", "LA"}
-DEPTH = 2  #: of the folders of a class
 LARGEST = 1 << 26  #: pixels of an image
 LISTED = 3  #: classes that messages name
 
@@ -88,13 +87,13 @@ class Images(Source):
 def open_images(root: Path, shape: Shape | None = None, labels: bool = True) -> Images:
     """Open a folder of images: class by class in the order of their names, or without classes where it has none inside.
 
-    A class is a folder inside; its number is its place in the order of names. Images may lie ``DEPTH`` folders deep.
+    A class is a folder inside, with all that lies in folders of its own; its number is its place in the order of names.
     Raises :class:`Refused` where there are none, or no classes and ``labels`` are needed.
     """
     try:
         inside = sorted(os.scandir(root), key=lambda entry: entry.name)
         folders = [entry.name for entry in inside if entry.is_dir()]
-        found = [(_below(root, folder, DEPTH), folder) for folder in folders]
+        found = [(_below(root, folder), folder) for folder in folders]
         loose = [entry.name for entry in inside if _is_image(entry)]
     except OSError as error:
         raise refuse(str(root), (error.strerror or str(error)).lower(), "check the path and its permissions") from error
@@ -113,13 +112,13 @@ def open_images(root: Path, shape: Shape | None = None, labels: bool = True) -> 
     return Images(root, loose, None, shape)
 
 
-def _below(root: Path, folder: str, depth: int) -> list[str]:
+def _below(root: Path, folder: str) -> list[str]:
     """List the images of a folder and of those inside, in the order of their names, relative to ``root``."""
     inside = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
     found = [os.path.join(folder, entry.name) for entry in inside if _is_image(entry)]
-    for entry in inside if depth > 1 else []:
+    for entry in inside:
         if entry.is_dir(follow_symlinks=False):
-            found += _below(root, os.path.join(folder, entry.name), depth - 1)
+            found += _below(root, os.path.join(folder, entry.name))
     return found
 
 

@@ -63,7 +63,8 @@ def import_model(
     if log.findings:
         raise Refused(dict.fromkeys(log.findings))
     graph = regions.graph()
-    return replace(graph, layers=tuple(map(_stored, graph.layers)), import_error=error)
+    layers = tuple(map(_stored, graph.layers))
+    return replace(graph, layers=layers, import_error=error, left_off=regions.left_off is not None)
 
 
 @checked

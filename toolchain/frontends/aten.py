@@ -177,7 +177,7 @@ ATEN: dict[str, Callable[..., Any]] = {
     "_native_batch_norm_legit_no_training.default": _batch_norm_of_several,
     "_native_batch_norm_legit.default": _batch_norm_of_several,
     "_native_batch_norm_legit_functional.default": _batch_norm_of_several,
-    "bmm.default": torch.bmm,
+    "bmm.default": lambda input, mat2: torch.bmm(input, mat2),
     "baddbmm.default": lambda input, batch1, batch2, beta=1, alpha=1: torch.baddbmm(
         input, batch1, batch2, beta=beta, alpha=alpha
     ),
@@ -323,6 +323,13 @@ ATEN: dict[str, Callable[..., Any]] = {
         for name in ("gt", "ge", "lt", "le", "eq")
         for kind in ("Tensor", "Scalar")
     },
+    "softmax.int": torch.softmax,
+    "_softmax.default": lambda input, dim, half_to_float: torch.softmax(input, dim),
+    "log_softmax.int": torch.log_softmax,
+    "_log_softmax.default": lambda input, dim, half_to_float: torch.log_softmax(input, dim),
+    "sigmoid.default": torch.sigmoid,
+    "log_sigmoid.default": functional.logsigmoid,
+    "log_sigmoid_forward.default": lambda input: (functional.logsigmoid(input), None),
     "floor.default": torch.floor,
     "sqrt.default": torch.sqrt,
     "rsqrt.default": torch.rsqrt,

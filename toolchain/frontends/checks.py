@@ -10,6 +10,7 @@ from torch import nn
 
 from toolchain.frontends.log import Log
 from toolchain.frontends.operations import MODULES
+from toolchain.frontends.plain import PLAIN_WEIGHTS
 from toolchain.frontends.registry import TAUGHT
 from toolchain.frontends.tracing import one_line
 
@@ -33,7 +34,7 @@ def prepared(model: nn.Module, log: Log) -> nn.Module | None:
         log.refuse_part(
             "model",
             f"it cannot be copied: {one_line(error)}",
-            "make every weight a plain parameter (torch.nn.utils.remove_weight_norm, prune.remove)",
+            PLAIN_WEIGHTS,
         )
         return None
     _check_values(model, log)

@@ -162,7 +162,8 @@ class _Reader:
             known &= name in CREATING or (name in CASTING and (dtype.is_floating_point or not depends))
         if not known:
             tensors = tuple(value for value in values.values() if isinstance(value, Ref))
-            function: Callable[..., Any] = Unknown(name.partition(".")[0], [self._shape(output) for output in outputs])
+            shapes = [self._shape(output) for output in outputs] if depends else []
+            function: Callable[..., Any] = Unknown(name.partition(".")[0], shapes)
             return Operation(_module(node["metadata"]), function, tuple(outputs), several, tensors)
         for key in ("size", "shape"):
             size, sized = values.get(key), depends or name in (*CREATING, "expand.default")

@@ -227,7 +227,7 @@ class Interpreter:
     def _spared(self, node: fx.Node, args: tuple[Any, ...], kwargs: Any) -> str | None:
         """Return what stays the same without an operation that only rewrites the network's answer; None for others."""
         users, kept = self._users(node), kept_without(self._kind(node))
-        if kept is None or not users or any(user.op != "output" for user in users):
+        if kept is None or not users or any(user.op != "output" for user in users) or isinstance(node.target, Unknown):
             return None
         if "softmax" in self._kind(node).lower():
             rank = args[0].constant.dim() if args and isinstance(args[0], Affine) else 0
@@ -235,8 +235,7 @@ class Interpreter:
                 dim = getattr(self.traced.model.get_submodule(str(node.target)), "dim", None)
             else:
                 dim = kwargs.get("dim", next(iter(args[1:]), None))
-            told = not isinstance(node.target, Unknown)  # of what no table knows, the arguments are not read either
-            if rank not in ((2, 4) if told else (2,)) or dim not in (None, 1, 1 - rank):
+            if rank not in (2, 4) or dim not in (None, 1, 1 - rank):
                 return None
         return kept
 

@@ -56,6 +56,7 @@ def _shapes(model: Any) -> dict[str, list[int | None]]:
 class _Reader:
     def __init__(self, path: Path, model: Any, shapes: dict[str, list[int | None]]) -> None:
         self.graph, self.shapes = model.graph, shapes
+        self.version = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 1)
         self.constants: dict[str, tuple[str, Tensor]] = {}
         for initializer in self.graph.initializer:
             self._constant(initializer.name, initializer)
@@ -99,10 +100,12 @@ class _Reader:
         if known and (foreign := _foreign(node.op_type, attributes)):
             name, known = f"{name} with {' and '.join(foreign)}", False
         if not known or (len(outputs) > 1 and not several):
-            shapes = [self._shape(output) for output in outputs]
+            shapes = [self._shape(output) for output in outputs] if depends else []
             return Operation(path, Unknown(name, shapes), outputs, len(outputs) > 1, arguments)
         if node.op_type == "Split":
             attributes["num_outputs"] = len(outputs)
+        if node.op_type in ("Softmax", "LogSoftmax"):
+            attributes["flattens"] = self.version < 13
         if node.op_type in ("Reshape", "Expand", "Flatten") and depends and self.samples is not None:
             attributes["samples"] = self.samples, SAMPLES
         return Operation(path, OPERATIONS[node.op_type], outputs, several, arguments, attributes)

@@ -153,8 +153,10 @@ def _slice(
     for axis, start, end, step in zip(
         along, first, last, [1] * len(first) if steps is None else _numbers(steps), strict=True
     ):
-        # torch has no negative steps.
-        index[axis] = slice(start, end, step) if step > 0 else list(range(x.shape[axis]))[start:end:step]
+        if step > 0:
+            index[axis] = slice(start, end, step)
+        else:  # torch has no negative steps
+            x = torch.index_select(x, axis, torch.tensor(range(x.shape[axis])[start:end:step], dtype=torch.long))
     return x[tuple(index)]
 
 
@@ -331,6 +333,17 @@ def _hard_sigmoid(x: Any, *, alpha: float = 0.2, beta: float = 0.5, consumed_inp
     return torch.clamp(x * alpha + beta, 0, 1)
 
 
+def _normalised(function: Callable[[Any, int], Any]) -> Callable[..., Any]:
+    """Normalise along an axis; before version 13, along it and all that follow."""
+
+    def call(x: Any, *, axis: int | None = None, flattens: bool = False) -> Any:
+        if flattens and x.dim() != 2:
+            return Unknown(f"{function.__name__} of a version before 13, of maps")(x)
+        return function(x, -1 if axis is None else axis)
+
+    return call
+
+
 #: By their names in the domain ``ai.onnx``.
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "Conv": conv,
@@ -343,6 +356,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "LeakyRelu": _leaky_relu,
     "HardSigmoid": _hard_sigmoid,
     "Clip": _clip,
+    "Sigmoid": _of_one(torch.sigmoid),
+    "Softmax": _normalised(torch.softmax),
+    "LogSoftmax": _normalised(torch.log_softmax),
     "Max": _several(torch.maximum),
     "Min": _several(torch.minimum),
     "AveragePool": average_pool,

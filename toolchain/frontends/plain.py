@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
 
 from sim.findings import refuse
+
+PLAIN_WEIGHTS = "make every weight a plain parameter (torch.nn.utils.remove_weight_norm, prune.remove)"
 
 #: Modules that run another one, by the full name of their class: what they call it.
 WRAPPERS = {
@@ -34,8 +37,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
     memo: dict[int, nn.Module] = {}
     for module in reversed(list(model.modules())):  # from the inside out
         if (inner := _inner(module)) is not module:
-            memo[id(module)] = copy.deepcopy(inner, memo)
-    return copy.deepcopy(model, memo) if memo else model
+            memo[id(module)] = copied(inner, memo)
+    return copied(model, memo) if memo else model
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Copy a model as :func:`copy.deepcopy` does; :class:`sim.findings.Refused` where some of it cannot be copied."""
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # whatever modules of the user's own may raise
+        problem = f"it cannot be copied: {' '.join(str(error).split())[:200]}"
+        raise refuse(type(model).__name__, problem, PLAIN_WEIGHTS) from error
 
 
 def _inner(module: nn.Module) -> nn.Module:
@@ -49,4 +61,4 @@ def as_float32(model: nn.Module) -> nn.Module:
     tensors = (*model.parameters(), *model.buffers())
     if all(tensor.dtype == torch.float32 for tensor in tensors if tensor.is_floating_point()):
         return model
-    return copy.deepcopy(model).float()
+    return copied(model).float()

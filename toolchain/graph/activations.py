@@ -217,7 +217,8 @@ class RNL(nn.Module):
             found = x.detach().float()
             largest = found.amax() if self.maximum.dim() == 0 else found.transpose(0, 1).flatten(1).amax(1)
             # A layer that is silent for a batch keeps a threshold.
-            largest = torch.where(largest > 0, largest.reshape(self.maximum.shape), self.maximum)
+            largest = largest.reshape(self.maximum.shape)
+            largest = torch.where(largest > 0, largest, self.maximum)
             self.maximum.lerp_(largest, self.momentum)
         return clipped(x, self.share * self.maximum)
 

@@ -126,6 +126,7 @@ class FloatGraph:
     #: Largest difference of a logit from the imported model's, relative to the largest, before weights were rounded to
     #: float32; None where no model was imported.
     import_error: float | None = None
+    left_off: bool = False  #: whether the imported model ends in a softmax or sigmoid, and the graph before it
 
     @property
     def model_shape(self) -> Shape:

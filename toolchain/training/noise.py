@@ -7,7 +7,6 @@ deployed, on the engine that users run.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from sim.network import INPUT
 from sim.progress import counting, reporting
 from toolchain.assessment.score import accuracy
 from toolchain.convert import Conversion, convert
-from toolchain.frontends.plain import unwrapped
+from toolchain.frontends.plain import copied, unwrapped
 from toolchain.graph.activations import NQ
 from toolchain.graph.channels import spatial
 from toolchain.inputs import as_inputs
@@ -118,6 +117,6 @@ def induce(model: nn.Module, found: Spiking) -> dict[str, float]:
 
 def as_cpu(model: nn.Module) -> nn.Module:
     """Copy a model, without wrappers, to where conversion computes, in eval mode."""
-    copied: Any = copy.deepcopy(unwrapped(model))
-    copied.to("cpu", memory_format=torch.contiguous_format).eval()
-    return copied
+    here: Any = copied(unwrapped(model))
+    here.to("cpu", memory_format=torch.contiguous_format).eval()
+    return here

@@ -6,7 +6,6 @@ the noise of NQ is measured there, and the epoch with the best *spiking* accurac
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import time
@@ -28,6 +27,8 @@ from sim.arguments import checked
 from sim.findings import Refused, refuse
 from sim.progress import counting
 from toolchain.frontends import import_model
+from toolchain.frontends.plain import copied
+from toolchain.frontends.tracing import one_line
 from toolchain.graph.activations import NQ
 from toolchain.graph.channels import spread
 from toolchain.inputs import as_inputs
@@ -241,7 +242,7 @@ class _Run:
             for module in model.modules():
                 if type(module) is NQ:
                     module.noise.fill_(s.delta)
-        return _placed(model, self.place, self.shape, copied=True)
+        return _placed(model, self.place, self.shape, own=True)
 
     def _optimizer(self) -> tuple[torch.optim.Optimizer, list[tuple[Tensor, Tensor]]]:
         thresholds = [parameter for m in self.student.modules() if is_activation(m) for parameter in m.parameters()]
@@ -345,7 +346,13 @@ class _Run:
         if batch.ndim == 4:
             batch = batch.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.place.type, torch.bfloat16, enabled=s.precision == "bfloat16"):
-            outputs = self.loop(batch)
+            try:
+                outputs = self.loop(batch)
+            except (RuntimeError, TypeError, ValueError) as error:  # of the model's own, as a norm over one value
+                problem = f"the model fails on a batch of shape {tuple(batch.shape)}: {one_line(error)}"
+                raise refuse(
+                    "training", problem, "give other batches (--batch), or inputs as the model takes them"
+                ) from error
             if self.teacher is not None:
                 with torch.no_grad():
                     wanted = self.teacher(batch).float()
@@ -391,10 +398,11 @@ def _scaled(x: Tensor) -> Tensor:
     return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
-def _placed(model: Any, place: torch.device, shape: tuple[int, ...], copied: bool = False) -> nn.Module:
-    """Bring a copy of a model to a device, channels last where it computes on images; in eval mode."""
+def _placed(model: Any, place: torch.device, shape: tuple[int, ...], own: bool = False) -> nn.Module:
+    """Bring a copy of a model, or our own, to a device, channels last where it computes on images; in eval mode."""
     layout = torch.channels_last if len(shape) == 3 else torch.preserve_format
-    return (model if copied else copy.deepcopy(model)).to(place, memory_format=layout).eval()
+    own_copy: Any = model if own else copied(model)
+    return own_copy.to(place, memory_format=layout).eval()
 
 
 def _outputs(model: nn.Module, x: Tensor) -> Tensor:

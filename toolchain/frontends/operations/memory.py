@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from toolchain.frontends.affine import Affine, Unsupported, assembled
+from toolchain.frontends.precision import in_float64
 from toolchain.frontends.registry import handles
 
 
@@ -51,7 +52,7 @@ def _like(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Handle an operation that takes nothing but type and size from an activation."""
 
     def handler(input: Affine, *args: Any, **kwargs: Any) -> Tensor:
-        return function(input.constant, *args, **kwargs).double()
+        return in_float64(function(input.constant, *args, **kwargs))
 
     return handler
 

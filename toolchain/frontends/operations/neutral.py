@@ -1,9 +1,8 @@
-"""What changes no value: dropout in eval mode, casts and copies; and constants as large as a value."""
+"""What changes no value: dropout in eval mode, casts and copies."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -75,19 +74,3 @@ def _to(input: Affine, *args: Any, **kwargs: Any) -> Affine:
 def _type(input: Affine, dtype: Any, non_blocking: bool = False) -> Affine:
     need_floating(named_type(dtype))
     return input
-
-
-def _blank(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Handle an operation that asks a value for nothing but its size."""
-
-    def handler(input: Affine, *args: Any, **kwargs: Any) -> Tensor:
-        return function(input.constant, *args, **kwargs)
-
-    return handler
-
-
-for _create in (torch.zeros_like, torch.ones_like, torch.full_like):
-    handles(functions=(_create,))(_blank(_create))
-
-for _name in ("new_zeros", "new_ones", "new_full"):
-    handles(methods=(_name,))(_blank(getattr(Tensor, _name)))
