@@ -5,8 +5,8 @@ which they lie in memory. That order is channels last, in and out, so nothing is
 
 Sums of integers are exact in floating point as long as every partial sum is representable: float32 below 2**24, float64
 below 2**53. The int8 units sum in 32 bits and hand over float32, so they are exact below 2**24 too. Of oneDNN's
-convolutions (torch 2.3 to 2.13) some shapes are wrong, or crash; only those are used that were not, in thousands of
-random ones of each version, with AMX and with AVX512-VNNI.
+convolutions (torch 2.3 to 2.13) some shapes are wrong, or crash, of bytes and of float32; only those are used that were
+not, in thousands of random ones of each version, with AMX and with AVX512-VNNI.
 """
 
 from __future__ import annotations
@@ -124,15 +124,32 @@ class Convolution:
 
     def _untrusted(self) -> str | None:
         """Say why the int8 units are not trusted with this shape: they were found wrong on others, or to crash."""
-        (out, inputs, *kernel), (_, padding, dilation, groups) = self._form.weight.shape, self._form.geometry
-        height, width = (1, 1) if self._form.flat else Conv2d(*self._form[:2]).output_shape(self._source)[1:]
+        (out, inputs, *_), (_, _, dilation, groups) = self._form.weight.shape, self._form.geometry
         if groups > 1 and not (inputs == 1 and out == groups):
             return "groups of several channels"
-        if dilation != (1, 1) or padding[0] >= kernel[0] or padding[1] >= kernel[1]:
-            return "a dilated kernel, or one that fits into the padding"
-        if width == 1 < height:
-            return "currents one column wide"
-        return None
+        if dilation != (1, 1):
+            return "a dilated kernel"
+        return None if self._form.flat else _doubtful(self._form.weight.shape, self._form.geometry, self._source[1:])
+
+
+def _doubtful(weight: Shape, geometry: Geometry, maps: Shape) -> str | None:
+    """Say why oneDNN is doubted with weights (C_out, C_in / groups, kH, kW) on maps (H, W), whatever the type.
+
+    A kernel that fits into the padding crashes it on narrow maps. Where currents are one column wide, it takes maps of
+    one channel, which lie channels last and first at once, for something else. Floats only where columns are left out.
+    """
+    (stride, padding, dilation, _), kernel = geometry, weight[2:]
+    if padding[0] >= kernel[0] or padding[1] >= kernel[1]:
+        return "a kernel that fits into the padding"
+    height, width = ((maps[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2))
+    return "currents one column wide" if width == 1 < height else None
+
+
+def convolved(frames: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Convolve (n, C_in, H, W) in floats, as ``functional.conv2d`` is meant to."""
+    if geometry.stride[1] > 1 and _doubtful(weight.shape, geometry, frames.shape[2:]):
+        return by_products(weight, geometry)(frames)
+    return functional.conv2d(frames, weight, None, *geometry)
 
 
 def _in_floats(weight: Tensor, geometry: Geometry) -> Callable[[Tensor], Tensor]:
@@ -140,7 +157,7 @@ def _in_floats(weight: Tensor, geometry: Geometry) -> Callable[[Tensor], Tensor]
         frames = frames.to(weight.dtype)
         if frames.shape[2:] == weight.shape[2:] == (1, 1) and geometry == Geometry():
             return functional.linear(frames[:, :, 0, 0], weight[:, :, 0, 0])[:, :, None, None]
-        return functional.conv2d(frames, weight, None, *geometry)
+        return convolved(frames, weight, geometry)
 
     return compute
 
@@ -148,7 +165,8 @@ def _in_floats(weight: Tensor, geometry: Geometry) -> Callable[[Tensor], Tensor]
 def by_products(weight: Tensor, geometry: Geometry) -> Callable[[Tensor], Tensor]:
     """Convolve by matrix products, in the weight's type; int8 is summed in 32 bits, where there are no groups.
 
-    For GPUs: cuDNN may transform images and kernels (Winograd, FFT), or round to TF32.
+    For GPUs, where cuDNN may transform images and kernels (Winograd, FFT) or round to TF32, and for shapes with which
+    nothing else is trusted.
     """
     stride, padding, dilation, groups = geometry
     out, kernel = len(weight), weight.shape[2:]

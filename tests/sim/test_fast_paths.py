@@ -152,6 +152,32 @@ def test_the_int8_units_are_exact_on_every_shape_that_they_are_trusted_with(seed
         assert np.array_equal(found, torch.nn.functional.conv2d(images, weight, None, *synapse.geometry).numpy())
 
 
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 9))])
+def test_float32_is_exact_on_narrow_maps_and_wherever_a_kernel_fits_into_the_padding(seed: int, memory: Any) -> None:
+    """oneDNN's own convolutions are wrong on some of these, and crash on others."""
+    rng, tried = np.random.default_rng(seed), 0
+    while tried < 3000:
+        groups = int(rng.choice([1, 1, 2]))
+        channels, out = groups * int(rng.choice([1, 1, 2, 8])), groups * int(rng.choice([1, 2, 8]))
+        height, width = rng.choice([1, 2, 4, 5], 2).tolist()
+        kernel, stride, padding, dilation = (
+            tuple(rng.choice(values, 2).tolist()) for values in ([1, 2, 3], [1, 2, 3], [0, 0, 1, 2, 3], [1, 1, 2])
+        )
+        if min(height + 2 * padding[0] - dilation[0] * (kernel[0] - 1), 9) < 1:
+            continue
+        if min(width + 2 * padding[1] - dilation[1] * (kernel[1] - 1), 9) < 1:
+            continue
+        tried += 1
+        images = torch.from_numpy(rng.integers(0, 2, (int(rng.choice([1, 2, 8])), height, width, channels)))
+        images = images.permute(0, 3, 1, 2)
+        weight = torch.from_numpy(rng.integers(-9, 10, (out, channels // groups, *kernel)))
+        geometry = Geometry(stride, padding, dilation, groups)
+        expected = torch.nn.functional.conv2d(images.double().contiguous(), weight.double(), None, *geometry)
+        found = convolution.convolved(images.float(), weight.float().contiguous(memory_format=memory), geometry)
+        assert torch.equal(found.double(), expected), (images.shape, weight.shape, geometry)
+
+
 @pytest.mark.parametrize("bits", [1, 7, 8])
 @pytest.mark.parametrize("signed", [True, False])
 def test_extreme_bytes_are_summed_exactly(path: tuple[str, str], bits: int, signed: bool) -> None:

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sim.chip import Chip
+from sim.fast.convolution import convolved
 from sim.network import INPUT, Conv2d, Dense, Layer, Network, Synapse, SynapseTable
 from toolchain.graph.channels import positions
 from toolchain.scales.integers import bias_schedule
@@ -268,7 +269,7 @@ SYNAPSES = SynapseTable[SynapseFit](
             lambda _, weight, counts: functional.linear(counts.flatten(1), weight), lambda _: 1, True, _dense_pairs
         ),
         Conv2d: SynapseFit(
-            lambda synapse, weight, counts: functional.conv2d(counts, weight, None, *synapse.geometry),
+            lambda synapse, weight, counts: convolved(counts, weight, synapse.geometry),
             lambda synapse: synapse.geometry.groups,
             False,
             _conv2d_pairs,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sim.fast.convolution import convolved
 from sim.network import INPUT, Geometry, Shape
 from toolchain.graph import precise
 from toolchain.graph.activations import clipped, slipped
@@ -45,7 +46,7 @@ class FloatConv2d:
             return (x[:, :, :: stride[0], :: stride[1]] * weight[:, 0]).to(x.dtype)
         if weight.dtype == torch.float64:
             return precise.conv2d(x, weight, self.geometry)
-        return functional.conv2d(x.to(weight.dtype), weight, None, *self.geometry).to(x.dtype)
+        return convolved(x.to(weight.dtype), weight, self.geometry).to(x.dtype)
 
 
 FloatMap = FloatDense | FloatConv2d
