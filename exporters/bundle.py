@@ -275,6 +275,7 @@ def read_network(path: str | Path) -> Network:
     return read(path).network
 
 
+@checked
 def legality(path: str | Path, x: Any = None) -> list[netx.Issue]:
     """List what stands in the way of Loihi 2, or is to be known there, of a bundle or of any netx ``.net``.
 
@@ -303,6 +304,8 @@ def measured(network: Network, payload: np.ndarray) -> netx.Measured:
     """Run a network on an encoded payload, and return what its registers reach, whether they hold it or not."""
     from exporters.engines import run  # torch loads where something runs
 
+    if not len(payload):
+        raise refuse("x", "no samples", "give at least one, or none at all")
     peak = dict.fromkeys((layer.name for layer in network.layers), 0)
     outside = {layer.name: 0 for layer in network.layers if layer.kind == "spiking"}
     for start in range(0, len(payload), MEASURED_AT_ONCE):

@@ -15,6 +15,7 @@ from sim.arguments import checked
 from sim.network import Network
 
 
+@checked
 def compare(directories: Sequence[str | Path], chip: str = "loihi2") -> tuple[Compared, ...]:
     """Read what ``convert`` has written, in the given order; raises :class:`Refused` for what is no such directory."""
     return tuple(_read(Path(directory), chip) for directory in directories)

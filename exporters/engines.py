@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from exporters import netx
+from exporters.netx.content import NETX
 from sim import inputs as input_forms
 from sim.arguments import checked
 from sim.chip import LOIHI2, Chip
@@ -85,6 +86,8 @@ def _netx(path: str | Path | None = None) -> Engine:
     """Make the engine that loads a ``.net`` through lava-dl's own loader: ``path``, or what it writes itself."""
 
     def obstacles(network: Network, payload: np.ndarray, chip: Chip) -> list[Finding]:
+        if path is not None and netx.loader_of(path) != NETX:
+            return [Finding("netx", f"{path} is of a form that lava-dl does not open", "export it in the form netx")]
         reasons = netx.check(network)
         if not reasons:
             return netx.inexact(network, payload, chip)

@@ -32,6 +32,8 @@ class Budget:
         filters = [layout.get_filter(index)[0] for index in range(layout.get_nfilters())]
         if set(filters) - FILTERS:
             raise cannot(f"filter {min(set(filters) - FILTERS)} is not one that is known")
+        if len(filters) > len(set(filters)):
+            raise cannot("it is filtered twice in the same way")
         chunk = math.prod(dataset.chunks) * dataset.dtype.itemsize if kind == h5py.h5d.CHUNKED else 0
         plain = not filters and dataset.id.get_storage_size() >= size
         budget = "plain" if plain else "unpacked"
@@ -42,7 +44,8 @@ class Budget:
             for index in range(dataset.id.get_num_chunks()):
                 skipped, data = dataset.id.read_direct_chunk(dataset.id.get_chunk_info(index).chunk_offset)
                 # HDF5 would unpack to the end, wherever that is. A checksum takes four bytes more.
-                unpacked = zlib.decompressobj().decompress(data, chunk + 5) if not skipped else b""
+                packed = not skipped >> filters.index(h5py.h5z.FILTER_DEFLATE) & 1
+                unpacked = zlib.decompressobj().decompress(data, chunk + 5) if packed else data
                 if len(unpacked) > chunk + 4:
                     raise cannot("a compressed piece holds more than it says")
 

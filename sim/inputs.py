@@ -8,6 +8,7 @@ would with them. Before the window it lacks what the host brings when that opens
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from sim import stock
 from sim.chip import LOIHI2, Chip
 from sim.fast import Currents
 from sim.findings import Finding, refuse
-from sim.fixedpoint import Policy
+from sim.fixedpoint import Policy, RegisterOverflow
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network
 from sim.stock import Form
 from sim.trace import Trace
@@ -115,7 +116,14 @@ def run(network: Network, payload: np.ndarray, engine: Callable[[Network, np.nda
     The trace is one of ``network``: what a layer lacks before its window, which the host knows, is added to its
     potentials there. Raises as :func:`by_bias` and the engine do.
     """
-    traces = [engine(driven, np.zeros((1, 1), np.int32)) for driven in by_bias(network, payload)]
+    traces = []
+    for sample, driven in enumerate(by_bias(network, payload)):
+        try:
+            traces.append(engine(driven, np.zeros((1, 1), np.int32)))
+        except RegisterOverflow as error:
+            (found,) = error.findings  # on an engine every sample is its first
+            where = re.sub(r"sample 0\b", f"sample {sample}", found.where)
+            raise RegisterOverflow(replace(found, where=where)) from error
     return restored(network, payload, traces)
 
 

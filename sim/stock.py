@@ -91,6 +91,8 @@ def legal_period(
         period = network.reset_interval
     if period == "power of two":
         return reset_interval(network.period, form)
+    if isinstance(period, str):
+        raise refuse("period", f"{period!r} given", "give a number of steps, or 'power of two'")
     if period is not None and period < smallest:
         raise refuse(
             "period",

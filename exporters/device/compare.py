@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from exporters.device.record import Record
+from sim.arguments import checked
 from sim.findings import refuse
 from sim.network import Layer, Network
 from sim.progress import track
@@ -42,6 +43,7 @@ class Comparison:
         return f"{names} differ in {len(self.differing)} of {what}; first: {self.difference}; {self.diagnosis}"
 
 
+@checked
 def replay(record: Record, against: str = "reference") -> Comparison:
     """Compare a record with an engine, which runs the record's own network and inputs; no target is needed.
 
@@ -55,6 +57,7 @@ def replay(record: Record, against: str = "reference") -> Comparison:
     return compare(record.network, expected, record.trace, record.done, str(record.path))
 
 
+@checked
 def diff(one: Record, other: Record) -> Comparison:
     """Compare two records of the same network and inputs, as far as both go; raises :class:`Refused` for others."""
     if one.job["sha256"] != other.job["sha256"]:

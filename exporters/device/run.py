@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -15,12 +15,14 @@ from exporters.bundle import PACKAGES, packages
 from exporters.device.record import Contents, Record, Writer
 from exporters.device.target import GENERATIONS, Answer, Job, Request, Unavailable, doubts, unconfirmed
 from exporters.device.visit import LOADING, PATIENCE, Visit
+from sim.arguments import checked
 from sim.findings import Finding, refuse
 from sim.network import Network
 from sim.on_lava.stepped import Schedule
 from sim.progress import counting
 
 
+@checked
 def run(
     network: Network,
     payload: np.ndarray,
@@ -49,11 +51,20 @@ def run(
     path, request, payload = Path(record), request or Request(), network.payload(payload)
     if not len(payload):
         raise refuse("payload", "no samples", "give at least one")
+    if schedule not in get_args(Schedule):
+        raise refuse("schedule", f"unknown value {schedule!r}", f"use one of {', '.join(get_args(Schedule))}")
+    if labels is not None and len(labels) != len(payload):
+        raise refuse("labels", f"{len(labels)} for {len(payload)} samples", "give one for every sample")
+    if not path.absolute().parent.is_dir():
+        raise refuse(str(path), "it lies in no directory", "create that first, or choose another place")
     if schedule == "clock" and network.input.form != "payload":
         problem = f"inputs come as {network.input.form}, whose biases the host writes anyway"
         raise refuse("schedule", problem, "use 'written', or convert with --input-form payload")
     if request.generation not in GENERATIONS:
         raise refuse("--generation", f"{request.generation!r}", f"use one of {', '.join(GENERATIONS)}")
+    if target == "lava-cpu" and (request.partition or request.board or request.host):
+        asked = next(name for name in ("partition", "board", "host") if getattr(request, name))
+        raise refuse(f"--{asked}", "it is of a board, and lava-cpu is this computer", "leave it out, or ask for loihi2")
     if request.host is not None and (request.partition or request.board):
         raise refuse("--host", f"{request.host} beside a partition or board of SLURM", "give one or the other")
     wanted = {network.readout.name, *(network._by_name if read is None else read)}
@@ -63,7 +74,7 @@ def run(
     job: dict[str, Any] = {"target": target, "schedule": schedule, "read": list(names)}
     done = 0
     if path.exists():
-        done = _resumable(path, resume, network, payload, job)
+        done = _resumable(path, resume, network, payload, labels, job | {"task": task})
         if done == len(payload):
             return Record(path)
     with Visit(target, Job(network, payload[done:], names, request, schedule), patience, loading) as visit:
@@ -81,12 +92,17 @@ def run(
     return Record(path)
 
 
-def _resumable(path: Path, resume: bool, network: Network, payload: np.ndarray, job: dict[str, Any]) -> int:
+def _resumable(
+    path: Path, resume: bool, network: Network, payload: np.ndarray, labels: np.ndarray | None, job: dict[str, Any]
+) -> int:
     """Count the samples of a record that this run would have written too."""
     if not resume:
         raise refuse(str(path), "it exists", "go on with it by --resume, or give another path")
     with Record(path) as old:
-        other = [key for key, value in job.items() if old.job[key] != value] + old.differs(network, payload)
+        other = [key for key, value in job.items() if old.job.get(key) != value] + old.differs(network, payload)
+        neither = labels is None and old.labels is None
+        if not (neither or (labels is not None and old.labels is not None and np.array_equal(labels, old.labels))):
+            other.append("labels")
         if other:
             raise refuse(str(path), f"it is of another run: {', '.join(other)} differ", "give another path")
         return old.done

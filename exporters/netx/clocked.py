@@ -36,11 +36,13 @@ from exporters.netx.content import (
     whole,
 )
 from sim import stock
+from sim.chip import Chip
 from sim.clock import clock
 from sim.findings import Finding, Refused
-from sim.fixedpoint import bounds
+from sim.fixedpoint import RegisterOverflow, bounds
 from sim.network import INPUT, Layer, Network
 from sim.stock import Silence
+from sim.trace import Trace
 
 WEIGHT = 127  #: of a relay at most
 RELAYS = 32  #: in a position, at most: as much as 13 bits of bias_mant could hold back
@@ -142,10 +144,40 @@ def obstacles(network: Network) -> list[Finding]:
     return found
 
 
+def holds(network: Network) -> dict[str, int]:
+    """Return what keeps each layer silent, su, in u beside all else: in blocks after its window, for us inside it."""
+    blocks = not obstacles(network)
+    found = {name: chain.hold for name, chain in chains(network).items()} if blocks else dict(clock(network).hold)
+    return {layer.name: found.get(layer.name, 0) for layer in network.layers}
+
+
+def overflow(network: Network, exact: Trace, chip: Chip) -> RegisterOverflow | None:
+    """Say where u or v leaves the registers of a clock form, by the trace of a run without them.
+
+    In u stands what the host would write, too: ``v - v0``, and what :func:`holds` says.
+    """
+    blocks, hold = not obstacles(network), holds(network)
+    for layer in network.layers:
+        begin = network.phase[layer.name] - network.first_arrival(layer)
+        v = exact.potentials[layer.name].astype(np.int64)
+        if layer.kind == "spiking":
+            v[:, begin:] += layer.threshold * exact.spikes[layer.name][:, begin:].astype(np.int64)
+        u = v - layer.per_neuron(layer.v0)
+        if not blocks:
+            u[:, begin:] += hold[layer.name]
+        after = exact.potentials[layer.name][:, -1:] - layer.per_neuron(layer.v0) - hold[layer.name]
+        for register, values in (("v", v), ("u", u), *([("u", after)] if blocks else [])):
+            if len(places := np.argwhere(np.abs(values) >= chip.state_limit)):
+                _, index, channel = map(int, places[0][:3])
+                step = network.busy(layer)[index] if len(values[0]) > 1 else network.busy(layer).stop
+                value = int(values[tuple(places[0])])
+                return RegisterOverflow.of(layer.name, channel, step, register, value, chip)
+    return None
+
+
 def silent_below(network: Network) -> dict[str, int]:
     """Return the u of every spiking layer, su, from which it fires outside its window in spite of the clock."""
-    blocks = not obstacles(network)
-    hold = {name: chain.hold for name, chain in chains(network).items()} if blocks else clock(network).hold
+    blocks, hold = not obstacles(network), holds(network)
     found = {}
     for layer in network.layers:
         if layer.kind == "spiking":

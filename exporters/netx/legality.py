@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -25,8 +25,9 @@ from sim import stock
 from sim.chip import LOIHI2
 from sim.chip import check as check_chip
 from sim.findings import Finding, Refused
-from sim.fixedpoint import Bounds, bounds
-from sim.network import Network
+from sim.fixedpoint import Bounds, bounds, largest_current
+from sim.network import INPUT, Layer, Network
+from sim.stock import Silence
 
 Severity = Literal["error", "warning", "note"]
 Found = Iterator[tuple[str, str]]  #: where, and the value that stands there
@@ -1007,20 +1008,39 @@ def _silent(subject: Subject) -> Iterator[tuple[str, int, int, int | None, bool]
 
     The peak of the whole register bounds it, where nothing else was measured.
     """
-    limits = {} if subject.network is None else _silent_below(subject.network, subject.form)
-    for layer in subject.network.layers if subject.network is not None else ():
+    network, measured = subject.network, subject.measured
+    if network is None:
+        return
+    limits = _silent_below(network, subject.form)
+    for layer in network.layers:
         if layer.kind == "spiking":
-            measured, name = subject.measured, layer.name
+            name = layer.name
             exact = measured is not None and name in measured.outside
             peak = None if measured is None else measured.outside.get(name, measured.peak.get(name))
-            yield name, limits[name], subject.bounds[name].outside, peak, exact
+            lacking = _brought_later(network, layer)
+            bound = subject.bounds[name].outside + lacking
+            yield name, limits[name], bound, None if peak is None else peak + lacking, exact and not lacking
 
 
 def _silent_below(network: Network, form: Form) -> dict[str, int]:
     """Return the u, su, at which a spiking layer would fire outside its window, by name."""
-    if form != "clock":
-        return {n.name: stock.silence(n).limit(n) for n in network.layers if n.kind == "spiking"}
-    return clocked.silent_below(network)
+    if form == "clock":
+        return clocked.silent_below(network)
+    return {n.name: _silence(network, n).limit(n) for n in network.layers if n.kind == "spiking"}
+
+
+def _silence(network: Network, layer: Layer) -> Silence:
+    """Say how a layer is silenced; where the host brings currents, no lift is sure to be left beside them."""
+    brought = network.input.form != "payload" and any(edge.source == INPUT for edge in layer.edges)
+    return stock.UNLIFTED if brought else stock.silence(layer)
+
+
+def _brought_later(network: Network, layer: Layer) -> int:
+    """Bound what u lacks of negative currents that the host brings, su, in a layer that others reach too."""
+    brought = [edge for edge in layer.edges if edge.source == INPUT]
+    if network.input.form == "payload" or not brought or len(brought) == len(layer.edges):
+        return 0
+    return network.timesteps * largest_current(network, replace(layer, edges=tuple(brought)))
 
 
 _SILENCE = "u outside the firing window"
@@ -1091,10 +1111,14 @@ def _(subject: Subject) -> Found:
 
 
 def _registers(subject: Subject) -> Iterator[tuple[str, int, int | None]]:
-    for layer in subject.network.layers if subject.network is not None else ():
+    if subject.network is None:
+        return
+    hold = clocked.holds(subject.network) if subject.form == "clock" else {}  # which u carries beside all else
+    for layer in subject.network.layers:
         peak = None if subject.measured is None else subject.measured.peak.get(layer.name)
-        if subject.bounds[layer.name].register >= LOIHI2.state_limit:
-            yield layer.name, subject.bounds[layer.name].register, peak
+        held = hold.get(layer.name, 0)
+        if (bound := subject.bounds[layer.name].register + held) >= LOIHI2.state_limit:
+            yield layer.name, bound, None if peak is None else peak + held
 
 
 _REGISTER, _STATE = "u and v of every layer", f"below {LOIHI2.state_limit} in magnitude: u wraps beyond 24 bits"

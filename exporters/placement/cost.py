@@ -17,14 +17,17 @@ from exporters.placement.fit import Placed, known, place
 from exporters.placement.load import loads
 from exporters.placement.published import LOIHI1_EVENTS, LOIHI2, STATIC, STEP, Cores, Events
 from exporters.report import Cost, CostRow, Estimate
+from sim.arguments import checked
 from sim.findings import refuse
 from sim.network import INPUT, Conv2d, Dense, Layer, Network, Shape, SynapseTable
+from sim.stock import legal_period
 
 EventKind = Literal["conv", "dense"]  #: of a synaptic event, for which figures are published
 #: Along channels, rows, columns: how many neurons of each reader's tile one of the source reaches, int64 (n, tiles)
 Reach = Sequence[np.ndarray]
 
 
+@checked
 def cost(network: Network, payload: Any, chip: str = "loihi2", *, device: str = "cpu") -> Cost:
     """Run payloads (B, *input.shape), at least one, on the fast engine and count; see :func:`counted`.
 
@@ -227,9 +230,10 @@ def _estimates(
     low, high = _energy(network, work, samples, events)
     quickest, slowest = _time(network, work, samples, events)
     without = ", without what passes between chips" if between else ""
+    between_samples = legal_period(network, "stock")  # which is what runs on a chip
 
     def rate(step: float) -> float:
-        return 1e6 / (interval(network) * step)
+        return 1e6 / (between_samples * step)
 
     return (
         Estimate(
@@ -246,7 +250,7 @@ def _estimates(
             low=rate(STEP.high),
             high=rate(STEP.low),
             chip=STEP.chip,
-            source=f"{interval(network)} steps each as measured of other networks: {STEP.source}",
+            source=f"{between_samples} steps each as measured of other networks: {STEP.source}",
         ),
         Estimate(
             quantity="time to the answer, by events",

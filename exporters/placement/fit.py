@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from exporters.placement.load import LayerLoad, SynapseLoad, Tile, loads
 from exporters.placement.published import CORES, Cores
 from exporters.report import Fit, FitRow
+from sim.arguments import checked
 from sim.clock import clock
 from sim.findings import refuse
 from sim.network import Network
@@ -128,6 +129,7 @@ def _words(layer: LayerLoad, tile: Tile, readers: Readers, cores: Cores) -> Word
     )
 
 
+@checked
 def fit(network: Network, chip: str = "loihi2", *, schedule: str = "written") -> Fit:
     """Say which cores a network takes in its stock form, what fills them, and what to change.
 

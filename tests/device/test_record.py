@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -176,14 +177,47 @@ def test_going_on_with_a_whole_record_visits_nobody(board: Callable[[str], None]
     assert (tmp_path / "run.h5").read_bytes() == before
 
 
-def test_a_record_is_not_overwritten_and_not_continued_by_another_run(tmp_path: Path) -> None:
+def test_a_record_is_not_overwritten_and_not_continued_by_another_run(
+    board: Callable[[str], None], tmp_path: Path
+) -> None:
+    board("none")
     path = written(tmp_path / "run.h5", 2)
     assert refusal(on_board, path).endswith("it exists; go on with it by --resume, or give another path")
     with Writer(path):
         assert "another run is writing it" in refusal(Writer, path)
     for options, differs in (({"read": ["out"]}, "read"), ({"schedule": "clock"}, "schedule")):
-        said = refusal(lambda options=options: on_board(path, resume=True, **options))
+        said = refusal(lambda options=options: on_board(path, resume=True, labels=np.arange(5), **options))
         assert f"it is of another run: {differs} differ" in said
+    labelled = tmp_path / "labelled.h5"
+    labels = np.arange(len(PAYLOAD)) % 2
+    on_board(labelled, labels=labels, task="classes")
+    for options in ({"labels": 1 - labels, "task": "classes"}, {"task": "classes"}):
+        said = refusal(lambda options=options: on_board(labelled, resume=True, **options))
+        assert "it is of another run: labels differ" in said
+    said = refusal(lambda: on_board(labelled, resume=True, labels=labels, task="binary"))
+    assert "it is of another run: task differ" in said
+
+
+def test_what_cannot_be_recorded_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["exporters.device.run"], "Visit", lambda *_: pytest.fail("it ran"))
+    labels = np.zeros(len(PAYLOAD) - 1, int)
+    for options, message in (
+        ({"labels": labels}, f"labels: {len(labels)} for {len(PAYLOAD)} samples; give one for every sample"),
+        ({"schedule": "foo"}, "schedule: unknown value 'foo'; use one of written, clock"),
+        ({"data": 3}, "data: 3 given"),
+    ):
+        assert message in refusal(lambda options=options: on_board(tmp_path / "run.h5", **options))
+    assert "it lies in no directory" in refusal(on_board, tmp_path / "none" / "run.h5")
+    for board in ({"partition": "oheogulch"}, {"board": "ncl"}, {"host": "10.0.0.1"}):
+        said = refusal(
+            lambda board=board: device.run(
+                NETWORK, PAYLOAD, "lava-cpu", tmp_path / "a.h5", request=device.Request(**board)
+            )
+        )
+        assert f"--{next(iter(board))}: it is of a board, and lava-cpu is this computer" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_records_are_compared_with_each_other_and_only_where_they_can_be(

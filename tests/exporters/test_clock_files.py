@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ import h5py
 import numpy as np
 import pytest
 
-from exporters import netx
+from exporters import bundle, netx
 from exporters.netx import clocked
-from sim import reference, stock
+from sim import fast, reference, stock
+from sim.chip import LOIHI2
 from sim.findings import Refused
 from sim.fixedpoint import RegisterOverflow
 from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network, Synapse
@@ -200,6 +202,55 @@ def test_what_the_clock_cannot_hold_is_said(name: str, tmp_path: Path) -> None:
     assert peak >= clocked.silent_below(network)[network.layers[0].name]
     with pytest.raises(RegisterOverflow, match=f"layer {network.layers[0].name}.* outside its window"):
         netx.load(tmp_path / "a.net").run(payload)
+
+
+def dense(name: str, source: str, weight: list[list[int]], theta: int, exponent: int = 0, v0: int = 0) -> Layer:
+    edges = (Edge(source, Dense(np.array(weight)), exponent),)
+    bias = np.zeros((5, len(weight)), int)
+    return Layer(name, (len(weight),), edges, theta, np.full(len(weight), v0), bias, "spiking" if theta else "readout")
+
+
+def near_the_register() -> Network:
+    """u of layer b goes up to 129,792 su, and its clock puts 4,096 on top."""
+    c = dense("c", INPUT, [[10]] * 4, 10)
+    a = dense("a", INPUT, [[10]] * 4, 10, v0=-30)
+    b = dense("b", "c", [[127] * 4], 32640, 7)
+    b = replace(b, edges=(*b.edges, Edge("a", Dense(np.full((1, 4), -127)), 7)))
+    return Network(Input((1,), bits=2), (c, a, b, dense("out", "b", [[5]], 0)), 5)
+
+
+def test_what_a_clock_holds_counts_in_its_registers(tmp_path: Path) -> None:
+    """They wrap in silence, so that nothing is run that would leave them."""
+    network, payload = near_the_register(), np.array([[1]])
+    assert reference.run(network, payload).peak["b"] < LOIHI2.state_limit
+    netx.save(network, tmp_path / "a.net", form="clock")
+    hold = clocked.holds(network)["b"]
+    assert reference.run(network, payload).peak["b"] + hold >= LOIHI2.state_limit
+    error = clocked.overflow(network, fast.run(network, payload), LOIHI2)
+    assert re.match(r"layer b, channel 0, step 4: u = \d+ leaves the register", str(error))
+    found = bundle.legality(tmp_path / "a.net", np.ones((1, 1), np.float32))
+    assert [issue.rule for issue in found if issue.where == "b" and issue.rule.startswith("register")] == [
+        "register-broken"
+    ]
+    # Blocks of netx hold it after their window alone.
+    chain, drawn_payload = DENSE["dense"], drawn(9, 3, 5, low=-3, high=3)
+    exact = fast.run(chain, drawn_payload)
+    assert clocked.overflow(chain, exact, LOIHI2) is None
+    after = min(
+        int((exact.potentials[n.name][:, -1] - n.v0).min()) - clocked.holds(chain)[n.name] for n in chain.layers
+    )
+    narrow = replace(LOIHI2, state_bits=(-after).bit_length() + LOIHI2.fraction_bits)
+    assert "u = " in str(clocked.overflow(chain, exact, narrow))
+
+
+@pytest.mark.lava
+@pytest.mark.filterwarnings("ignore:pandas not found:ImportWarning")
+@pytest.mark.parametrize("name", ["dense", "residual"])
+def test_without_samples_there_is_nothing_to_run(name: str, tmp_path: Path) -> None:
+    network = NETWORKS[name]
+    netx.save(network, tmp_path / "a.net", form="clock")
+    trace = netx.load(tmp_path / "a.net").run(np.zeros((0, *network.input.shape), int))
+    assert trace.logits.shape == (0, network.timesteps, *network.readout.shape)
 
 
 @pytest.mark.lava

@@ -134,6 +134,27 @@ def lying_piece(file: h5py.File) -> None:
     held.id.write_direct_chunk((0,), zlib.compress(bytes(64_000)))
 
 
+def skipping_piece(file: h5py.File) -> None:
+    """The same, of which another filter was skipped."""
+    import zlib
+
+    held = file["layer/4"].create_dataset("theta", (8,), "f8", chunks=(8,), shuffle=True, compression="gzip")
+    held.id.write_direct_chunk((0,), zlib.compress(bytes(64_000)), filter_mask=1)
+
+
+def compressed_twice(file: h5py.File) -> None:
+    """The outer piece holds as much as it says, and another one."""
+    import zlib
+
+    made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    made.set_chunk((512,))
+    made.set_deflate(9)
+    made.set_deflate(9)
+    space = h5py.h5s.create_simple((512,))
+    held = h5py.h5d.create(file["layer/4"].id, b"theta", h5py.h5t.NATIVE_DOUBLE, space, made)
+    held.write_direct_chunk((0,), zlib.compress(zlib.compress(bytes(1 << 20))))
+
+
 #: rule, block (or what the finding names), what is done to the clean file
 PLANTED: dict[str, tuple[str, str, Change]] = {
     "no layers": ("layers", "layer", drop("layer")),
@@ -146,6 +167,8 @@ PLANTED: dict[str, tuple[str, str, Change]] = {
     "a group inside itself": ("unreadable", "layer/4/again", cycle),
     "terabytes of nothing": ("unreadable", "layer/4/theta", bomb),
     "a compressed piece that lies": ("unreadable", "layer/4/theta", lying_piece),
+    "one that skips another filter": ("unreadable", "layer/4/theta", skipping_piece),
+    "one in another": ("unreadable", "layer/4/theta", compressed_twice),
     "complex numbers": ("unreadable", "layer/4/bias", put("layer/4/bias", np.ones(6, complex))),
     "type as an attribute": ("type-missing", "layer/4", attribute_instead),
     "type as a number": ("type-missing", "layer/4", put("layer/4/type", 3)),
@@ -372,6 +395,29 @@ def test_where_no_bound_proves_silence_a_measurement_does_or_refutes_it(
 ) -> None:
     netx.save(eager(33), tmp_path / "a.net")  # 2 * 127 * 33 - 100 = 8282
     assert {name for name in rules(tmp_path / "a.net", measured) if name.startswith("silence")} == {rule}
+
+
+def test_currents_that_the_host_brings_leave_no_lift_and_lack_before_the_window(tmp_path: Path) -> None:
+    """The payload's form would be silent for all inputs: its lift is larger, and its currents take part in u."""
+    first = Layer("first", (4,), (Edge(INPUT, Dense(np.full((4, 1), 9))),), 9, [4] * 4, [[0] * 4] * 8)
+    second = Layer(
+        "second", (1,), (Edge("first", Dense([[127] * 4])), Edge(INPUT, Dense([[-100]]))), 99, [4], [[0]] * 8
+    )
+    end = Layer("end", (1,), (Edge("second", Dense([[1]])),), 0, [0], [[0]] * 8, "readout")
+    found = {}
+    for form in ("payload", "currents"):
+        network = Network(Input((1,), bits=3, signed=False, form=form), (first, second, end), 8)
+        netx.save(network, tmp_path / f"{form}.net")
+        found[form] = rules(tmp_path / f"{form}.net")
+    assert found["payload"]["silence-proven"] == {"first", "second"}
+    assert found["currents"]["silence-proven"] == {"first"}
+    assert found["currents"]["silence-unproven"] == {"second"}
+
+
+def test_no_inputs_measure_nothing(tmp_path: Path) -> None:
+    netx.save(eager(33), tmp_path / "a.net")
+    with pytest.raises(Refused, match="x: no samples; give at least one, or none at all"):
+        ann2loihi.legality(tmp_path / "a.net", np.zeros((0, 1)))
 
 
 def test_inputs_measure_it(tmp_path: Path) -> None:

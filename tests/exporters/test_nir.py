@@ -339,6 +339,17 @@ def test_a_text_is_as_long_as_names_get(tmp_path: Path) -> None:
             assert ours.read_graph(path)["metadata"]["note"] == "x" * length
 
 
+@pytest.mark.parametrize("digest", [np.arange(2), 3.5])
+def test_a_digest_that_is_no_text_is_noticed(digest: Any, tmp_path: Path, demo: Any) -> None:
+    path, names = saved(demo[0], tmp_path / "network.nir"), []
+    with h5py.File(path, "a") as file:
+        file.visit(lambda name: names.append(name) if name.endswith("sha256") else None)
+        (at,) = names
+        del file[at]
+        file[at] = digest
+    assert "sha256" in refusal(ours.read, path)
+
+
 def test_a_changed_weight_is_noticed(tmp_path: Path, demo: Any) -> None:
     path = saved(demo[0], tmp_path / "network.nir")
     graph = nir.read(path)

@@ -14,7 +14,7 @@ from random_networks import networks
 from exporters.placement import cost, fit
 from exporters.placement.fit import place, summed
 from exporters.placement.load import ConvLoad, DenseLoad, LayerLoad, OwnLoad, Tile, loads, weight_bits
-from exporters.placement.published import LOIHI2
+from exporters.placement.published import LOIHI2, STEP
 from sim import reference
 from sim.findings import Refused
 from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network
@@ -290,6 +290,15 @@ def test_messages_and_hops_by_hand() -> None:
     places = [number // 4 for number in range(1, cores + 1)]
     assert found.layers[0].hops == 2 * sum(tile // 4 + tile % 4 for tile in places)
     assert found.between_chips == 0
+
+
+def test_samples_a_second_are_those_of_the_form_that_runs_on_a_chip() -> None:
+    network = wide(2)
+    for interval, steps in ((None, network.period + 1), (16, 16)):
+        found = cost(replace(network, reset_interval=interval), np.ones((1, 1), int))
+        (rate,) = [e for e in found.estimates if e.quantity.startswith("samples a second")]
+        assert rate.source.startswith(f"{steps} steps each")
+        assert rate.high == pytest.approx(1e6 / (steps * STEP.low))
 
 
 def test_what_nothing_is_published_about_is_none_and_ranges_name_chip_and_source() -> None:

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from random_networks import networks
 
 from sim import fast, inputs, reference
+from sim.findings import Finding
+from sim.fixedpoint import RegisterOverflow
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network
 from sim.stock import inexact
 from sim.trace import first_difference
@@ -46,6 +48,17 @@ def test_reference_and_fast_give_the_same_spikes_and_potentials_by_currents(draw
     expected = reference.run(network, payload, overflow="count")
     for engine in (partial(reference.run, overflow="count"), partial(fast.run, overflow="count")):
         assert first_difference(expected, inputs.run(network, payload, engine)) is None
+
+
+def test_an_engine_that_fails_names_the_sample_and_not_its_only_one() -> None:
+    def engine(network: Network, payload: np.ndarray) -> Any:
+        if network["first"].bias[0, 0] > 5:
+            where = "layer first, channel 0, step 1 of sample 0"
+            raise RegisterOverflow(Finding(where, "it broke", "lower it"))
+        return reference.run(network, payload)
+
+    with pytest.raises(RegisterOverflow, match="layer first, channel 0, step 1 of sample 2: it broke; lower it"):
+        inputs.run(one_neuron(0), np.array([[0, 0], [1, 1], [7, 4]]), engine)
 
 
 def test_no_layer_reads_the_input_any_more_where_another_one_feeds_it() -> None:

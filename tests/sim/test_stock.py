@@ -9,6 +9,7 @@ import pytest
 
 from sim import on_lava, reference
 from sim.chip import LOIHI2
+from sim.findings import Refused
 from sim.fixedpoint import RegisterOverflow, bounds
 from sim.network import INPUT, Conv2d, Dense, Edge, Input, Layer, Network
 from sim.stock import Silence, cycle, inexact, legal_period, peak_outside, silence, vth
@@ -41,6 +42,11 @@ def test_the_threshold_register_ends_the_lift() -> None:
 def test_a_narrower_bias_register_is_used() -> None:
     narrow = dataclasses.replace(LOIHI2, bias_bits=8)
     assert silence(network()["first"], narrow) == Silence(-128, 97)
+
+
+def test_other_words_than_a_power_of_two_are_no_period() -> None:
+    with pytest.raises(Refused, match="period: 'power-of-two' given; give a number of steps, or 'power of two'"):
+        legal_period(network(), "stock", "power-of-two")  # type: ignore[arg-type]
 
 
 def test_the_peak_outside_the_window_worked_by_hand() -> None:

@@ -58,12 +58,15 @@ def run(
     from exporters import bundle as bundles
     from exporters import device
     from sim.findings import refuse
+    from toolchain.assessment.device import ready
     from toolchain.data import load_for
 
     if resume and record is None:
         raise refuse("--resume", "there is no record to go on with", "add --record RUN.h5")
     loaded = bundles.load(bundle)
     x, y = load_for(loaded.network, data, samples)
+    payload, labels, task = loaded.network.input.encode(x), None if y is None else y.numpy(), loaded.config.get("task")
+    ready(loaded.network, payload, labels, task, against)
     with ExitStack() as stack:
         if record is None:
             record = Path(stack.enter_context(TemporaryDirectory()), "run.h5")
@@ -71,12 +74,12 @@ def run(
         found = stack.enter_context(
             device.run(
                 loaded.network,
-                loaded.network.input.encode(x),
+                payload,
                 target,
                 record,
                 resume=resume,
-                labels=None if y is None else y.numpy(),
-                task=loaded.config.get("task"),
+                labels=labels,
+                task=task,
                 data=data.name,
                 request=device.Request(partition, board, host, generation),
                 read=() if readout_only else None,

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from exporters.device import Comparison
+from exporters.engines import run
 from exporters.report import Accuracy, TaskName
+from sim.network import Network
 from toolchain.assessment.score import accuracy
 from toolchain.task import resolve
 
@@ -38,6 +40,13 @@ class Outcome:
             "accuracy": {engine: score.as_dict() for engine, score in self.accuracy.items()},
             "summary": found.summary,
         }
+
+
+def ready(network: Network, payload: np.ndarray, labels: Any, task: Any, against: str) -> None:
+    """Refuse, before a target runs payloads (n, *shape), what :func:`outcome` and the engine would refuse after it."""
+    if labels is not None:
+        resolve(task or "auto", network.readout.shape, labels)[0].labels(labels, len(payload))
+    run(against, network, payload[:1], overflow="count")
 
 
 def outcome(comparison: Comparison, labels: Any = None, task: Any = None) -> Outcome:
