@@ -86,9 +86,9 @@ def _netx(path: str | Path | None = None) -> Engine:
     """Make the engine that loads a ``.net`` through lava-dl's own loader: ``path``, or what it writes itself."""
 
     def obstacles(network: Network, payload: np.ndarray, chip: Chip) -> list[Finding]:
-        if path is not None and netx.loader_of(path) != NETX:
-            return [Finding("netx", f"{path} is of a form that lava-dl does not open", "export it in the form netx")]
         reasons = netx.check(network)
+        if not reasons and path is not None and netx.loader_of(path) != NETX:
+            return [Finding("netx", f"{path} is of a form that lava-dl does not open", "export it in the form netx")]
         if not reasons:
             return netx.inexact(network, payload, chip)
         more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""

@@ -8,7 +8,6 @@ would with them. Before the window it lacks what the host brings when that opens
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -122,7 +121,7 @@ def run(network: Network, payload: np.ndarray, engine: Callable[[Network, np.nda
             traces.append(engine(driven, np.zeros((1, 1), np.int32)))
         except RegisterOverflow as error:
             (found,) = error.findings  # on an engine every sample is its first
-            where = re.sub(r"sample 0\b", f"sample {sample}", found.where)
+            where = found.where.replace("of sample 0", f"of sample {sample}")
             raise RegisterOverflow(replace(found, where=where)) from error
     return restored(network, payload, traces)
 

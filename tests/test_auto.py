@@ -184,6 +184,10 @@ def test_the_period_counts_what_the_reset_interval_takes() -> None:
 def test_for_files_that_netx_resets_only_what_has_no_hold_off_is_tried(calibration: Tensor) -> None:
     choice = choose(load_model(), calibration, named("stock"), latency_budget=6)
     assert {trial.holdoff for trial in choice.trials} == {0}
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), QCFS(4, 1.0), nn.Linear(8, 3))
+    trials = choose(model, torch.rand(64, 6), named("stock", threshold="given"), latency_budget=8).trials
+    assert {(trial.holdoff, trial.method) for trial in trials} == {(0, "mse"), (0, "exact")}
 
 
 def test_a_budget_below_the_networks_depth_is_refused(calibration: Tensor) -> None:

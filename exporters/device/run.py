@@ -53,8 +53,8 @@ def run(
         raise refuse("payload", "no samples", "give at least one")
     if schedule not in get_args(Schedule):
         raise refuse("schedule", f"unknown value {schedule!r}", f"use one of {', '.join(get_args(Schedule))}")
-    if labels is not None and len(labels) != len(payload):
-        raise refuse("labels", f"{len(labels)} for {len(payload)} samples", "give one for every sample")
+    if labels is not None and labels.shape[:1] != (len(payload),):
+        raise refuse("labels", f"shape {labels.shape} for {len(payload)} samples", "give one for every sample")
     if not path.absolute().parent.is_dir():
         raise refuse(str(path), "it lies in no directory", "create that first, or choose another place")
     if schedule == "clock" and network.input.form != "payload":

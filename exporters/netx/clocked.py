@@ -144,40 +144,42 @@ def obstacles(network: Network) -> list[Finding]:
     return found
 
 
-def holds(network: Network) -> dict[str, int]:
-    """Return what keeps each layer silent, su, in u beside all else: in blocks after its window, for us inside it."""
+def held(network: Network) -> tuple[bool, dict[str, int]]:
+    """Tell whether netx's blocks hold a network, and what keeps each layer silent, su, in u beside all else.
+
+    That is in u of blocks after their window, and in ours inside it.
+    """
     blocks = not obstacles(network)
-    found = {name: chain.hold for name, chain in chains(network).items()} if blocks else dict(clock(network).hold)
-    return {layer.name: found.get(layer.name, 0) for layer in network.layers}
+    found = {name: chain.hold for name, chain in chains(network).items()} if blocks else clock(network).hold
+    return blocks, {layer.name: found.get(layer.name, 0) for layer in network.layers}
 
 
 def overflow(network: Network, exact: Trace, chip: Chip) -> RegisterOverflow | None:
     """Say where u or v leaves the registers of a clock form, by the trace of a run without them.
 
-    In u stands what the host would write, too: ``v - v0``, and what :func:`holds` says.
+    In u stands what the host would write, too: ``v - v0``, and what :func:`held` says.
     """
-    blocks, hold = not obstacles(network), holds(network)
+    blocks, hold = held(network)
     for layer in network.layers:
-        begin = network.phase[layer.name] - network.first_arrival(layer)
-        v = exact.potentials[layer.name].astype(np.int64)
-        if layer.kind == "spiking":
-            v[:, begin:] += layer.threshold * exact.spikes[layer.name][:, begin:].astype(np.int64)
-        u = v - layer.per_neuron(layer.v0)
+        busy, kept = network.busy(layer), exact.potentials[layer.name].astype(np.int64)
+        v0, begin = layer.per_neuron(layer.v0), network.phase[layer.name] - busy.start
+        v = kept + layer.threshold * exact.spikes[layer.name].astype(np.int64)
+        u, after = v - v0, kept[:, -1:] - v0 - hold[layer.name]
         if not blocks:
             u[:, begin:] += hold[layer.name]
-        after = exact.potentials[layer.name][:, -1:] - layer.per_neuron(layer.v0) - hold[layer.name]
-        for register, values in (("v", v), ("u", u), *([("u", after)] if blocks else [])):
+        for register, first, values in (("v", busy.start, v), ("u", busy.start, u), ("u", busy.stop, after)):
+            if (register, first) == ("u", busy.stop) and not blocks:
+                continue
             if len(places := np.argwhere(np.abs(values) >= chip.state_limit)):
                 _, index, channel = map(int, places[0][:3])
-                step = network.busy(layer)[index] if len(values[0]) > 1 else network.busy(layer).stop
                 value = int(values[tuple(places[0])])
-                return RegisterOverflow.of(layer.name, channel, step, register, value, chip)
+                return RegisterOverflow.of(layer.name, channel, first + index, register, value, chip)
     return None
 
 
 def silent_below(network: Network) -> dict[str, int]:
     """Return the u of every spiking layer, su, from which it fires outside its window in spite of the clock."""
-    blocks, hold = not obstacles(network), holds(network)
+    blocks, hold = held(network)
     found = {}
     for layer in network.layers:
         if layer.kind == "spiking":

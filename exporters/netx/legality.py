@@ -26,7 +26,7 @@ from sim.chip import LOIHI2
 from sim.chip import check as check_chip
 from sim.findings import Finding, Refused
 from sim.fixedpoint import Bounds, bounds, largest_current
-from sim.network import INPUT, Layer, Network
+from sim.network import Layer, Network
 from sim.stock import Silence
 
 Severity = Literal["error", "warning", "note"]
@@ -1017,9 +1017,11 @@ def _silent(subject: Subject) -> Iterator[tuple[str, int, int, int | None, bool]
             name = layer.name
             exact = measured is not None and name in measured.outside
             peak = None if measured is None else measured.outside.get(name, measured.peak.get(name))
-            lacking = _brought_later(network, layer)
-            bound = subject.bounds[name].outside + lacking
-            yield name, limits[name], bound, None if peak is None else peak + lacking, exact and not lacking
+            bound = subject.bounds[name].outside
+            if (without := _without_input(network, layer)) is not None:
+                # What the host brings is in neither u, and in what was measured it is.
+                bound, peak, exact = without, None, False
+            yield name, limits[name], bound, peak, exact
 
 
 def _silent_below(network: Network, form: Form) -> dict[str, int]:
@@ -1031,16 +1033,15 @@ def _silent_below(network: Network, form: Form) -> dict[str, int]:
 
 def _silence(network: Network, layer: Layer) -> Silence:
     """Say how a layer is silenced; where the host brings currents, no lift is sure to be left beside them."""
-    brought = network.input.form != "payload" and any(edge.source == INPUT for edge in layer.edges)
-    return stock.UNLIFTED if brought else stock.silence(layer)
+    return stock.silence(layer) if len(network.on_chip(layer)) == len(layer.edges) else stock.UNLIFTED
 
 
-def _brought_later(network: Network, layer: Layer) -> int:
-    """Bound what u lacks of negative currents that the host brings, su, in a layer that others reach too."""
-    brought = [edge for edge in layer.edges if edge.source == INPUT]
-    if network.input.form == "payload" or not brought or len(brought) == len(layer.edges):
-        return 0
-    return network.timesteps * largest_current(network, replace(layer, edges=tuple(brought)))
+def _without_input(network: Network, layer: Layer) -> int | None:
+    """Bound u of a layer whose input the host brings as biases, su: what other layers send; None of all others."""
+    others = network.on_chip(layer)
+    if len(others) == len(layer.edges):
+        return None
+    return network.timesteps * largest_current(network, replace(layer, edges=tuple(others))) if others else 0
 
 
 _SILENCE = "u outside the firing window"
@@ -1113,12 +1114,14 @@ def _(subject: Subject) -> Found:
 def _registers(subject: Subject) -> Iterator[tuple[str, int, int | None]]:
     if subject.network is None:
         return
-    hold = clocked.holds(subject.network) if subject.form == "clock" else {}  # which u carries beside all else
+    _, hold = clocked.held(subject.network) if subject.form == "clock" else (False, {})
     for layer in subject.network.layers:
         peak = None if subject.measured is None else subject.measured.peak.get(layer.name)
-        held = hold.get(layer.name, 0)
-        if (bound := subject.bounds[layer.name].register + held) >= LOIHI2.state_limit:
-            yield layer.name, bound, None if peak is None else peak + held
+        beside = hold.get(layer.name, 0)  # u may carry it beside all else
+        if peak is not None and peak < LOIHI2.state_limit <= peak + beside:
+            peak = None
+        if (bound := subject.bounds[layer.name].register + beside) >= LOIHI2.state_limit:
+            yield layer.name, bound, None if peak is None else peak + beside
 
 
 _REGISTER, _STATE = "u and v of every layer", f"below {LOIHI2.state_limit} in magnitude: u wraps beyond 24 bits"

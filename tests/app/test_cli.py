@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -19,11 +20,12 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from exporters import netx
+from exporters import bundle, netx
 from exporters.engines import available_engines
 from sim.network import INPUT, Dense, Edge, Input, Layer, Network
 from toolchain import convert as converting
 from toolchain.app import cli
+from toolchain.app.console import guarded
 from toolchain.demo import data, load_model
 from toolchain.graph.channels import spread
 
@@ -747,6 +749,16 @@ def test_no_command_puts_a_file_in_the_place_of_a_conversions_own(place: Workpla
     ):
         assert refused(run(*arguments)).endswith(": belongs to the conversion in its directory; give another name")
     assert {path.name: path.read_bytes() for path in place.bundle.iterdir()} == before
+
+
+def test_a_conversions_directory_takes_files_of_other_names(place: Workplace, tmp_path: Path) -> None:
+    bundle.apart(place.bundle / "mine.json")
+    bundle.apart(tmp_path / "report.json")
+
+
+def test_a_pipe_that_nobody_reads_is_not_the_users_mistake() -> None:
+    with pytest.raises(BrokenPipeError):
+        guarded(lambda: (_ for _ in ()).throw(BrokenPipeError(errno.EPIPE, "Broken pipe")))()
 
 
 def test_what_the_file_system_refuses_is_one_line(tmp_path: Path) -> None:

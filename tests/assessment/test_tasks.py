@@ -350,3 +350,34 @@ def test_a_bundle_of_before_tasks_is_evaluated_by_its_labels(tmp_path: Path) -> 
     found = made.predict(digits.test_x[:50])
     assert document["task"] == "classes"
     assert document["accuracy_by_step"][-1]["accuracy"] == 100 * (found == digits.test_y[:50].numpy()).mean()
+
+
+def test_what_nothing_moves_of_a_regression_is_left_to_the_host() -> None:
+    """Its scale would be 1, and a constant of 0.012 nothing; over maps that a convolution and a matrix feed, too."""
+
+    class Maps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.c, self.f, self.g = (
+                nn.Conv2d(1, 2, 3, padding=1),
+                nn.Conv2d(2, 2, 1),
+                nn.Linear(16, 4),
+                nn.Linear(4, 32),
+            )
+            with torch.no_grad():
+                self.c.weight[1] = 0
+                self.g.weight[16:] = 0
+                self.g.bias.zero_()
+                self.c.bias[1] = 0.012
+
+        def forward(self, x: Tensor) -> Tensor:
+            added = self.g(torch.relu(self.f(x.flatten(1)))).reshape(-1, 2, 4, 4)
+            return self.c(torch.relu(self.a(x))) + added  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model, x = Maps().eval(), torch.rand(32, 1, 4, 4)
+    made = convert(model, x, 4, task="regression")
+    found = made.decode(made.run(x))
+    assert found[:, 1] == pytest.approx(0.012, rel=1e-6)
+    with torch.no_grad():
+        assert np.abs(found[:, 0] - model(x)[:, 0].numpy()).max() < 0.5

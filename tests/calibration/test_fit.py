@@ -15,8 +15,20 @@ from torch.nn import functional
 from sim.chip import LOIHI2
 from sim.network import INPUT, Conv2d, Dense, Edge, Geometry, Input, Layer, Network, Synapse
 from toolchain.calibration import fit
+from toolchain.graph import FloatConv2d
 
 T = 4
+
+
+def test_shapes_that_torch_gets_wrong_are_fitted_and_followed_by_what_they_are() -> None:
+    """Maps of one channel, channels last, whose currents are one column wide: oneDNN's convolution is wrong there."""
+    drawn = torch.Generator().manual_seed(0)
+    maps = torch.randint(2, (8, 8, 3, 1), generator=drawn).permute(0, 3, 1, 2)
+    weight = torch.randint(-9, 10, (8, 1, 3, 3), generator=drawn)
+    synapse = Conv2d(weight.numpy(), Geometry(stride=(1, 2)))
+    expected = functional.conv2d(maps.double().contiguous(), weight.double(), None, (1, 2))
+    for compute in (fit.SYNAPSES[Conv2d].map, lambda *_: FloatConv2d(weight.float(), synapse.geometry)(maps.float())):
+        assert torch.equal(compute(synapse, weight.float(), maps.float()).double(), expected)
 
 
 @dataclass

@@ -123,6 +123,19 @@ def test_what_cannot_be_used_ends_with_2(place: Place, tmp_path: Path) -> None:
         assert done.stderr.strip().startswith("error: ")
 
 
+def test_what_the_comparison_would_refuse_is_refused_before_the_target_runs(
+    place: Place, board: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board("none")
+    monkeypatch.setattr("exporters.device.run", lambda *_, **__: pytest.fail("it ran"))
+    for against in ("foo", "lava-stock"):
+        done = place.run("--against", against)
+        assert (done.exit_code, done.stderr.startswith("error: ")) == (2, True), done.output
+    np.savez(place.data, x=PAYLOAD.astype(np.float32), y=DECIDED + 1)
+    done = place.run()
+    assert (done.exit_code, "subtract 1" in done.stderr) == (2, True), done.output
+
+
 def test_the_self_test_prints_a_line_for_every_job(board: Fault, tmp_path: Path) -> None:
     board("none")
     done = device("selftest", "--target", "loihi2", "--record", tmp_path, "--json")

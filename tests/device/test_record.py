@@ -204,7 +204,7 @@ def test_what_cannot_be_recorded_is_refused_before_anything_runs(
     monkeypatch.setattr(sys.modules["exporters.device.run"], "Visit", lambda *_: pytest.fail("it ran"))
     labels = np.zeros(len(PAYLOAD) - 1, int)
     for options, message in (
-        ({"labels": labels}, f"labels: {len(labels)} for {len(PAYLOAD)} samples; give one for every sample"),
+        ({"labels": labels}, f"labels: shape {labels.shape} for {len(PAYLOAD)} samples; give one for every sample"),
         ({"schedule": "foo"}, "schedule: unknown value 'foo'; use one of written, clock"),
         ({"data": 3}, "data: 3 given"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def lying_piece(file: h5py.File) -> None:
     """A compressed piece that unpacks to a thousand times what it says."""
     import zlib
 
-    held = file["layer/4"].create_dataset("theta", (8,), "f8", chunks=(8,), compression="gzip")
+    held = file["layer/4"].create_dataset("theta", (512,), "f8", chunks=(512,), compression="gzip")
     held.id.write_direct_chunk((0,), zlib.compress(bytes(64_000)))
 
 
@@ -138,7 +139,7 @@ def skipping_piece(file: h5py.File) -> None:
     """The same, of which another filter was skipped."""
     import zlib
 
-    held = file["layer/4"].create_dataset("theta", (8,), "f8", chunks=(8,), shuffle=True, compression="gzip")
+    held = file["layer/4"].create_dataset("theta", (512,), "f8", chunks=(512,), shuffle=True, compression="gzip")
     held.id.write_direct_chunk((0,), zlib.compress(bytes(64_000)), filter_mask=1)
 
 
@@ -403,15 +404,21 @@ def test_currents_that_the_host_brings_leave_no_lift_and_lack_before_the_window(
     second = Layer(
         "second", (1,), (Edge("first", Dense([[127] * 4])), Edge(INPUT, Dense([[-100]]))), 99, [4], [[0]] * 8
     )
-    end = Layer("end", (1,), (Edge("second", Dense([[1]])),), 0, [0], [[0]] * 8, "readout")
-    found = {}
+    third = Layer("third", (1,), (Edge("second", Dense([[9]])), Edge(INPUT, Dense([[-100]]))), 99, [4], [[0]] * 8)
+    end = Layer("end", (1,), (Edge("third", Dense([[1]])),), 0, [0], [[0]] * 8, "readout")
+    found, network = {}, eager(33)
     for form in ("payload", "currents"):
-        network = Network(Input((1,), bits=3, signed=False, form=form), (first, second, end), 8)
+        network = Network(Input((1,), bits=3, signed=False, form=form), (first, second, third, end), 8)
         netx.save(network, tmp_path / f"{form}.net")
         found[form] = rules(tmp_path / f"{form}.net")
-    assert found["payload"]["silence-proven"] == {"first", "second"}
-    assert found["currents"]["silence-proven"] == {"first"}
-    assert found["currents"]["silence-unproven"] == {"second"}
+    assert found["payload"]["silence-proven"] == {"first", "second", "third"}
+    # 8 * 4 * 127 = 4064 < 99 + 4096.
+    assert found["currents"]["silence-proven"] == {"first", "second", "third"}
+    wide = replace(second, edges=(Edge("first", Dense([[127] * 4]), 1), second.edges[1]))
+    netx.save(replace(network, layers=(first, wide, third, end)), tmp_path / "wide.net")
+    assert rules(tmp_path / "wide.net")["silence-unproven"] == {"second"}
+    measured = netx.Measured("7 inputs", dict.fromkeys(("first", "second", "third", "end"), 9), {"second": 9})
+    assert rules(tmp_path / "wide.net", measured)["silence-unproven"] == {"second"}  # with what the host brings in u
 
 
 def test_no_inputs_measure_nothing(tmp_path: Path) -> None:

@@ -249,6 +249,9 @@ def test_the_netx_engine_loads_the_given_file_which_must_hold_the_network(
     assert not loaded[1][0].exists()
     with pytest.raises(Refused, match="it holds another network; give the file that was written from this one"):
         verify(network(holdoff=1), PAYLOAD, ["fast", "netx"], net_path=tmp_path / "network.net")
+    netx.save(network(skip=True), tmp_path / "skip.net")
+    with pytest.raises(Refused, match="stock netx cannot build this network"):
+        verify(network(skip=True), PAYLOAD, ["fast", "netx"], net_path=tmp_path / "skip.net")
     netx.save(network(), tmp_path / "graph.net", form="graph")
     with pytest.raises(Refused, match=r"netx: .*graph\.net is of a form that lava-dl does not open"):
         verify(network(), PAYLOAD, ["fast", "netx"], net_path=tmp_path / "graph.net")

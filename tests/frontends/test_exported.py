@@ -275,6 +275,15 @@ def test_what_is_not_known_of_weights_is_refused_and_no_zeros(tmp_path: Path) ->
         import_model(exported.load(written(tmp_path / "model.pt2", content, weights)), (3,))
 
 
+def test_a_softmax_that_is_not_known_is_not_left_off(tmp_path: Path) -> None:
+    """Of another type: what the program makes of it, nobody can compare with."""
+    end = node("softmax.int", "z", self="y", dim={"as_int": 1}, dtype={"as_scalar_type": 6})
+    nodes, weights = [node("linear.default", "y", input="x", weight="w"), end], drawn(w=(2, 3))
+    content = document((3,), nodes, weights, tensor_values={"z": {"sizes": [{"as_int": 1}, {"as_int": 2}]}})
+    with pytest.raises(Refused, match="softmax"):
+        import_model(exported.load(written(tmp_path / "model.pt2", content, weights)), (3,), leave_off_last=True)
+
+
 @pytest.mark.parametrize("end", [nn.Softmax(1), nn.LogSoftmax(1), nn.Sigmoid(), nn.LogSigmoid()])
 def test_what_is_left_off_at_the_end_is_still_what_the_program_computes(end: nn.Module, tmp_path: Path) -> None:
     model = randomise(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), end)).eval()

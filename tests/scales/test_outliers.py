@@ -44,6 +44,8 @@ def test_inputs_that_explode_are_left_out_and_named() -> None:
     assert said.startswith("3 of 200 calibration inputs (3, 50, 120) drive the trained network up to ")
     assert said.endswith(" times as far as nine in ten do, most of them in 2; they were left out.")
     assert said in assessment.report(made, model, x, None).findings
+    assert made.source.limit is None
+    assert made.run(x, overflow="count").peak == made.peak
     graph, recipe = import_model(model, (3,)), Recipe(timesteps=T)
     kept, _ = without_outliers(graph, x, recipe)
     assert torch.equal(kept, x[usual])

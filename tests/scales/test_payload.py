@@ -403,6 +403,12 @@ def test_where_no_scale_fits_without_a_limit_there_is_one(form: InputForm) -> No
         convert(model, x, 64, input_form=form, recipe="qcfs")
 
 
+def test_a_silent_layer_has_thresholds_that_hold_what_the_host_brings() -> None:
+    net = two_layers(FloatDense(-100 * drawn(4, 3)), (3,), (4,), torch.zeros(4))
+    conversion = convert(net, drawn(64, 3, seed=1), 16, input_form="currents")
+    assert not conversion.run(drawn(8, 3, seed=2)).spikes["a"].any()
+
+
 def test_dark_calibration_images_are_no_reason_to_cut_off_bright_ones(digits: data.Digits) -> None:
     x = torch.cat([digits.calibration_x * 1e-3, digits.calibration_x[:100]])
     graph = import_model(load_model(), (1, 8, 8))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -47,7 +46,7 @@ def guarded(function: F) -> F:
                 err.print(f"[red]error:[/red] {escape(line)}", soft_wrap=True, highlight=False)
             raise typer.Exit(getattr(error, "exit_code", 2)) from None
         except OSError as error:
-            if error.filename is None or error.errno == errno.EPIPE:
+            if error.filename is None:  # as of a pipe that nobody reads any more
                 raise
             problem = (error.strerror or str(error)).lower()
             line = f"{error.filename}: {problem}; check the path, its permissions and its disk"

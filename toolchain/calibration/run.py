@@ -103,8 +103,8 @@ def _without_constant(batch: Batch, method: Method) -> tuple[Batch, Output]:
     batch = replace(batch, layer=replace(layer, bias=bias_schedule(own / timesteps, timesteps)))
     lacking = offset * scale + fitted if method == "none" else timesteps * batch.mean(batch.target) - arrived(batch)
     # Nor is there a scale for what nothing moves.
-    still = torch.stack([torch.from_numpy(edge.synapse.weight == 0).flatten(1).all(1) for edge in layer.edges]).all(0)
-    still = still.reshape(len(scale), -1).all(1)
+    zero = [torch.from_numpy(edge.synapse.weight == 0).reshape(len(scale), -1).all(1) for edge in layer.edges]
+    still = torch.stack(zero).all(0)
     left = lacking.where((lacking.abs() > batch.limit / MARGIN) | still, torch.zeros_like(lacking))
     bias = (own.reshape(by_channel.shape) + (lacking - left)[:, None]).reshape(total.shape)
     layer = replace(layer, bias=bias_schedule(bias / timesteps, timesteps))

@@ -106,5 +106,5 @@ _RANGES: dict[str, tuple[float, float]] = {
     "timesteps": (0, 4096),
     "holdoff": (0, 4096),
     "tau": (0, 4096),
-    "seed": (0, 1e9),
+    "seed": (0, (1 << 63) - 1),
 }
