@@ -160,7 +160,7 @@ TEN, ONE, MANY = ("classes", (10,)), ("binary", (1,)), ("labels", (3,))
         (TEN, 3, "labels: int64 of shape ()"),
         (ONE, [-1, 1, -1], "labels: -1..1, but the network has 1 output, for classes 0..1; give (y + 1) / 2"),
         (ONE, [1, 2], "labels: 1..2, but the network has 1 output, for classes 0..1; subtract 1"),
-        (ONE, [25, 346, 90], 'for classes 0..1; give 0 and 1, or task="regression" for numbers'),
+        (ONE, [25, 346, 90], 'for classes 0..1; give 0 and 1, or floats or task="regression" for numbers'),
         (ONE, [0.2, 1.0], 'with fractions; give 0 or 1 for every sample, or task="regression" for numbers'),
         (MANY, [[-1, 1, 1]], "the network has outputs (3,), for classes 0..1; give (y + 1) / 2"),
         (MANY, [1, 0], "labels: of shape (2,); give 0 or 1 for each of the outputs (3,)"),

@@ -185,7 +185,7 @@ def _within(y: np.ndarray, classes: int, outputs: str) -> np.ndarray:
     elif low > 0 and high - low < classes:
         remedy = f"subtract {low}"
     elif outputs == "1 output":
-        remedy = 'give 0 and 1, or task="regression" for numbers'
+        remedy = 'give 0 and 1, or floats or task="regression" for numbers'
     else:
         remedy = f"give class numbers 0..{classes - 1}, or a network with an output for each"
     raise refuse("labels", f"{low}..{high}, but the network has {outputs}, for classes 0..{classes - 1}", remedy)

@@ -247,6 +247,9 @@ def test_labels_and_models_that_cannot_be_used_are_refused() -> None:
     normalised = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10), torch.nn.BatchNorm1d(10))
     with pytest.raises(Refused, match=r"training: the model fails on a batch of shape .*; give other batches"):
         train(normalised, X, Y, replace(SMALL, activation="relu", batch=1))
+    ended = torch.nn.Sequential(load_model(), torch.nn.Softmax(1))
+    with pytest.raises(Refused, match=r"it normalises over all classes; take it out$"):
+        train(ended, X, Y, SMALL)
     with pytest.raises(Refused, match="device: 'tpu' is not there"):
         train(load_model(), X, Y, SMALL, device="tpu")
 

@@ -27,6 +27,7 @@ from sim.arguments import checked
 from sim.findings import Refused, refuse
 from sim.progress import counting
 from toolchain.frontends import import_model
+from toolchain.frontends.advice import LEAVE_OFF
 from toolchain.frontends.plain import copied
 from toolchain.frontends.tracing import one_line
 from toolchain.graph.activations import NQ
@@ -220,7 +221,11 @@ class _Run:
         self.shape, self.history, self.best = shape, [], (-math.inf, -math.inf, 0, {})  # type: ignore[var-annotated]
         self.student = self._student(model, first)
         if rank == 0:
-            import_model(as_cpu(self.student), shape, samples=first)  # what no conversion takes is said before
+            try:
+                import_model(as_cpu(self.student), shape, samples=first)  # what no conversion takes is said before
+            except Refused as error:  # the loss is one of logits
+                found = (replace(f, remedy="take it out") if LEAVE_OFF in f.remedy else f for f in error.findings)
+                raise Refused(found) from None
         self.teacher = None
         if settings.distill:
             self.teacher = _placed(model if teacher is None else as_cpu(teacher), place, shape)
