@@ -271,7 +271,7 @@ def test_what_is_not_known_of_weights_is_refused_and_no_zeros(tmp_path: Path) ->
     weights = drawn(w=(2, 3))
     content = document((3,), nodes, weights)
     content["graph_module"]["graph"]["tensor_values"] |= sizes
-    with pytest.raises(Refused, match="sign is not known"):
+    with pytest.raises(Refused, match="sign of weights is not known; make every weight a plain parameter"):
         import_model(exported.load(written(tmp_path / "model.pt2", content, weights)), (3,))
 
 

@@ -162,7 +162,7 @@ class _Reader:
             known &= name in CREATING or (name in CASTING and (dtype.is_floating_point or not depends))
         if not known:
             tensors = tuple(value for value in values.values() if isinstance(value, Ref))
-            shapes = [self._shape(output) for output in outputs] if depends else []
+            shapes = [self._shape(output) for output in outputs] if depends else None
             function: Callable[..., Any] = Unknown(name.partition(".")[0], shapes)
             return Operation(_module(node["metadata"]), function, tuple(outputs), several, tensors)
         for key in ("size", "shape"):

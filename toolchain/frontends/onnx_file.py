@@ -100,7 +100,7 @@ class _Reader:
         if known and (foreign := _foreign(node.op_type, attributes)):
             name, known = f"{name} with {' and '.join(foreign)}", False
         if not known or (len(outputs) > 1 and not several):
-            shapes = [self._shape(output) for output in outputs] if depends else []
+            shapes = [self._shape(output) for output in outputs] if depends else None
             return Operation(path, Unknown(name, shapes), outputs, len(outputs) > 1, arguments)
         if node.op_type == "Split":
             attributes["num_outputs"] = len(outputs)

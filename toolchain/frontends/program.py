@@ -27,6 +27,7 @@ class Ref:
     name: str
 
 
+OF_WEIGHTS = " of weights is not known"  #: as no zeros may stand for them
 CONSTANT_LIMIT = 1 << 28  #: values of a constant that a program may create
 
 #: The number of samples of the batch that the program runs on. Files hold it as a number where their author fixed it.
@@ -48,9 +49,10 @@ class Operation:
 class Unknown:
     """An operation that no table knows: the importer refuses it by its name, and goes on with zeros of its shapes."""
 
-    def __init__(self, name: str, shapes: Sequence[Shape | None] = ()) -> None:
+    def __init__(self, name: str, shapes: Sequence[Shape | None] | None = ()) -> None:
         self.__name__ = name
-        self.shapes = shapes  #: of its outputs, without the batch dimension; None where a file does not tell
+        #: Of its outputs, without the batch, None where a file does not tell; None of what reads weights alone.
+        self.shapes = shapes
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return zeros."""
@@ -58,7 +60,7 @@ class Unknown:
         if has_torch_function(tensors):
             return handle_torch_function(self, tensors, *args, **kwargs)
         if not self.shapes or self.shapes[0] is None:
-            raise RuntimeError(f"{self.__name__} is not known")
+            raise RuntimeError(f"{self.__name__}{OF_WEIGHTS if self.shapes is None else ' is not known'}")
         zeros = [None if s is None else tensors[0].new_zeros(len(tensors[0]), *s) for s in self.shapes]
         return zeros[0] if len(zeros) == 1 else zeros
 

@@ -25,8 +25,9 @@ from torch.overrides import TorchFunctionMode
 from sim.network import Shape
 from toolchain.frontends.affine import BATCH
 from toolchain.frontends.log import Log
+from toolchain.frontends.plain import PLAIN_WEIGHTS
 from toolchain.frontends.precision import InFloat64, in_float64, named_type
-from toolchain.frontends.program import Program
+from toolchain.frontends.program import OF_WEIGHTS, Program
 from toolchain.frontends.registry import TAUGHT, known_class
 from toolchain.frontends.unchanged import unchanged, version
 
@@ -126,7 +127,10 @@ def trace(model: nn.Module, input_shape: Shape, log: Log, dtype: torch.dtype = t
         except (Exception, SystemExit) as error:  # whatever the model's own Python does when it meets symbolic values
             path, reason, line = tracer.path[-1], one_line(error), _user_line(error)
         if type(model) is Program:
-            log.refuse_part("operation", f"it fails: {reason}", "check input_shape, or export it again", model.place)
+            remedy = "check input_shape, or export it again"
+            if OF_WEIGHTS in reason:
+                remedy = f"{PLAIN_WEIGHTS[:-1]}, parametrize.remove_parametrizations), and export it again"
+            log.refuse_part("operation", f"it fails: {reason}", remedy, model.place)
             return None
         problem = f"torch.fx cannot trace it: {reason}{line}"
         if path in ("", *untraceable):
