@@ -217,9 +217,13 @@ class Record:
         power = zip(PROBES, map(float, self._arrays["visit/probed"][index]), strict=True)
         return text | {"probed": {name: value for name, value in power if not math.isnan(value)}}
 
-    def differs(self, network: Network, payload: np.ndarray) -> list[str]:
+    def differs(self, network: Network, payload: np.ndarray, labels: np.ndarray | None) -> list[str]:
         """Name what another run of ``network`` on payloads (N, *input.shape) does not have in common with this one."""
-        same = {"network": self.network == network, "input": np.array_equal(self.payload, payload)}
+        same = {
+            "network": self.network == network,
+            "input": np.array_equal(self.payload, payload),
+            "labels": np.array_equal(np.asarray(labels), np.asarray(self.labels)),
+        }
         return [name for name, equal in same.items() if not equal]
 
     def trace(self, sample: int) -> Trace:

@@ -99,10 +99,8 @@ def _resumable(
     if not resume:
         raise refuse(str(path), "it exists", "go on with it by --resume, or give another path")
     with Record(path) as old:
-        other = [key for key, value in job.items() if old.job.get(key) != value] + old.differs(network, payload)
-        neither = labels is None and old.labels is None
-        if not (neither or (labels is not None and old.labels is not None and np.array_equal(labels, old.labels))):
-            other.append("labels")
+        other = [key for key, value in job.items() if old.job.get(key) != value]
+        other += old.differs(network, payload, labels)
         if other:
             raise refuse(str(path), f"it is of another run: {', '.join(other)} differ", "give another path")
         return old.done

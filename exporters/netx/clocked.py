@@ -164,12 +164,12 @@ def overflow(network: Network, exact: Trace, chip: Chip) -> RegisterOverflow | N
         busy, kept = network.busy(layer), exact.potentials[layer.name].astype(np.int64)
         v0, begin = layer.per_neuron(layer.v0), network.phase[layer.name] - busy.start
         v = kept + layer.threshold * exact.spikes[layer.name].astype(np.int64)
-        u, after = v - v0, kept[:, -1:] - v0 - hold[layer.name]
-        if not blocks:
+        u, after = v - v0, kept[:, -1:] - v0
+        if blocks:
+            after -= hold[layer.name]
+        else:
             u[:, begin:] += hold[layer.name]
         for register, first, values in (("v", busy.start, v), ("u", busy.start, u), ("u", busy.stop, after)):
-            if (register, first) == ("u", busy.stop) and not blocks:
-                continue
             if len(places := np.argwhere(np.abs(values) >= chip.state_limit)):
                 _, index, channel = map(int, places[0][:3])
                 value = int(values[tuple(places[0])])

@@ -5,8 +5,8 @@ which they lie in memory. That order is channels last, in and out, so nothing is
 
 Sums of integers are exact in floating point as long as every partial sum is representable: float32 below 2**24, float64
 below 2**53. The int8 units sum in 32 bits and hand over float32, so they are exact below 2**24 too. Of oneDNN's
-convolutions (torch 2.3 to 2.13) some shapes are wrong, or crash, of bytes and of float32; only those are used that were
-not, in thousands of random ones of each version, with AMX and with AVX512-VNNI.
+convolutions some shapes are wrong, or crash. Only those are used that were not, in thousands of random ones: of bytes
+with each torch from 2.3 to 2.13, with AMX and with AVX512-VNNI; of float32 with torch 2.3, AVX2 and AVX512-VNNI.
 """
 
 from __future__ import annotations

@@ -245,6 +245,16 @@ def test_what_a_clock_holds_counts_in_its_registers(tmp_path: Path) -> None:
     assert "u = " in str(clocked.overflow(chain, exact, narrow))
 
 
+def test_what_is_left_when_the_clock_lets_go_counts_too() -> None:
+    """v and the definition's u end at -129,032; where the schedule is in u, that is 4,000 less."""
+    bias = np.zeros((8, 1), int)
+    first = Layer("a", (1,), (Edge(INPUT, Dense([[-127]])),), 99, np.array([4000]), np.array([[-4000], *bias[1:]]))
+    out = Layer("out", (1,), (Edge("a", Dense([[1]])),), 0, bias[0], bias, "readout")
+    network, payload = Network(Input((1,)), (first, out), 8, 1), np.array([[127]])
+    error = clocked.overflow(network, fast.run(network, payload), LOIHI2)
+    assert str(error).startswith("layer a, channel 0, step 10: u = -133032 leaves the register")
+
+
 @pytest.mark.lava
 @pytest.mark.filterwarnings("ignore:pandas not found:ImportWarning")
 def test_what_leaves_the_registers_of_a_clock_is_not_run(tmp_path: Path) -> None:

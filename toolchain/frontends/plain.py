@@ -10,7 +10,10 @@ from torch import nn
 
 from sim.findings import refuse
 
-PLAIN_WEIGHTS = "make every weight a plain parameter (torch.nn.utils.remove_weight_norm, prune.remove)"
+PLAIN_WEIGHTS = (
+    "make every weight a plain parameter (torch.nn.utils.remove_weight_norm, prune.remove, "
+    "parametrize.remove_parametrizations)"
+)
 
 #: Modules that run another one, by the full name of their class: what they call it.
 WRAPPERS = {

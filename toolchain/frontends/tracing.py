@@ -127,10 +127,8 @@ def trace(model: nn.Module, input_shape: Shape, log: Log, dtype: torch.dtype = t
         except (Exception, SystemExit) as error:  # whatever the model's own Python does when it meets symbolic values
             path, reason, line = tracer.path[-1], one_line(error), _user_line(error)
         if type(model) is Program:
-            remedy = "check input_shape, or export it again"
-            if OF_WEIGHTS in reason:
-                remedy = f"{PLAIN_WEIGHTS[:-1]}, parametrize.remove_parametrizations), and export it again"
-            log.refuse_part("operation", f"it fails: {reason}", remedy, model.place)
+            first = f"{PLAIN_WEIGHTS}, and" if OF_WEIGHTS in reason else "check input_shape, or"
+            log.refuse_part("operation", f"it fails: {reason}", f"{first} export it again", model.place)
             return None
         problem = f"torch.fx cannot trace it: {reason}{line}"
         if path in ("", *untraceable):
